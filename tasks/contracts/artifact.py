@@ -1,0 +1,209 @@
+"""What steps make and pass on: artifacts, sources, and one result class a step."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from tasks.contracts.base import Contract
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+class FileEntry(Contract):
+    """One file of an artifact: its path below the artifact, its size in bytes, its SHA-256."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Manifest(Contract):
+    """The list of an artifact's files. It is written last: with it, the artifact is complete."""
+
+    schema_version: int = 1
+    kind: str
+    digest: str
+    files: tuple[FileEntry, ...]
+
+
+class Artifact(Contract):
+    """An immutable set of files in the store, named by the digest of what it is.
+
+    Attributes:
+        kind: What it is: `shard`, `dataset`, `tokens`, `model`, `scores`…
+        digest: SHA-256 over the sorted manifest (relative path, size and SHA-256 of each file).
+        files: How many files it has.
+        bytes: Their total size.
+        uri: Where it lies, for people; the digest says which it is.
+    """
+
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"files", "bytes", "uri"})
+
+    kind: str
+    digest: str
+    files: int
+    bytes: int
+    uri: str
+
+
+class SourceFile(Contract):
+    """One file of a source, as it is now.
+
+    Attributes:
+        path: Relative to the source's root.
+        size: Bytes.
+        digest: What identifies its content: a SHA-256, or what the server gives in its place
+            (an S3 ETag, a Git object id).
+        location: Where it is read from: a local path, or a URI pinned to its revision.
+    """
+
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"location"})
+
+    path: str
+    size: int
+    digest: str
+    location: str
+
+
+class Source(Contract):
+    """A data source or base model, resolved to what its name means now.
+
+    Attributes:
+        uri: As the recipe says it.
+        pinned: The same, with every movable name replaced by an immutable one.
+        digest: SHA-256 over the relative paths, sizes and digests of its files.
+        files: Its files, sorted by path.
+    """
+
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"uri", "pinned", "files"})
+
+    uri: str
+    pinned: str
+    digest: str
+    files: tuple[SourceFile, ...] = Field(repr=False)
+
+
+class Plan(Contract):
+    """What the recipe leaves open, settled before anything is keyed (DESIGN: CPU and GPU).
+
+    Attributes:
+        device: `cpu` or `cuda`.
+        precision: Number format of the forward and backward pass.
+        attention: The attention implementation of transformers.
+        optimizer: The optimizer's name in transformers.
+        world_size: Number of training processes.
+        why: For people: what decided each pick.
+    """
+
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"why"})
+
+    device: Literal["cpu", "cuda"]
+    precision: Literal["fp32", "bf16"]
+    attention: str = "sdpa"
+    optimizer: str = "adamw_torch"
+    world_size: int = 1
+    why: dict[str, str] = Field(default_factory=dict)
+
+
+class Made(Contract):
+    """Who made a result, and when: provenance, never part of a key."""
+
+    run_id: str
+    run_name: str
+    at: str
+    """UTC, ISO 8601."""
+    seconds: float
+    libraries: dict[str, str]
+    code: str
+    """Digest of the step's code."""
+
+
+class StepResult(Contract):
+    """What every step returns: an artifact, its key, who made it, and a few facts."""
+
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"key", "made"})
+
+    schema_version: int = 1
+    artifact: Artifact
+    key: str = ""
+    made: Made | None = None
+
+
+class Loaded(StepResult):
+    """The data, cut into shards and split. The artifact (kind `dataset`) holds:
+
+    `dataset.json`: the shards in reading order, each with its artifact and row counts;
+    `keep.npz`: for each shard digest, a uint8 per row: 0 dropped (duplicate), 1 train,
+    2 validation, 3 test; `seen.npy`: sorted uint64 pairs, shape (n, 2): the hashes of the inputs of
+    train and validation; `report.json`: the data report.
+    """
+
+    labels: tuple[str, ...]
+    rows: dict[str, int]
+    """Rows by split, after duplicates were dropped."""
+    test_digest: str
+    """Identifies the set of test examples (inputs and labels), whatever their order."""
+    new_shards: int
+    """Shards that were read anew by the run that made this."""
+    shards: int
+    warnings: tuple[str, ...] = ()
+
+
+class Inspected(StepResult):
+    """What must be known of a base model before it is trained.
+
+    The artifact (kind `tokenizer`) holds the tokenizer as it will train and ship.
+    """
+
+    architecture: str
+    parameters: int
+    max_length: int | None
+    """Tokens; None where the model sets no limit."""
+    linear_modules: tuple[str, ...]
+    """Full names of the modules that an adapter may target, the head left out."""
+    head_modules: tuple[str, ...]
+    """Names of the modules of the new head, which are trained in full."""
+    pad_token: str | None
+    vocabulary: int
+
+
+class Tokenized(StepResult):
+    """Token ids, shard by shard. The artifact (kind `tokens`) holds `tokens.json`: for each
+    shard digest the artifact of its tokens."""
+
+    shards: int
+    new_shards: int
+    tokens: int
+    """Real tokens (no padding) in the rows that are kept."""
+    truncated: int
+    """Rows that were cut to the maximum length."""
+    longest: int
+    """Tokens in the longest row before cutting."""
+
+
+class Finetuned(StepResult):
+    """A trained model. The artifact (kind `model`) holds the very files that ship."""
+
+    metrics: dict[str, float]
+    """On the validation split, of the best epoch."""
+    history: tuple[dict[str, float], ...]
+    """One entry a logged step or epoch, for the loss curve."""
+    best_epoch: float
+    steps: int
+    trained_parameters: int
+
+
+class Scored(StepResult):
+    """One model's results on the test split. The artifact (kind `scores`) holds
+    `scores.parquet`, one row per example, in the order of the examples' hashes: `hash_hi`,
+    `hash_lo` (uint64), `label`, `predicted` (strings), `correct` (bool), `loss` (float64, natural
+    logarithm), `length` (int32, tokens), and a string column for each slicing column."""
+
+    model_digest: str
+    metrics: dict[str, float]
+    size_bytes: int
+    milliseconds_per_example: float | None = None
+    """Only measured where a rule has a latency budget."""

@@ -1,0 +1,422 @@
+"""What a user may say: the recipe, which is also the form in the Prefect UI.
+
+Every field has a title, a description and bounds, and a default wherever one makes sense: only
+`name`, `data` and `model` must be given.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from tasks.contracts.base import Contract, digest_of
+from tasks.errors import BadRecipe
+
+Metric = Literal["accuracy", "precision", "recall", "f1"]
+NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+
+
+class SplitRecipe(Contract):
+    """How examples go to train, validation and test."""
+
+    by: Literal["hash", "column", "files"] = Field(
+        "hash",
+        title="Split by",
+        description="hash: by a keyed hash of the input text (or of 'group_by'), so that an "
+        "example never changes sides when data is added. column: a column says train, validation "
+        "or test. files: the file names say it (train.jsonl, test-00000.parquet).",
+    )
+    column: str = Field("", title="Split column", description="Only for 'column'.")
+    group_by: str = Field(
+        "",
+        title="Keep together by",
+        description="A column whose equal values stay on one side: an author, a customer. Only "
+        "for 'hash'.",
+    )
+    test: float = Field(
+        0.15, gt=0, lt=1, title="Test share", description="Share of examples that judge. By hash."
+    )
+    validation: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        title="Validation share",
+        description="Share of examples that choose the best epoch. By hash.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SplitRecipe:
+        if self.test + self.validation >= 1:
+            raise ValueError(
+                f"test ({self.test}) and validation ({self.validation}) together leave nothing "
+                "to train on: their sum must be below 1"
+            )
+        if (self.by == "column") != bool(self.column):
+            raise ValueError("'column' must be given when, and only when, 'by' is column")
+        if self.group_by and self.by != "hash":
+            raise ValueError("'group_by' only works with a split by hash")
+        return self
+
+
+class DataRecipe(Contract):
+    """What to train on."""
+
+    not_in_key = frozenset({"uri"})
+
+    uri: str | tuple[str, ...] = Field(
+        title="Data",
+        description="A file, folder or glob; s3://bucket/prefix; hf://owner/name@revision; "
+        "package:module/path. A list reads several.",
+    )
+    format: Literal["auto", "jsonl", "csv", "parquet", "arrow", "text-folders"] = Field(
+        "auto",
+        title="Format",
+        description="auto: by extension (.jsonl .json .csv .tsv .parquet .arrow). text-folders: "
+        "one text file per example, in a folder named by its label.",
+    )
+    text: str = Field("text", title="Text column", description="The column that the model reads.")
+    text_pair: str = Field(
+        "", title="Second text column", description="For pairs, such as premise and hypothesis."
+    )
+    label: str = Field("label", title="Label column", description="The column to predict.")
+    labels: tuple[str, ...] = Field(
+        (),
+        title="Labels",
+        description="The allowed labels; any other is refused. Empty: those found in the data.",
+    )
+    keep_columns: tuple[str, ...] = Field(
+        (), title="Columns to keep", description="Other columns to slice the evaluation by."
+    )
+    encoding: str = Field(
+        "utf-8", title="Encoding", description="Of text formats: utf-8, latin-1, cp1252…"
+    )
+    delimiter: str = Field(
+        ",", min_length=1, max_length=1, title="CSV delimiter", description="One character."
+    )
+    max_record_mb: float = Field(
+        8.0,
+        gt=0,
+        le=512,
+        title="Largest record (MB)",
+        description="A longer line or text file is refused: it is nearly always a broken file.",
+    )
+    split: SplitRecipe = Field(
+        default_factory=SplitRecipe, title="Splits", description="Train, validation and test."
+    )
+
+    @field_validator("uri")
+    @classmethod
+    def _some_data(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not value or not all(value if isinstance(value, tuple) else (value,)):
+            raise ValueError("name at least one file, folder or URI")
+        return value
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        """All data URIs, as a tuple."""
+        return (self.uri,) if isinstance(self.uri, str) else self.uri
+
+
+class ModelRecipe(Contract):
+    """Which base model to fine-tune, and what form ships."""
+
+    uri: str = Field(
+        title="Base model",
+        description="hf://owner/name@revision; a folder; s3://bucket/prefix; package:module/path.",
+    )
+    ship: Literal["merged", "adapter"] = Field(
+        "merged",
+        title="What ships",
+        description="merged: one ordinary model that needs nothing else. adapter: the adapter and "
+        "the head alone, small, to be loaded on the same base model.",
+    )
+
+
+class LoraRecipe(Contract):
+    """The adapter (LoRA, Hu et al. 2021, arXiv:2106.09685)."""
+
+    r: int = Field(16, ge=1, le=1024, title="Rank", description="Size of the adapter.")
+    alpha: float = Field(
+        32.0, gt=0, title="Alpha", description="The adapter's weight is alpha / rank."
+    )
+    dropout: float = Field(0.05, ge=0, lt=1, title="Dropout", description="On the adapter's input.")
+    target_modules: tuple[str, ...] = Field(
+        ("all-linear",),
+        min_length=1,
+        title="Target modules",
+        description="all-linear, or the last parts of module names: query, value, q_proj.",
+    )
+    modules_to_save: tuple[str, ...] = Field(
+        (),
+        title="Modules to train in full",
+        description="Besides the new classification head, which always is.",
+    )
+
+
+class TrainingRecipe(Contract):
+    """How long and how fast to train."""
+
+    epochs: int = Field(
+        3, ge=1, le=1000, title="Epochs", description="Passes over the training data."
+    )
+    batch_size: int = Field(
+        16, ge=1, le=65536, title="Batch size", description="Examples per optimizer step."
+    )
+    learning_rate: float = Field(
+        5e-4, gt=0, lt=1, title="Learning rate", description="Its highest value."
+    )
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", title="Schedule", description="How the learning rate falls after warm-up."
+    )
+    warmup: float = Field(
+        0.06, ge=0, lt=1, title="Warm-up", description="Share of the steps in which it rises."
+    )
+    weight_decay: float = Field(0.01, ge=0, lt=1, title="Weight decay", description="Of AdamW.")
+    max_length: int = Field(
+        256,
+        ge=8,
+        le=1_048_576,
+        title="Maximum length",
+        description="Tokens; longer texts are cut, and counted in the report.",
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", title="Precision", description="auto: bf16 where the processor computes in it."
+    )
+    best_by: Metric | Literal["loss"] = Field(
+        "accuracy",
+        title="Best epoch by",
+        description="The validation metric that chooses the checkpoint that is kept.",
+    )
+    early_stopping: int = Field(
+        0,
+        ge=0,
+        title="Early stopping",
+        description="Stop after so many epochs without a better one. 0: never.",
+    )
+    seed: int = Field(
+        17, ge=0, le=2**31 - 1, title="Seed", description="Same seed, data and code: same model."
+    )
+    time_limit_minutes: float = Field(
+        720, gt=0, title="Time limit (minutes)", description="Training is stopped after it."
+    )
+
+    not_in_key = frozenset({"time_limit_minutes"})
+
+
+class EvaluationRecipe(Contract):
+    """How candidate and baseline are looked at."""
+
+    slices: tuple[str, ...] = Field(
+        ("label", "length"),
+        title="Slices",
+        description="label, length (short, medium, long), or the name of a kept column.",
+    )
+    batch_size: int = Field(32, ge=1, le=4096, title="Batch size", description="For scoring.")
+
+    not_in_key = frozenset({"batch_size"})
+
+
+class GateRecipe(Contract):
+    """What a candidate must show before it is released."""
+
+    claim: Literal["better", "not worse"] = Field(
+        "not worse",
+        title="Claim",
+        description="better: better than the deployed release, beyond chance. not worse: not worse "
+        "by more than the margin. A few hundred test examples can rarely prove 'better'.",
+    )
+    metric: Metric = Field(
+        "accuracy",
+        title="Metric",
+        description="accuracy is tested exactly; the others by a paired bootstrap.",
+    )
+    margin: float = Field(
+        0.02, ge=0, lt=1, title="Margin", description="For 'not worse': the loss that is accepted."
+    )
+    confidence: float = Field(
+        0.95, gt=0.5, lt=1, title="Confidence", description="One-sided, of the claim."
+    )
+    floors: dict[Metric, float] = Field(
+        {}, title="Floors", description="Least value of a metric, such as {accuracy: 0.9}."
+    )
+    max_latency_ms: float | None = Field(
+        None, gt=0, title="Latency budget (ms)", description="Per example, in scoring."
+    )
+    max_size_mb: float | None = Field(
+        None, gt=0, title="Size budget (MB)", description="Of the files that ship."
+    )
+    slice_veto: bool = Field(
+        True,
+        title="Slices may veto",
+        description="Reject when a slice is significantly worse (Holm-corrected), even if the "
+        "whole is not.",
+    )
+    new_label_floor: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        title="Floor for new labels",
+        description="Least recall on each label that the baseline never knew.",
+    )
+    first_run: Literal["floors", "untrained base"] = Field(
+        "untrained base",
+        title="Without a baseline",
+        description="What a first candidate is held against: the floors alone, or the base model "
+        "with an untrained head (it must be better), and the floors.",
+    )
+    min_examples: int = Field(
+        100, ge=1, title="Least test examples", description="Fewer, and the gate rejects."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GateRecipe:
+        for metric, floor in self.floors.items():
+            if not 0 <= floor <= 1:
+                raise ValueError(f"floors.{metric} is {floor}, but must be between 0 and 1")
+        if self.first_run == "floors" and not self.floors:
+            raise ValueError(
+                "first_run is 'floors', but 'floors' is empty: a first candidate would pass unseen"
+            )
+        if self.claim == "not worse" and self.margin == 0:
+            raise ValueError(
+                "'not worse' by a margin of 0 can hardly be shown: give a margin, 0.01 or more, "
+                "or claim 'better'"
+            )
+        return self
+
+
+class PublishRecipe(Contract):
+    """Where releases go."""
+
+    targets: tuple[str, ...] = Field(
+        (),
+        title="Targets",
+        description="Folders, s3://bucket/prefix, hf://owner/name. Empty: the store alone.",
+    )
+    private: bool = Field(
+        True, title="Private", description="Whether a Hub repository that is created is private."
+    )
+
+
+class AnnounceRecipe(Contract):
+    """Who is told of a release."""
+
+    channel: str = Field(
+        "production",
+        pattern=NAME,
+        title="Channel",
+        description="The log that the release is entered in: production, staging…",
+    )
+
+
+class Recipe(Contract):
+    """A retraining, as its owner describes it."""
+
+    schema_version: Literal[1] = 1
+    name: str = Field(
+        pattern=NAME,
+        title="Name",
+        description="Of the model that is kept good: lower-case letters, digits and hyphens.",
+    )
+    task: Literal["text-classification"] = Field(
+        "text-classification", title="Task", description="What the model learns to do."
+    )
+    data: DataRecipe = Field(title="Data", description="What to train on.")
+    model: ModelRecipe = Field(title="Model", description="What to fine-tune.")
+    lora: LoraRecipe = Field(default_factory=LoraRecipe, title="LoRA", description="The adapter.")
+    quantization: Literal["none", "nf4"] = Field(
+        "none",
+        title="Quantization",
+        description="Of the frozen base while it is trained: nf4 with double quantisation (QLoRA, "
+        "arXiv:2305.14314) needs a quarter of the memory.",
+    )
+    training: TrainingRecipe = Field(
+        default_factory=TrainingRecipe, title="Training", description="How long and how fast."
+    )
+    evaluation: EvaluationRecipe = Field(
+        default_factory=EvaluationRecipe, title="Evaluation", description="How models are scored."
+    )
+    gate: GateRecipe = Field(
+        default_factory=GateRecipe, title="Gate", description="What a candidate must show."
+    )
+    publish: PublishRecipe = Field(
+        default_factory=PublishRecipe, title="Publish", description="Where releases go."
+    )
+    announce: AnnounceRecipe = Field(
+        default_factory=AnnounceRecipe, title="Announce", description="Who is told."
+    )
+    store: str = Field(
+        "",
+        title="Store",
+        description="Where artifacts, keys and logs live: a folder or s3://bucket/prefix. "
+        "Empty: $BURNISH_STORE, or .burnish in the working folder.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        own = {"label", "length", *self.data.keep_columns}
+        unknown = [name for name in self.evaluation.slices if name not in own]
+        if unknown:
+            raise ValueError(
+                f"evaluation.slices names {unknown}, which data.keep_columns does not keep: add "
+                "them there"
+            )
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that the recipe says."""
+        return digest_of(self.model_dump(mode="json"))
+
+
+def parse_recipe(data: Any, where: str) -> Recipe:
+    """Check a recipe and name every problem at once.
+
+    Args:
+        data: The recipe as plain values, as YAML gives it.
+        where: Its file, for messages.
+
+    Raises:
+        BadRecipe: With one line per problem: the field's path, what is wrong, and for an unknown
+            field the nearest known one.
+    """
+    if not isinstance(data, dict):
+        raise BadRecipe(where, type(data).__name__, "a mapping of fields", "start with 'name: …'")
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        problems = [_explain(item) for item in error.errors()]
+        raise BadRecipe(
+            where,
+            f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:\n  - "
+            + "\n  - ".join(problems)
+            + "\n",
+            "a valid recipe",
+            "correct the fields above; `burnish check RECIPE` checks it without training",
+        ) from None
+
+
+def _explain(problem: Any) -> str:
+    # Pydantic adds the tried union members ("str", "tuple[str, ...]") to the path: not fields.
+    location = [part for part in problem["loc"] if "[" not in str(part) and part != "str"]
+    path = ".".join(str(part) for part in location) or "recipe"
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+        return f"{path}: unknown field; {hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    found = problem.get("input")
+    if isinstance(found, dict | list | tuple | BaseModel) or problem["type"] == "missing":
+        return f"{path}: {message}"
+    return f"{path}: found {found!r}; {message}"
+
+
+def _fields_at(path: list[Any]) -> list[str]:
+    model: Any = Recipe
+    for part in path:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)

@@ -1,0 +1,113 @@
+"""What was published, and what the world is told about it."""
+
+from __future__ import annotations
+
+import uuid
+from typing import ClassVar, Literal
+
+from tasks.contracts.artifact import Artifact
+from tasks.contracts.base import Contract
+from tasks.contracts.verdict import Verdict
+
+# Any fixed UUID will do: it makes event ids of this project distinct from other UUIDv5 ids.
+EVENT_NAMESPACE = uuid.UUID("6f0f3a52-6c2b-5d0e-9f5e-0b1f6f2f7a11")
+VERSION_DIGITS = 12
+
+
+class Publication(Contract):
+    """One place where a release can be fetched.
+
+    Attributes:
+        target: The target's URI, as the recipe says it.
+        uri: The release's own, immutable place there.
+        revision: What pins it: a Hub commit, or the release's digest in a folder or bucket.
+    """
+
+    target: str
+    uri: str
+    revision: str
+
+
+class Release(Contract):
+    """A model that was published, by digest.
+
+    Attributes:
+        name: The recipe's name.
+        channel: The channel it is released on.
+        version: The first digits of `digest`.
+        digest: Digest of the model's files.
+        artifact: The model in the store.
+        provenance: Artifact (kind `provenance`) with recipe, data, code and library versions, and
+            the hashes of the inputs it was trained and validated on (`seen.npy`).
+        publications: Where it lies; empty until it is revealed.
+    """
+
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"publications"})
+
+    schema_version: int = 1
+    name: str
+    channel: str
+    version: str
+    digest: str
+    artifact: Artifact
+    provenance: Artifact
+    publications: tuple[Publication, ...] = ()
+
+
+class Deployment(Contract):
+    """The data of a deployment event: all that a consumer needs to serve the model."""
+
+    model: str
+    channel: str
+    task: str
+    version: str
+    digest: str
+    publications: tuple[Publication, ...]
+    recipe_digest: str
+    metrics: dict[str, float]
+    baseline_metrics: dict[str, float]
+    verdict: Verdict
+    provenance: str
+    previous: str | None
+    """Version of the release that this one replaces."""
+
+
+class DeploymentEvent(Contract):
+    """CloudEvents 1.0 in JSON (https://github.com/cloudevents/spec, version 1.0.2)."""
+
+    specversion: Literal["1.0"] = "1.0"
+    id: str
+    source: str
+    type: str
+    subject: str
+    time: str
+    datacontenttype: Literal["application/json"] = "application/json"
+    data: Deployment
+
+    @staticmethod
+    def make_id(kind: str, release_digest: str, entry_before: int) -> str:
+        """UUIDv5 of the kind, the release and the log's position: a repeat has the same id, and
+        a later return to an older release has another."""
+        return str(uuid.uuid5(EVENT_NAMESPACE, f"{kind}/{release_digest}/{entry_before}"))
+
+
+class LogEntry(Contract):
+    """One numbered entry of a model's log.
+
+    Attributes:
+        number: Its place, from 1 on, without gaps.
+        kind: `revealing`: a publisher has begun to reveal `release`, under this number as its
+            fence; `deployed`: it is what is served from now on.
+        at: UTC, ISO 8601.
+        run: Name of the flow run that wrote it.
+        release: The release it is about.
+        event: The event, for entries that announce one.
+    """
+
+    schema_version: int = 1
+    number: int
+    kind: Literal["revealing", "deployed"]
+    at: str
+    run: str
+    release: Release
+    event: DeploymentEvent | None = None

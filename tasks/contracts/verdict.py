@@ -1,0 +1,88 @@
+"""The gate's judgement: rule by rule, with the evidence for each."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from tasks.contracts.artifact import StepResult
+from tasks.contracts.base import Contract
+
+RuleKind = Literal["better", "not worse", "floor", "budget", "no harm", "enough examples", "error"]
+
+
+class RuleOutcome(Contract):
+    """One rule of the gate, applied.
+
+    Attributes:
+        rule: Which kind of claim it is.
+        name: For people: `accuracy not worse than the baseline by more than 0.02`.
+        metric: `accuracy`, `f1`, `latency_ms`, `size_mb`…
+        slice: The slice it concerns, `label=sport`; empty for the whole test set.
+        candidate, baseline: The metric's value for each; None where it has none.
+        difference: Candidate minus baseline.
+        interval: Confidence interval of the difference (of the candidate's value for a floor).
+        p_value: Of the one-sided test; None where nothing is tested.
+        examples: Test examples the rule was applied to.
+        discordant: (candidate right and baseline wrong, candidate wrong and baseline right).
+        detectable: The gain that this test set would have shown with 80% probability.
+        passed: Whether the rule holds. A rule that could not be computed does not hold.
+        vetoes: Whether a failure of this rule alone rejects (a slice too small to tell does not).
+        sentence: The whole in words.
+    """
+
+    rule: RuleKind
+    name: str
+    metric: str
+    slice: str = ""
+    candidate: float | None = None
+    baseline: float | None = None
+    difference: float | None = None
+    interval: tuple[float, float] | None = None
+    p_value: float | None = None
+    examples: int = 0
+    discordant: tuple[int, int] | None = None
+    detectable: float | None = None
+    passed: bool
+    vetoes: bool = True
+    sentence: str
+
+
+class Verdict(Contract):
+    """All rules together.
+
+    Attributes:
+        outcome: `promoted` when every rule holds, else `rejected`.
+        rules: Each rule's outcome.
+        candidate_digest: Digest of the model that was judged.
+        baseline: What it was compared with: a release's version, `untrained base`, or `none`.
+        baseline_digest: Digest of the baseline's model; empty where there is none.
+        baseline_entry: Number of the log entry that deployed the baseline; 0 where there is none.
+        test_digest: The test set's identity.
+        look_number: How many verdicts this test set has served for this model, this one included.
+        examples: Test examples that were compared.
+        dropped: Test examples that were left out because a model had seen them.
+        baseline_seen: Whether it is known what the baseline was trained on.
+        summary: The verdict in one sentence.
+    """
+
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"summary"})
+
+    schema_version: int = 1
+    outcome: Literal["promoted", "rejected"]
+    rules: tuple[RuleOutcome, ...]
+    candidate_digest: str
+    baseline: str
+    baseline_digest: str
+    baseline_entry: int
+    test_digest: str
+    look_number: int
+    examples: int
+    dropped: int
+    baseline_seen: Literal["known", "unknown", "no baseline"]
+    summary: str
+
+
+class Judged(StepResult):
+    """The gate's result. The artifact (kind `verdict`) holds `verdict.json`."""
+
+    verdict: Verdict
