@@ -36,10 +36,12 @@ INFRASTRUCTURE = frozenset(
         "tasks.cache",
         "tasks.contracts",
         "tasks.errors",
+        "tasks.hub",
         "tasks.objects",
         "tasks.process",
         "tasks.programs.protocol",
         "tasks.report",
+        "tasks.sources",
         "tasks.store",
     }
 )
@@ -119,8 +121,8 @@ class Step(Generic[Inputs, Result]):
         return self.known(inputs, room) or self._do(inputs, room)
 
     def __call__(self, inputs: Inputs, room: Room) -> Result:
-        """Do the step as a Prefect task."""
-        return self._task(inputs, room)
+        """Do the step as a Prefect task; *Cached* in the UI where the result is known."""
+        return self._task(inputs, room, return_state=True).result()
 
     def _do(self, inputs: Inputs, room: Room) -> Result:
         started = time.monotonic()

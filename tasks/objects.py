@@ -133,8 +133,7 @@ class FolderObjects:
             raise _absent(f"{self.root}/{path}") from None
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        base = self.folder / prefix
-        top = base if base.is_dir() else base.parent
+        top = self.folder / prefix.rpartition("/")[0]
         found = {}
         for folder, _, names in os.walk(top):
             for name in names:

@@ -203,6 +203,8 @@ class Scored(StepResult):
     logarithm), `length` (int32, tokens), and a string column for each slicing column."""
 
     model_digest: str
+    labels: tuple[str, ...]
+    """What the model can answer."""
     metrics: dict[str, float]
     size_bytes: int
     milliseconds_per_example: float | None = None

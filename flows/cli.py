@@ -1,0 +1,159 @@
+"""The `burnish` command: retrain, check a recipe, follow what is deployed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from tasks.contracts.recipe import Recipe, parse_recipe
+from tasks.errors import BadRecipe, BurnishError, NotFound
+
+app = typer.Typer(
+    help="Keep a fine-tuned model good while its data keeps changing.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+EXIT_REJECTED = 3
+RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a field: --set training.epochs=2. May be repeated."),
+]
+StoreUri = Annotated[
+    str,
+    typer.Option(help="Folder or s3://bucket/prefix. Default: $BURNISH_STORE, or .burnish"),
+]
+
+
+@app.command()
+def retrain(
+    recipe: RecipeName,
+    set_: Settings = None,
+    refresh: Annotated[
+        str, typer.Option(help="Do this step and all after it anew, such as finetune.")
+    ] = "nothing",
+    store: StoreUri = "",
+) -> None:
+    """Retrain a model, and release it if the gate lets it through.
+
+    Exit status: 0 released or up to date, 3 rejected by the gate, 1 failed, 2 wrong usage.
+    """
+    checked = read_recipe(recipe, set_ or [], store)
+    from flows.retrain import STEPS
+    from flows.retrain import retrain as flow
+
+    if refresh not in ("nothing", *STEPS):
+        raise typer.BadParameter(f"{refresh!r} is not one of {', '.join(STEPS)}")
+    state = flow(checked, refresh, return_state=True)
+    if not state.is_completed():
+        typer.echo(f"\n{checked.name}: {state.name}. {state.message}", err=True)
+        raise typer.Exit(1)
+    typer.echo(f"\n{state.result()}")
+    raise typer.Exit(EXIT_REJECTED if state.name == "Rejected" else 0)
+
+
+@app.command()
+def check(recipe: RecipeName, set_: Settings = None) -> None:
+    """Check a recipe, without touching data or model, and print it with all its defaults."""
+    checked = read_recipe(recipe, set_ or [], "")
+    typer.echo(yaml.safe_dump(checked.model_dump(mode="json"), sort_keys=False))
+
+
+@app.command()
+def events(
+    name: Annotated[str, typer.Argument(help="The model: a recipe's name.")],
+    channel: Annotated[str, typer.Option(help="The channel to follow.")] = "production",
+    store: StoreUri = "",
+    after: Annotated[int, typer.Option(help="Only entries with a higher number.")] = 0,
+    follow: Annotated[bool, typer.Option(help="Go on printing new ones as they come.")] = False,
+    latest: Annotated[bool, typer.Option(help="Only what is deployed now.")] = False,
+) -> None:
+    """Print a model's deployment events, one JSON document a line, oldest first.
+
+    They come from the log in the store: a consumer needs nothing else to know what to serve.
+    """
+    from tasks import ledger
+    from tasks.store import default_store, open_store
+
+    opened = open_store(store or default_store())
+    if latest:
+        entry = ledger.deployed(opened, name, channel)
+        if entry is None:
+            typer.echo(f"nothing is deployed for {name} on {channel} in {opened.uri}", err=True)
+            raise typer.Exit(1)
+        typer.echo(entry.event.model_dump_json())
+        return
+    while True:
+        for entry in ledger.entries(opened, name, channel, after):
+            after = entry.number
+            if entry.event:
+                typer.echo(entry.event.model_dump_json())
+        if not follow:
+            return
+        sys.stdout.flush()
+        time.sleep(2)
+
+
+def read_recipe(name: str, settings: list[str], store: str) -> Recipe:
+    """Read and check a recipe file, with the command line's changes.
+
+    Raises:
+        NotFound: There is no such file, and no shipped recipe of that name.
+        BadRecipe: It is not valid.
+    """
+    path = find_recipe(name)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadRecipe(
+            str(path), " ".join(str(error).split()), "a YAML file", "correct it there"
+        ) from None
+    for setting in settings:
+        apply_setting(data, setting)
+    if store:
+        data["store"] = store
+    return parse_recipe(data, str(path))
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe file by its path, or a shipped one by its name."""
+    shipped = Path(str(resources.files("flows.recipes")))
+    for path in (Path(name), shipped / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
+    raise NotFound(f"recipe {name}", "no such file", f"a file, or one of: {known}", "correct it")
+
+
+def apply_setting(data: dict[str, Any], setting: str) -> None:
+    """Apply `path.to.field=value` to a recipe's plain values; the value is read as YAML."""
+    path, equals, value = setting.partition("=")
+    if not equals or not path:
+        raise BadRecipe(f"--set {setting}", "no '='", "--set path.to.field=value", "add the value")
+    *parents, last = path.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise BadRecipe(f"--set {setting}", f"'{parent}' is a value", "a group of fields", "")
+    data[last] = yaml.safe_load(value)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command, and say an error in one sentence rather than a traceback."""
+    try:
+        app(arguments)
+    except BurnishError as error:
+        typer.echo(f"{error.cause}: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,387 @@
+"""Retrain: load → examine → tokenize → finetune → evaluate → gate → publish → announce.
+
+Start it with `burnish retrain RECIPE`, `python -m flows.retrain RECIPE`, or from the Prefect UI.
+A run ends as *Released*, *Up to date*, *Rejected*, or failed under the name of its cause.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Literal, get_args
+
+import orjson
+from prefect import flow
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed, State
+from tasks.load import LoadInputs, load
+from tasks.tokenize import TokenizeInputs, tokenize
+
+import flows  # noqa: F401  settles Prefect's environment before Prefect is imported
+from tasks import ledger
+from tasks.announce import announce, deliver
+from tasks.cache import Room
+from tasks.contracts.artifact import (
+    Finetuned,
+    Inspected,
+    Loaded,
+    Plan,
+    Scored,
+    Source,
+    Tokenized,
+)
+from tasks.contracts.base import Contract
+from tasks.contracts.recipe import Recipe
+from tasks.contracts.release import LogEntry
+from tasks.errors import BaselineMoved, BurnishError, DamagedArtifact
+from tasks.evaluate import ScoreInputs, hardware_kind, score
+from tasks.examine import ExamineInputs, examine
+from tasks.finetune import FinetuneInputs, finetune
+from tasks.gate import GateInputs, gate
+from tasks.plan import make_plan, refuse_early
+from tasks.publish import Candidate, missing_targets, open_targets, publish, publish_missing
+from tasks.report import RunReport, loss_curve, release_facts, verdict_markdown
+from tasks.sources import resolve
+from tasks.store import default_store, open_store
+
+Refresh = Literal["nothing", "load", "examine", "tokenize", "finetune", "evaluate", "gate"]
+STEPS = get_args(Refresh)[1:]
+
+# Which step is done again when something of this kind is found damaged.
+MAKERS = {
+    "shard": "load",
+    "dataset": "load",
+    "tokenizer": "examine",
+    "shard-tokens": "tokenize",
+    "tokens": "tokenize",
+    "model": "finetune",
+    "scores": "evaluate",
+    "verdict": "gate",
+}
+ATTEMPTS = 3
+
+
+class Trained(Contract):
+    """What the first half of a run has made."""
+
+    data: Source
+    model: Source
+    plan: Plan
+    loaded: Loaded
+    inspected: Inspected
+    tokenized: Tokenized
+    finetuned: Finetuned
+
+
+@flow(name="retrain", flow_run_name="{recipe.name}", validate_parameters=True)
+def retrain(recipe: Recipe, refresh: Refresh = "nothing") -> State:
+    """Retrain a model, and release it if the gate lets it through.
+
+    Args:
+        recipe: What to train on, what to train, what it must show, and where it goes.
+        refresh: Do this step and all after it anew, even if nothing changed.
+    """
+    recipe = recipe.model_copy(update={"store": recipe.store or default_store()})
+    report = RunReport(recipe.name, flow_run.id or "", flow_run.deployment_id is not None)
+    room = Room(
+        store=recipe.store,
+        run_id=flow_run.id or "",
+        run_name=flow_run.name or "",
+        refresh=STEPS[STEPS.index(refresh) :] if refresh != "nothing" else (),
+    )
+    try:
+        return run_to_verdict(recipe, room, report)
+    except BurnishError as error:
+        report.fail(error)
+        return Failed(name=error.cause.capitalize(), message=str(error))
+
+
+def run_to_verdict(recipe: Recipe, room: Room, report: RunReport) -> State:
+    """The whole run, gone through again when the ground moved under it: an artifact was found
+    damaged, or another release was revealed. What is intact is reused each time."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return run_once(recipe, room, report)
+        except DamagedArtifact as error:
+            maker = MAKERS.get(error.kind)
+            if attempt == ATTEMPTS or maker is None:
+                raise
+            report.doing(f"{error.where} is damaged ({error.found}): {maker} is done again.")
+            open_store(room.store).discard(error.kind, error.digest)
+            room = room.model_copy(update={"repair": (*room.repair, maker), "refresh": ()})
+        except BaselineMoved:
+            if attempt == ATTEMPTS:
+                raise
+            report.doing("Another release was revealed meanwhile: the gate runs again.")
+            room = room.model_copy(update={"refresh": ()})
+        report.rows.clear()
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def run_once(recipe: Recipe, room: Room, report: RunReport) -> State:
+    """One pass from the sources to the end of the run."""
+    store = open_store(room.store)
+    report.doing("Checking that every target can be written.")
+    for target in open_targets(recipe):
+        target.check_access()
+
+    trained = train(recipe, room, report)
+    newest = ledger.head(store, recipe.name, recipe.announce.channel)
+    deployed = ledger.deployed(store, recipe.name, recipe.announce.channel)
+    if deployed and deployed.release.digest == trained.finetuned.artifact.digest:
+        return up_to_date(deployed, recipe, room, report)
+
+    report.doing("Scoring candidate and baseline on the test examples.")
+    candidate = judge(recipe, trained, deployed, room, report)
+    verdict = candidate.judged.verdict
+    if verdict.outcome == "rejected":
+        report.end("Rejected", verdict.summary)
+        return Completed(name="Rejected", message=verdict.summary, data=report.text())
+    return release(candidate, newest.number if newest else 0, room, report)
+
+
+def train(recipe: Recipe, room: Room, report: RunReport) -> Trained:
+    """From the sources to a trained model; refuses what can be refused before training."""
+    report.doing("Resolving data and base model.")
+    data = resolve(recipe.data.uri, "data")
+    model = resolve(recipe.model.uri, "model")
+
+    report.doing("Loading the data.")
+    loaded = load(LoadInputs(data=recipe.data, source=data), room)
+    report.made("load", loaded, _load_sentence(loaded))
+    report.section("Data", data_section(loaded, recipe, room))
+
+    inspected = examine(ExamineInputs(model=model, labels=loaded.labels), room)
+    report.made("examine", inspected, f"{inspected.architecture}, {inspected.parameters:,} weights")
+    refuse_early(recipe, model, loaded, inspected)
+    plan = make_plan(recipe)
+    report.section(
+        "Plan",
+        "\n".join(f"- {name}: {getattr(plan, name)}, for {why}" for name, why in plan.why.items()),
+    )
+
+    report.doing("Tokenizing what is new.")
+    tokenized = tokenize(
+        TokenizeInputs(
+            dataset=loaded.artifact,
+            tokenizer=inspected.artifact,
+            max_length=recipe.training.max_length,
+        ),
+        room,
+    )
+    report.made("tokenize", tokenized, _tokenize_sentence(tokenized))
+
+    report.doing("Training.")
+    finetuned = finetune(
+        FinetuneInputs(
+            model=model,
+            tokenizer=inspected.artifact,
+            dataset=loaded.artifact,
+            tokens=tokenized.artifact,
+            labels=loaded.labels,
+            lora=recipe.lora,
+            quantization=recipe.quantization,
+            training=recipe.training,
+            plan=plan,
+            ship=recipe.model.ship,
+            head_modules=inspected.head_modules,
+        ),
+        room,
+    )
+    report.made("finetune", finetuned, _finetune_sentence(finetuned))
+    report.section("Training", loss_curve(finetuned.history))
+    return Trained(
+        data=data,
+        model=model,
+        plan=plan,
+        loaded=loaded,
+        inspected=inspected,
+        tokenized=tokenized,
+        finetuned=finetuned,
+    )
+
+
+def judge(
+    recipe: Recipe, trained: Trained, deployed: LogEntry | None, room: Room, report: RunReport
+) -> Candidate:
+    """Score candidate and baseline, and apply the gate."""
+    store = open_store(room.store)
+    scored = score(_candidate_inputs(recipe, trained), room)
+    report.made("evaluate", scored, _metrics_sentence("candidate", scored))
+    baseline = None
+    if inputs := _baseline_inputs(recipe, trained, deployed, room):
+        baseline = score(inputs, room)
+        report.made("baseline", baseline, _metrics_sentence("baseline", baseline))
+
+    judged = gate(
+        GateInputs(
+            candidate=scored,
+            baseline=baseline,
+            baseline_name=_baseline_name(deployed, baseline),
+            baseline_entry=deployed.number if deployed else 0,
+            candidate_seen=trained.loaded.artifact,
+            baseline_seen=deployed.release.provenance if deployed else None,
+            rules=recipe.gate,
+            slices=recipe.evaluation.slices,
+            test_digest=trained.loaded.test_digest,
+            look_number=ledger.look_number(
+                store,
+                recipe.name,
+                trained.loaded.test_digest,
+                scored.model_digest,
+                baseline.model_digest if baseline else "",
+            ),
+        ),
+        room,
+    )
+    report.made("gate", judged, judged.verdict.outcome)
+    report.section("Gate", verdict_markdown(judged.verdict))
+    report.fact("verdict", judged.verdict.summary)
+    return Candidate(
+        recipe=recipe,
+        scored=scored,
+        baseline=baseline,
+        judged=judged,
+        **{name: getattr(trained, name) for name in Trained.model_fields},
+    )
+
+
+def release(candidate: Candidate, seen: int, room: Room, report: RunReport) -> State:
+    """Publish and announce a promoted candidate."""
+    report.doing("Publishing.")
+    report.visible = (
+        "Files of the new version may lie at some targets; the log does not announce it yet, and "
+        "the next run finishes or supersedes it."
+    )
+    published, claim = publish(candidate, seen, room)
+    entry = announce(candidate, published, claim, room)
+    report.visible = f"Version {published.version} is released and announced."
+    report.section("Published", "\n".join(f"- {name}: {at}" for name, at in release_facts(entry)))
+    for name, value in release_facts(entry):
+        report.fact(name, value)
+    sentence = f"Version {published.version} is deployed on {published.channel}."
+    report.end("Released", sentence)
+    return Completed(name="Released", message=sentence, data=report.text())
+
+
+def up_to_date(deployed: LogEntry, recipe: Recipe, room: Room, report: RunReport) -> State:
+    """The candidate is what is deployed: nothing to judge, only what may still be owed."""
+    if missing_targets(deployed.release, recipe):
+        report.doing("Publishing the deployed release where it is missing.")
+        for publication in publish_missing(deployed, recipe, room):
+            report.fact("added", publication.uri)
+    if deliver(deployed, room):
+        report.fact("delivered", "the event that an earlier run still owed")
+    verdict = deployed.event.data.verdict
+    report.visible = f"Version {deployed.release.version} stays deployed."
+    report.section("Gate", verdict_markdown(verdict))
+    report.fact("verdict", f"of {deployed.at}: {verdict.summary}")
+    for name, value in release_facts(deployed):
+        report.fact(name, value)
+    sentence = f"Version {deployed.release.version} is what this recipe and data give."
+    report.end("Up to date", sentence)
+    return Completed(name="Up to date", message=sentence, data=report.text())
+
+
+def _candidate_inputs(recipe: Recipe, trained: Trained) -> ScoreInputs:
+    return ScoreInputs(
+        kind=recipe.model.ship,
+        model=trained.finetuned.artifact,
+        base=trained.model if recipe.model.ship == "adapter" else None,
+        quantization=recipe.quantization if recipe.model.ship == "adapter" else "none",
+        labels=(),
+        **_scoring(recipe, trained),
+    )
+
+
+def _baseline_inputs(
+    recipe: Recipe, trained: Trained, deployed: LogEntry | None, room: Room
+) -> ScoreInputs | None:
+    """How the baseline is scored: the deployed release from its own files, or on a first run the
+    untrained base; None where the recipe's floors alone decide."""
+    if deployed is None:
+        if recipe.gate.first_run == "floors":
+            return None
+        return ScoreInputs(
+            kind="untrained",
+            model=None,
+            base=trained.model,
+            quantization="none",
+            labels=trained.loaded.labels,
+            **_scoring(recipe, trained),
+        )
+    made_by = Recipe.model_validate(_provenance(deployed, room)["recipe"])
+    adapter = made_by.model.ship == "adapter"
+    return ScoreInputs(
+        kind=made_by.model.ship,
+        model=deployed.release.artifact,
+        base=resolve(_provenance(deployed, room)["sources"]["model"]["pinned"], "model")
+        if adapter
+        else None,
+        quantization=made_by.quantization if adapter else "none",
+        labels=(),
+        **_scoring(recipe, trained),
+    )
+
+
+def _scoring(recipe: Recipe, trained: Trained) -> dict:
+    return {
+        "seed": recipe.training.seed,
+        "test_digest": trained.loaded.test_digest,
+        "dataset": trained.loaded.artifact,
+        "hardware": hardware_kind() if recipe.gate.max_latency_ms else "",
+        "batch_size": recipe.evaluation.batch_size,
+    }
+
+
+def _baseline_name(deployed: LogEntry | None, baseline: Scored | None) -> str:
+    if deployed:
+        return deployed.release.version
+    return "untrained base" if baseline else "none"
+
+
+def _provenance(deployed: LogEntry, room: Room) -> dict:
+    folder = open_store(room.store).open(deployed.release.provenance)
+    return orjson.loads((folder / "provenance.json").read_bytes())
+
+
+def data_section(loaded: Loaded, recipe: Recipe, room: Room) -> str:
+    """The data report, as markdown, with what changed since the deployed release."""
+    from tasks.data_report import data_markdown
+
+    store = open_store(room.store)
+    deployed = ledger.deployed(store, recipe.name, recipe.announce.channel)
+    before = _provenance(deployed, room).get("data_report") if deployed else None
+    now = orjson.loads((store.open(loaded.artifact) / "report.json").read_bytes())
+    return data_markdown(now, before, loaded.warnings)
+
+
+def _load_sentence(loaded: Loaded) -> str:
+    rows = ", ".join(f"{count:,} {split}" for split, count in loaded.rows.items())
+    return f"{rows}; {loaded.new_shards} of {loaded.shards} shards read anew"
+
+
+def _tokenize_sentence(tokenized: Tokenized) -> str:
+    return (
+        f"{tokenized.tokens:,} tokens, {tokenized.truncated:,} texts cut; "
+        f"{tokenized.new_shards} of {tokenized.shards} shards tokenized anew"
+    )
+
+
+def _finetune_sentence(finetuned: Finetuned) -> str:
+    metrics = finetuned.metrics
+    return (
+        f"{finetuned.steps} steps, validation accuracy {metrics['accuracy']:.4f}, "
+        f"best epoch {finetuned.best_epoch:g}"
+    )
+
+
+def _metrics_sentence(who: str, scored: Scored) -> str:
+    return f"{who}: " + ", ".join(
+        f"{name} {value:.4f}" for name, value in scored.metrics.items() if name != "loss"
+    )
+
+
+if __name__ == "__main__":
+    from flows.cli import main
+
+    main(["retrain", *sys.argv[1:]])

@@ -1,0 +1,90 @@
+"""The model card: what a stranger who finds the release must know."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import yaml
+
+from tasks.report import markdown_table, verdict_markdown
+
+if TYPE_CHECKING:
+    from tasks.publish import Candidate
+
+
+def model_card(candidate: Candidate) -> str:
+    """A model card in the Hub's format (https://huggingface.co/docs/hub/model-cards).
+
+    It says nothing of when or where it was written: the same release has the same card.
+    """
+    return (
+        f"---\n{yaml.safe_dump(_front_matter(candidate), sort_keys=False)}---\n\n{_body(candidate)}"
+    )
+
+
+def _front_matter(candidate: Candidate) -> dict:
+    recipe, metrics = candidate.recipe, candidate.scored.metrics
+    front = {
+        "library_name": "transformers",
+        "pipeline_tag": recipe.task,
+        "tags": ["burnish", "lora" if recipe.quantization == "none" else "qlora"],
+    }
+    if recipe.model.uri.startswith("hf://"):
+        front["base_model"] = recipe.model.uri.removeprefix("hf://").split("@")[0]
+    front["model-index"] = [
+        {
+            "name": recipe.name,
+            "results": [
+                {
+                    "task": {"type": recipe.task},
+                    "dataset": {"name": ", ".join(recipe.data.uris), "type": "custom"},
+                    "metrics": [
+                        {"type": name, "value": round(value, 4)} for name, value in metrics.items()
+                    ],
+                }
+            ],
+        }
+    ]
+    return front
+
+
+def _body(candidate: Candidate) -> str:
+    recipe, loaded = candidate.recipe, candidate.loaded
+    rows = loaded.rows
+    metrics = candidate.scored.metrics
+    return f"""# {recipe.name}
+
+Fine-tuned from `{recipe.model.uri}` to tell {len(loaded.labels)} labels apart:
+{", ".join(f"`{label}`" for label in loaded.labels)}.
+
+## Metrics on {rows["test"]} test examples
+
+{markdown_table(("metric", "value"), [(name, f"{value:.4f}") for name, value in metrics.items()])}
+
+## Verdict
+
+{verdict_markdown(candidate.judged.verdict)}
+
+## Data
+
+`{"`, `".join(recipe.data.uris)}` (digest `{candidate.data.digest[:12]}`): {rows["train"]} examples
+to train, {rows["validation"]} to choose the epoch, {rows["test"]} to judge. Examples are split by
+{recipe.data.split.by}; duplicates were dropped.
+
+## Training
+
+LoRA of rank {recipe.lora.r} on a base in {_precision(candidate)}, {recipe.training.epochs} epochs
+at most, learning rate {recipe.training.learning_rate:g}, seed {recipe.training.seed}. What ships:
+{recipe.model.ship}.
+
+## Provenance
+
+Model `{candidate.finetuned.artifact.digest}`, base model `{candidate.model.digest[:12]}`, recipe
+`{recipe.digest[:12]}`, training key `{candidate.finetuned.key[:12]}`.
+"""
+
+
+def _precision(candidate: Candidate) -> str:
+    if candidate.recipe.quantization == "nf4":
+        return f"nf4, computing in {candidate.plan.precision}"
+    return candidate.plan.precision

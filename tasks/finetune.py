@@ -1,0 +1,103 @@
+"""Fine-tune: train an adapter and a head, and make the files that ship."""
+
+from __future__ import annotations
+
+import orjson
+
+from tasks.cache import Room, step
+from tasks.contracts.artifact import Artifact, Finetuned, Plan, Source
+from tasks.contracts.base import Contract
+from tasks.contracts.recipe import LoraRecipe, TrainingRecipe
+from tasks.process import run_program
+from tasks.report import TrainingProgress
+from tasks.sources import fetch_folder
+from tasks.store import open_store
+
+
+class FinetuneInputs(Contract):
+    """All that decides the trained weights.
+
+    Attributes:
+        model: The base model.
+        tokenizer: As it ships.
+        dataset, tokens: The data and its token ids.
+        labels: In the order of the model's outputs.
+        ship: `merged` or `adapter`.
+        head_modules: The new head, which is trained in full.
+    """
+
+    model: Source
+    tokenizer: Artifact
+    dataset: Artifact
+    tokens: Artifact
+    labels: tuple[str, ...]
+    lora: LoraRecipe
+    quantization: str
+    training: TrainingRecipe
+    plan: Plan
+    ship: str
+    head_modules: tuple[str, ...]
+
+
+@step(
+    "finetune",
+    result=Finetuned,
+    code=("tasks.finetune", "tasks.programs.train"),
+    libraries=(
+        "torch",
+        "transformers",
+        "peft",
+        "accelerate",
+        "bitsandbytes",
+        "safetensors",
+        "tokenizers",
+        "evaluate",
+        "scikit-learn",
+        "numpy",
+        "pyarrow",
+    ),
+)
+def finetune(inputs: FinetuneInputs, room: Room) -> Finetuned:
+    """Train in a program of its own, and store the files that ship.
+
+    Raises:
+        TrainingDiverged: The loss became NaN or infinite.
+        OutOfDeviceMemory, OutOfHostMemory, Preempted, TimedOut: As the program's end tells.
+    """
+    store = open_store(room.store)
+    with store.scratch() as scratch, TrainingProgress() as progress:
+        out = scratch / "model"
+        result = run_program(
+            "tasks.programs.train",
+            {
+                "base": str(fetch_folder(inputs.model, scratch / "base")),
+                "base_pin": {"uri": inputs.model.pinned, "digest": inputs.model.digest},
+                "tokenizer": str(store.open(inputs.tokenizer)),
+                "shards": token_files(inputs.tokens, room),
+                "keep": str(store.open(inputs.dataset) / "keep.npz"),
+                "labels": list(inputs.labels),
+                "lora": inputs.lora.model_dump(mode="json"),
+                "quantization": inputs.quantization,
+                "training": inputs.training.model_dump(mode="json"),
+                "plan": inputs.plan.model_dump(mode="json"),
+                "ship": inputs.ship,
+                "head_modules": list(inputs.head_modules),
+                "out": str(out),
+                "work": str(scratch / "checkpoints"),
+                "resume_from": None,
+            },
+            on_progress=progress.update,
+            time_limit=inputs.training.time_limit_minutes * 60,
+            scratch=scratch,
+        )
+        return Finetuned(artifact=store.put("model", out), **result)
+
+
+def token_files(tokens: Artifact, room: Room) -> list[dict[str, str]]:
+    """For each shard its digest and the local path of its token ids."""
+    store = open_store(room.store)
+    listed = orjson.loads((store.open(tokens) / "tokens.json").read_bytes())
+    return [
+        {"digest": digest, "tokens": str(store.open(Artifact(**artifact)) / "tokens.parquet")}
+        for digest, artifact in listed.items()
+    ]

@@ -1,0 +1,179 @@
+"""Publish: stage, verify, reveal, at every target that the recipe names.
+
+Each step asks whether it was done already, so a run that was killed on any line is finished by the
+next one. The right to reveal is an entry of the model's log (tasks/ledger.py), whose number is the
+fence that keeps a slower publisher from undoing a later one.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import orjson
+from prefect import get_run_logger, task
+
+from tasks import ledger
+from tasks.cache import Room
+from tasks.card import model_card
+from tasks.contracts.artifact import (
+    Finetuned,
+    Inspected,
+    Loaded,
+    Plan,
+    Scored,
+    Source,
+    StepResult,
+    Tokenized,
+)
+from tasks.contracts.base import Contract
+from tasks.contracts.recipe import Recipe
+from tasks.contracts.release import VERSION_DIGITS, LogEntry, Publication, Release
+from tasks.contracts.verdict import Judged
+from tasks.store import Store, open_store
+from tasks.targets import Target, open_target
+
+
+class Candidate(Contract):
+    """Everything that a run has found out about the model that it wants to release."""
+
+    recipe: Recipe
+    data: Source
+    model: Source
+    plan: Plan
+    loaded: Loaded
+    inspected: Inspected
+    tokenized: Tokenized
+    finetuned: Finetuned
+    scored: Scored
+    baseline: Scored | None
+    judged: Judged
+
+
+@task(name="publish", task_run_name="publish", persist_result=False)
+def publish(candidate: Candidate, seen: int, room: Room) -> tuple[Release, int]:
+    """Publish a promoted candidate everywhere.
+
+    Args:
+        candidate: What the run made.
+        seen: Number of the log's newest entry when the baseline was read.
+        room: Where to work.
+
+    Returns:
+        The release with its publications, and the number of its claim in the log.
+
+    Raises:
+        BaselineMoved: Another release was revealed meanwhile; nothing of this one is visible then.
+        NoAccess, StorageFailed, HubFailed: A target failed; the next run goes on from there.
+    """
+    store = open_store(room.store)
+    release = make_release(candidate, store)
+    targets = open_targets(candidate.recipe)
+    with store.scratch() as scratch:
+        folder = release_folder(candidate, release, store, scratch / "release")
+        for target in targets:
+            target.stage(release, folder)
+        claim = ledger.claim(store, release, seen, room.run_name)
+        shown = tuple(target.reveal(release, folder, claim.number) for target in targets)
+    for publication in shown:
+        get_run_logger().info("published version %s at %s", release.version, publication.uri)
+    return release.model_copy(update={"publications": shown}), claim.number
+
+
+@task(name="complete", task_run_name="publish what is missing", persist_result=False)
+def publish_missing(entry: LogEntry, recipe: Recipe, room: Room) -> tuple[Publication, ...]:
+    """Bring the deployed release to targets that were named since it was made.
+
+    Returns:
+        The publications that were added.
+    """
+    store = open_store(room.store)
+    release = entry.release
+    missing = missing_targets(release, recipe)
+    added = []
+    with store.scratch() as scratch:
+        for target in missing:
+            folder = scratch / "release"
+            if not folder.exists():
+                copy_files(store.open(release.artifact), folder)
+                copy_files(store.open(release.provenance) / "card", folder)
+            target.stage(release, folder)
+            added.append(target.reveal(release, folder, entry.number))
+    return tuple(added)
+
+
+def missing_targets(release: Release, recipe: Recipe) -> list[Target]:
+    """Targets of the recipe where the release is not revealed."""
+    return [target for target in open_targets(recipe) if not target.holds(release)]
+
+
+def open_targets(recipe: Recipe) -> list[Target]:
+    """The recipe's targets."""
+    return [open_target(uri, recipe.publish.private) for uri in recipe.publish.targets]
+
+
+def make_release(candidate: Candidate, store: Store) -> Release:
+    """The release of a candidate, with its provenance stored."""
+    digest = candidate.finetuned.artifact.digest
+    with store.scratch() as scratch:
+        folder = scratch / "provenance"
+        (folder / "card").mkdir(parents=True)
+        (folder / "provenance.json").write_bytes(
+            orjson.dumps(provenance(candidate), option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
+        )
+        (folder / "card" / "README.md").write_text(model_card(candidate))
+        shutil.copy(store.open(candidate.loaded.artifact) / "seen.npy", folder)
+        artifact = store.put("provenance", folder)
+    return Release(
+        name=candidate.recipe.name,
+        channel=candidate.recipe.announce.channel,
+        version=digest[:VERSION_DIGITS],
+        digest=digest,
+        artifact=candidate.finetuned.artifact,
+        provenance=artifact,
+    )
+
+
+def provenance(candidate: Candidate) -> dict:
+    """All that is needed to make the release again: recipe, data, code and library versions."""
+    steps: dict[str, StepResult] = {
+        "load": candidate.loaded,
+        "examine": candidate.inspected,
+        "tokenize": candidate.tokenized,
+        "finetune": candidate.finetuned,
+        "evaluate": candidate.scored,
+        "gate": candidate.judged,
+    }
+    # The files of a source are named by its digest; a list of thousands belongs to no page.
+    sources = {"data": candidate.data, "model": candidate.model}
+    return {
+        "schema_version": 1,
+        "recipe": candidate.recipe.model_dump(mode="json"),
+        "recipe_digest": candidate.recipe.digest,
+        "plan": candidate.plan.model_dump(mode="json"),
+        "sources": {
+            name: source.model_dump(mode="json", include={"uri", "pinned", "digest"})
+            for name, source in sources.items()
+        },
+        "steps": {
+            name: {
+                "key": result.key,
+                "artifact": result.artifact.digest,
+                "made": result.made.model_dump(mode="json") if result.made else None,
+            }
+            for name, result in steps.items()
+        },
+        "verdict": candidate.judged.verdict.model_dump(mode="json"),
+    }
+
+
+def release_folder(candidate: Candidate, release: Release, store: Store, folder: Path) -> Path:
+    """The files of a release: the model's, and its card."""
+    copy_files(store.open(candidate.finetuned.artifact), folder)
+    copy_files(store.open(release.provenance) / "card", folder)
+    return folder
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copy a folder's files into another, which may exist."""
+    shutil.copytree(source, target, dirs_exist_ok=True)

@@ -1,0 +1,277 @@
+"""What people look at: the run's report, its loss curve and gate table, and training's progress.
+
+The report is one artifact on the run's page, written from the first second and kept true.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from prefect import get_run_logger
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.exceptions import MissingContextError
+
+from tasks.contracts.artifact import StepResult
+from tasks.contracts.release import LogEntry
+from tasks.contracts.verdict import RuleOutcome, Verdict
+from tasks.errors import BurnishError
+
+SECONDS_BETWEEN_UPDATES = 2.0
+SECONDS_BETWEEN_LOGS = 10.0
+
+
+def logger() -> logging.Logger | logging.LoggerAdapter:
+    """The run's logger, or an ordinary one outside of runs."""
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return logging.getLogger("burnish")
+
+
+class RunReport:
+    """The report of one run, as markdown for its page and as text for the terminal.
+
+    Args:
+        name: The recipe's name.
+        run_id: The flow run.
+        deployed: Whether the run belongs to a deployment, and so can be retried by a worker.
+    """
+
+    def __init__(self, name: str, run_id: str, deployed: bool) -> None:
+        self.name, self.run_id, self.deployed = name, run_id, deployed
+        self.outcome = "Running"
+        self.explanation = "The run has begun."
+        self.rows: list[tuple[str, str, str]] = []
+        self.sections: dict[str, str] = {}
+        self.facts: list[tuple[str, str]] = []
+        self.visible = "Nothing was published."
+        self._artifact = None
+
+    def doing(self, what: str) -> None:
+        """Say what the run is doing now."""
+        self.explanation = what
+        logger().info(what)
+        self.show()
+
+    def made(self, name: str, result: StepResult, what: str) -> None:
+        """Note a step's result, and whether it was made now or reused."""
+        made = result.made
+        if made and made.run_id == self.run_id:
+            how = f"made in {made.seconds:.1f} s"
+        else:
+            how = f"reused, from run {made.run_name} of {made.at}" if made else "reused"
+        self.rows.append((name, how, what))
+        logger().info("%s: %s (%s)", name, what, how)
+
+    def section(self, title: str, markdown: str) -> None:
+        """Add or replace a section."""
+        self.sections[title] = markdown
+
+    def fact(self, name: str, value: str) -> None:
+        """Add a line to the summary."""
+        self.facts.append((name, value))
+
+    def end(self, outcome: str, explanation: str) -> None:
+        """Say how the run ended."""
+        self.outcome, self.explanation = outcome, explanation
+        self.show()
+
+    def fail(self, error: BurnishError) -> None:
+        """Say what broke, whether anything became visible, and what to do."""
+        again = (
+            f"press Retry on this page, or run `prefect flow-run retry {self.run_id}`"
+            if self.deployed
+            else "start the same command again"
+        )
+        advice = "a retry may help:" if error.retry_helps else "a retry alone will not help; once"
+        advice += "" if error.retry_helps else " the cause is mended,"
+        self.section(
+            "What broke",
+            "\n".join(
+                [
+                    f"- **Cause:** {error.cause}",
+                    f"- **Where:** {error.where}",
+                    f"- **Found:** {error.found}",
+                    f"- **Expected:** {error.expected}",
+                    f"- **Fix:** {error.fix}",
+                    f"- **Visible to consumers:** {self.visible}",
+                    f"- **Next:** {advice} {again}. What was finished is not done again.",
+                ]
+            ),
+        )
+        self.end("Failed", f"{error.cause}: {error}")
+
+    def markdown(self) -> str:
+        """The report as it stands on the run's page."""
+        order = ["What broke", "Gate", "Published", "Training", "Data", "Plan"]
+        parts = [f"# {self.name}: {self.outcome}", self.explanation]
+        if self.facts:
+            parts.append(markdown_table(("", ""), self.facts))
+        for title in sorted(self.sections, key=order.index):
+            parts += [f"## {title}", self.sections[title]]
+        if self.rows:
+            parts += ["## Steps", markdown_table(("step", "how", "what"), self.rows)]
+        return "\n\n".join(parts) + "\n"
+
+    def text(self) -> str:
+        """The summary for a terminal."""
+        lines = [f"{self.name}: {self.outcome}. {self.explanation}", ""]
+        lines += [f"  {name:<10} {what}  [{how}]" for name, how, what in self.rows]
+        lines += [f"  {name:<10} {value}" for name, value in self.facts]
+        return "\n".join(lines)
+
+    def show(self) -> None:
+        """Bring the artifact on the run's page up to date.
+
+        A report that cannot be written is no reason to lose a run.
+        """
+        try:
+            if self._artifact is None:
+                self._artifact = create_markdown_artifact(
+                    self.markdown(), key=f"report-{self.name}", description="The run's report"
+                )
+            else:
+                with get_client(sync_client=True) as client:
+                    client.update_artifact(self._artifact, ArtifactUpdate(data=self.markdown()))
+        except Exception as error:
+            logger().warning("the report could not be written: %s", error)
+
+
+class TrainingProgress:
+    """Training's progress lines, as log lines and a progress artifact."""
+
+    def __enter__(self) -> TrainingProgress:
+        self._artifact = None
+        self._shown = self._logged = 0.0
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._artifact is not None:
+            self._set(100.0)
+
+    def update(self, line: dict[str, Any]) -> None:
+        """Take one progress line of the training program."""
+        now = time.monotonic()
+        epoch_ended = any(name.startswith("eval_") for name in line)
+        if epoch_ended or now - self._logged > SECONDS_BETWEEN_LOGS:
+            self._logged = now
+            logger().info(progress_sentence(line))
+        if line.get("of") and now - self._shown > SECONDS_BETWEEN_UPDATES:
+            self._shown = now
+            self._set(100.0 * line.get("step", 0) / line["of"])
+
+    def _set(self, percent: float) -> None:
+        try:
+            if self._artifact is None:
+                self._artifact = create_progress_artifact(percent, description="Training")
+            else:
+                update_progress_artifact(self._artifact, percent)
+        except Exception as error:
+            logger().debug("the progress could not be shown: %s", error)
+
+
+def progress_sentence(line: dict[str, Any]) -> str:
+    """A progress line of the training program, for people."""
+    names = {
+        "loss": "loss {:.4f}",
+        "learning_rate": "learning rate {:.2e}",
+        "tokens_per_second": "{:.0f} tokens/s",
+        "memory_mb": "{:.0f} MB",
+        "eval_loss": "validation loss {:.4f}",
+        "eval_accuracy": "accuracy {:.4f}",
+        "eval_f1": "F1 {:.4f}",
+    }
+    parts = [text.format(line[name]) for name, text in names.items() if line.get(name) is not None]
+    return f"step {line.get('step', 0)} of {line.get('of', '?')}: {', '.join(parts)}"
+
+
+def verdict_markdown(verdict: Verdict) -> str:
+    """The gate table, and every rule in words."""
+    table = markdown_table(
+        ("", "rule", "candidate", "baseline", "difference", "p", "examples"),
+        [_rule_row(rule) for rule in verdict.rules],
+    )
+    sentences = "\n".join(f"- {rule.sentence}" for rule in verdict.rules)
+    return f"{verdict.summary}\n\n{table}\n\n{sentences}"
+
+
+def _rule_row(rule: RuleOutcome) -> tuple[str, ...]:
+    mark = "✓" if rule.passed else ("✗" if rule.vetoes else "·")
+    return (
+        mark,
+        rule.name + (f" ({rule.slice})" if rule.slice and rule.slice not in rule.name else ""),
+        _number(rule.candidate),
+        _number(rule.baseline),
+        _number(rule.difference, "+.4f"),
+        _number(rule.p_value, ".3g"),
+        str(rule.examples),
+    )
+
+
+def _number(value: float | None, form: str = ".4f") -> str:
+    return "" if value is None else format(value, form)
+
+
+def release_facts(entry: LogEntry) -> list[tuple[str, str]]:
+    """Where a release lies, and its event."""
+    release = entry.release
+    places = [publication.uri for publication in release.publications] or [release.artifact.uri]
+    return [
+        ("release", f"{release.name} {release.version} on {release.channel}"),
+        *(("at", place) for place in places),
+        ("event", entry.event.id if entry.event else ""),
+    ]
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A markdown table; `|` in cells is escaped."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in line) + " |"
+        for line in lines
+    )
+
+
+def loss_curve(history: Sequence[dict[str, float]], width: int = 560, height: int = 180) -> str:
+    """Training and validation loss over steps, as a markdown image that needs no network."""
+    lines = {
+        "#3b6fd4": [(row["step"], row["loss"]) for row in history if "loss" in row],
+        "#d4623b": [(row["step"], row["eval_loss"]) for row in history if "eval_loss" in row],
+    }
+    points = [point for line in lines.values() for point in line]
+    if len(points) < 2:
+        return ""
+    right = max(step for step, _ in points) or 1
+    top = max(loss for _, loss in points) or 1
+
+    def place(point: tuple[float, float]) -> str:
+        x = 40 + (width - 50) * point[0] / right
+        y = 10 + (height - 35) * (1 - point[1] / top)
+        return f"{x:.1f},{y:.1f}"
+
+    drawn = "".join(
+        f'<polyline fill="none" stroke="{color}" stroke-width="2" '
+        f'points="{" ".join(place(point) for point in line)}"/>'
+        for color, line in lines.items()
+        if line
+    )
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>'
+        f"{drawn}"
+        f'<text x="4" y="16">{top:.2f}</text><text x="4" y="{height - 25}">0</text>'
+        f'<text x="{width - 60}" y="{height - 6}">step {right:.0f}</text>'
+        f'<text x="40" y="{height - 6}" fill="#3b6fd4">training loss</text>'
+        f'<text x="140" y="{height - 6}" fill="#d4623b">validation loss</text></svg>'
+    )
+    return f"![loss](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"

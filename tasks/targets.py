@@ -1,0 +1,283 @@
+"""Where releases are published: a folder, an S3 prefix, or a Hub repository.
+
+Each target does the same four things, every one of them safe to repeat: check access, stage the
+files where nobody looks yet, verify them by reading back, reveal them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Protocol
+
+import orjson
+
+from tasks.contracts.artifact import FileEntry, Manifest
+from tasks.contracts.release import Publication, Release
+from tasks.errors import BadRecipe, BaselineMoved, HubFailed, NoAccess, StorageFailed
+from tasks.hub import hub_api, hub_errors
+from tasks.objects import open_objects
+from tasks.store import list_files
+
+MANIFEST = "manifest.json"
+PROBE = ".burnish-probe"
+
+
+class Target(Protocol):
+    """A place where releases go."""
+
+    def check_access(self) -> None:
+        """Refuse early what would fail at the end. Raises NoAccess, NotFound or StorageFailed."""
+        ...
+
+    def holds(self, release: Release) -> Publication | None:
+        """Where the release can be fetched from here; None where it was not yet revealed."""
+        ...
+
+    def stage(self, release: Release, folder: Path) -> None:
+        """Bring the files there, without anybody being shown them."""
+        ...
+
+    def reveal(self, release: Release, folder: Path, fence: int) -> Publication:
+        """Verify by reading back, then show. A publisher with a higher fence is never undone.
+
+        Raises:
+            BaselineMoved: A later publisher was here.
+        """
+        ...
+
+
+def open_target(uri: str, private: bool) -> Target:
+    """The target that a recipe names.
+
+    Raises:
+        BadRecipe: The URI is of no known kind.
+    """
+    if uri.startswith("hf://"):
+        return HubTarget(uri, private)
+    return ObjectTarget(uri)
+
+
+class ObjectTarget:
+    """A folder or S3 prefix.
+
+    <name>/<version>/…              the files, ready for from_pretrained; manifest.json last
+    <name>/latest/<channel>.json    the pointer: version, digest, path and fence
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.objects = open_objects(uri)
+
+    def check_access(self) -> None:
+        self.objects.write(PROBE, b"")
+        self.objects.delete(PROBE)
+
+    def holds(self, release: Release) -> Publication | None:
+        pointer = self._pointer(release)[0]
+        return self._publication(release) if pointer.get("digest") == release.digest else None
+
+    def stage(self, release: Release, folder: Path) -> None:
+        home = _home(release)
+        if self.objects.read(f"{home}/{MANIFEST}"):
+            return
+        entries = list_files(folder)
+        for entry in entries:
+            # A copy: uploading to a folder may move the file away.
+            with tempfile.TemporaryDirectory() as scratch:
+                copy = Path(shutil.copy(folder / entry.path, scratch))
+                self.objects.upload(f"{home}/{entry.path}", copy)
+        manifest = Manifest(kind="release", digest=release.digest, files=tuple(entries))
+        self.objects.write(f"{home}/{MANIFEST}", manifest.model_dump_json(indent=1).encode())
+
+    def reveal(self, release: Release, folder: Path, fence: int) -> Publication:
+        self._verify(release)
+        publication = self._publication(release)
+        data = orjson.dumps(
+            {
+                "name": release.name,
+                "channel": release.channel,
+                "version": release.version,
+                "digest": release.digest,
+                "path": _home(release),
+                "fence": fence,
+            },
+            option=orjson.OPT_INDENT_2,
+        )
+        while True:
+            pointer, seen = self._pointer(release)
+            if pointer.get("digest") == release.digest and pointer.get("fence", 0) >= fence:
+                return publication
+            if pointer.get("fence", 0) > fence:
+                raise BaselineMoved(
+                    f"{self.uri}/{_latest(release)}",
+                    f"version {pointer['version']} from a later publisher",
+                    "an older one",
+                    "start the run again: the gate then compares with what is deployed now",
+                )
+            if self.objects.replace(_latest(release), data, seen):
+                return publication
+
+    def _pointer(self, release: Release) -> tuple[dict, str | None]:
+        found = self.objects.read(_latest(release))
+        return (orjson.loads(found[0]), found[1]) if found else ({}, None)
+
+    def _publication(self, release: Release) -> Publication:
+        return Publication(
+            target=self.uri,
+            uri=f"{self.objects.root}/{_home(release)}",
+            revision=release.digest,
+        )
+
+    def _verify(self, release: Release) -> None:
+        home = _home(release)
+        found = self.objects.read(f"{home}/{MANIFEST}")
+        entries = Manifest.model_validate_json(found[0]).files if found else ()
+        with tempfile.TemporaryDirectory() as scratch:
+            for entry in entries:
+                copy = Path(scratch) / "file"
+                self.objects.download(f"{home}/{entry.path}", copy)
+                _compare(entry, copy, f"{self.uri}/{home}")
+
+
+class HubTarget:
+    """A model repository on the Hub: one commit against the parent that was seen, then a tag.
+
+    Large files are uploaded before, and become visible only with the commit.
+    """
+
+    def __init__(self, uri: str, private: bool) -> None:
+        self.uri, self.private = uri, private
+        self.repo = uri.removeprefix("hf://").strip("/")
+        if self.repo.count("/") != 1 or "@" in self.repo:
+            raise BadRecipe("publish.targets", uri, "hf://owner/name", "name one repository")
+
+    def check_access(self) -> None:
+        api = hub_api()
+        with hub_errors(f"publish.targets {self.uri}"):
+            who = api.whoami()
+        role = (who.get("auth") or {}).get("accessToken", {}).get("role", "")
+        owners = {who["name"], *(item["name"] for item in who.get("orgs", ()))}
+        if role == "read" or self.repo.split("/")[0] not in owners:
+            raise NoAccess(
+                f"publish.targets {self.uri}",
+                f"a token of {who['name']} with the role '{role or 'unknown'}'",
+                f"the right to write to {self.repo}",
+                "set HF_TOKEN to a token that may write there",
+            )
+
+    def holds(self, release: Release) -> Publication | None:
+        commit = self._tag(release)
+        return self._publication(commit) if commit else None
+
+    def stage(self, release: Release, folder: Path) -> None:
+        api = hub_api()
+        with hub_errors(f"publish.targets {self.uri}"):
+            api.create_repo(self.repo, private=self.private, exist_ok=True)
+            if not self._tag(release):
+                api.preupload_lfs_files(self.repo, self._additions(folder), free_memory=False)
+
+    def reveal(self, release: Release, folder: Path, fence: int) -> Publication:
+        with hub_errors(f"publish.targets {self.uri}"):
+            commit = self._tag(release)
+            if commit is None:
+                commit = self._commit(release, folder)
+                self._verify(folder, commit)
+                hub_api().create_tag(self.repo, tag=_tag(release), revision=commit, exist_ok=True)
+            return self._publication(commit)
+
+    def _commit(self, release: Release, folder: Path) -> str:
+        from huggingface_hub import CommitOperationDelete
+
+        api = hub_api()
+        parent = api.model_info(self.repo).sha
+        if not self._differences(folder, parent):
+            return parent
+        kept = {entry.path for entry in list_files(folder)} | {".gitattributes"}
+        stale = [
+            path for path in api.list_repo_files(self.repo, revision=parent) if path not in kept
+        ]
+        return api.create_commit(
+            self.repo,
+            operations=[
+                *self._additions(folder),
+                *(CommitOperationDelete(path_in_repo=path) for path in stale),
+            ],
+            commit_message=f"Release {release.version} on {release.channel}",
+            parent_commit=parent,
+        ).oid
+
+    def _additions(self, folder: Path) -> list:
+        from huggingface_hub import CommitOperationAdd
+
+        return [
+            CommitOperationAdd(path_in_repo=entry.path, path_or_fileobj=str(folder / entry.path))
+            for entry in list_files(folder)
+        ]
+
+    def _verify(self, folder: Path, commit: str) -> None:
+        if different := self._differences(folder, commit):
+            raise HubFailed(
+                f"{self.uri} at {commit[:8]}",
+                f"{', '.join(different)} not as sent",
+                "the files of the release",
+                "start the run again: what is already there is not sent again",
+            )
+
+    def _differences(self, folder: Path, commit: str) -> list[str]:
+        """Paths whose content on the Hub is not the folder's, by the hashes that the Hub keeps."""
+        there = {
+            item.path: item.lfs.sha256 if item.lfs else item.blob_id
+            for item in hub_api().list_repo_tree(self.repo, revision=commit, recursive=True)
+            if hasattr(item, "blob_id")
+        }
+        return [
+            entry.path
+            for entry in list_files(folder)
+            if there.get(entry.path) not in (entry.sha256, git_blob_id(folder / entry.path))
+        ]
+
+    def _tag(self, release: Release) -> str | None:
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        with hub_errors(f"publish.targets {self.uri}", passing=RepositoryNotFoundError):
+            try:
+                tags = hub_api().list_repo_refs(self.repo).tags
+            except RepositoryNotFoundError:
+                return None
+        return next((tag.target_commit for tag in tags if tag.name == _tag(release)), None)
+
+    def _publication(self, commit: str) -> Publication:
+        return Publication(target=self.uri, uri=f"hf://{self.repo}@{commit}", revision=commit)
+
+
+def git_blob_id(path: Path) -> str:
+    """SHA-1 by which git names a file's content (https://git-scm.com/book, Git Objects)."""
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def _compare(entry: FileEntry, copy: Path, where: str) -> None:
+    with open(copy, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if copy.stat().st_size != entry.size or sha256 != entry.sha256:
+        raise StorageFailed(
+            f"{where}/{entry.path}",
+            "other bytes than were written",
+            f"SHA-256 {entry.sha256[:12]}…",
+            "remove that version there, and start the run again",
+        )
+
+
+def _home(release: Release) -> str:
+    return f"{release.name}/{release.version}"
+
+
+def _latest(release: Release) -> str:
+    return f"{release.name}/latest/{release.channel}.json"
+
+
+def _tag(release: Release) -> str:
+    return f"{release.channel}-{release.version}"

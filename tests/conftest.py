@@ -1,0 +1,100 @@
+"""Fixtures for all tests: a stand-in of the Hugging Face Hub and a real S3 server.
+
+`hub` and `s3` are servers that live as long as the test session. `hub_env` and `s3_env` are for
+one test each: they make the ordinary clients, in this process and in child processes, talk to
+these servers and to nothing else.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+# Libraries read these when they are imported, so they come before all other imports.
+os.environ["HF_HUB_DISABLE_XET"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["DO_NOT_TRACK"] = "1"
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+# `pytest`, unlike `python -m pytest`, does not look for `tests.doubles` in this folder's parent.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import boto3
+import pytest
+from huggingface_hub import HfFileSystem, constants, hf_api
+
+from tests.doubles.hub import HubServer
+from tests.doubles.s3 import S3Server
+
+
+@pytest.fixture(scope="session")
+def hub():
+    """The Hub stand-in. Prefer `hub_env`, which also empties it."""
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture
+def hub_env(hub, monkeypatch, tmp_path):
+    """An empty Hub that `huggingface_hub` uses by default, with a write token and a fresh cache.
+
+    `huggingface_hub` reads HF_ENDPOINT and HF_HOME when it is imported, which has long happened.
+    So the environment is set for child processes, and for this process its constants are, and
+    the endpoint of the `HfApi` behind functions such as `huggingface_hub.create_repo`. An
+    `HfApi` made before the test keeps its endpoint: pass `endpoint=hub_env.endpoint` there.
+    HF_TOKEN is read on each call. `datasets` has a copy of the endpoint, which is set too.
+    """
+    hub.start()  # A test before this one may have stopped it.
+    hub.reset()
+    home = tmp_path / "hf"
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    monkeypatch.setenv("HF_HOME", str(home))
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    avoid_proxies(monkeypatch)
+    page = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", page)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hf_api.api, "endpoint", hub.endpoint)
+    if datasets := sys.modules.get("datasets"):
+        files = hub.endpoint + "/datasets/{repo_id}/resolve/{revision}/{path}"
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(datasets.config, "HUB_DATASETS_URL", files)
+    # File systems are kept for the life of the process, with listings of what the Hub held.
+    HfFileSystem.clear_instance_cache()
+    return hub
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """The S3 server. Its buckets are shared by all tests: make your own, or use `s3_env`."""
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_env(s3, monkeypatch, tmp_path):
+    """The name of a fresh bucket on the server that a plain `boto3.client("s3")` talks to."""
+    s3.start()  # A test before this one may have killed it.
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.secret_key)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
+    # boto3 reads the second of these, other clients the first.
+    monkeypatch.setenv("AWS_REGION", s3.region)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", s3.region)
+    # A developer's own profile must not get mixed in.
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    avoid_proxies(monkeypatch)
+    # boto3's default session keeps the credentials that it found first.
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    return s3.make_bucket()
+
+
+def avoid_proxies(monkeypatch) -> None:
+    """Reach the servers directly where a proxy is set for the rest of the world."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1,localhost")
