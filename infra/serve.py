@@ -67,8 +67,10 @@ def _wait_for_server(server: subprocess.Popen) -> None:
     deadline = time.monotonic() + START_LIMIT_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise SystemExit(f"The Prefect server did not start: is port {PORT} taken? "
-                             "Choose another with BURNISH_PORT=4201 make server")
+            raise SystemExit(
+                f"The Prefect server did not start: is port {PORT} taken? "
+                "Choose another with BURNISH_PORT=4201 make server"
+            )
         try:
             urllib.request.urlopen(f"{API}/health", timeout=2)
             return

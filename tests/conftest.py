@@ -20,8 +20,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import boto3
 import pytest
 from huggingface_hub import HfFileSystem, constants, hf_api
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_HOME,
+    PREFECT_LOCAL_STORAGE_PATH,
+    temporary_settings,
+)
 
 from tests.doubles.hub import HubServer
+from tests.doubles.prefect import PrefectServer
 from tests.doubles.s3 import S3Server
 
 
@@ -98,3 +105,24 @@ def avoid_proxies(monkeypatch) -> None:
     """Reach the servers directly where a proxy is set for the rest of the world."""
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1,localhost")
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory):
+    """A real Prefect server, for all tests."""
+    with PrefectServer(tmp_path_factory.mktemp("prefect")) as server:
+        yield server
+
+
+@pytest.fixture
+def prefect_env(prefect_server, monkeypatch):
+    """Runs in this process and in child processes talk to the Prefect server of the tests."""
+    for name, value in prefect_server.environment.items():
+        monkeypatch.setenv(name, value)
+    settings = {
+        PREFECT_API_URL: prefect_server.url,
+        PREFECT_HOME: prefect_server.folder,
+        PREFECT_LOCAL_STORAGE_PATH: prefect_server.folder / "storage",
+    }
+    with temporary_settings(settings):
+        yield prefect_server

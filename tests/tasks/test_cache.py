@@ -4,7 +4,8 @@ import shutil
 
 import pytest
 from prefect import flow
-from prefect.testing.utilities import prefect_test_harness
+from tasks.load import load
+from tasks.tokenize import tokenize
 
 from tasks import cache
 from tasks.cache import INFRASTRUCTURE, ROOT, Room, code_digest, step
@@ -14,9 +15,7 @@ from tasks.evaluate import score
 from tasks.examine import examine
 from tasks.finetune import finetune
 from tasks.gate import gate
-from tasks.load import load
 from tasks.store import open_store
-from tasks.tokenize import tokenize
 
 STEPS = {item.name: item for item in (load, examine, tokenize, finetune, score, gate)}
 
@@ -176,10 +175,9 @@ class TestCodeDigest:
 
 
 class TestInPrefect:
-    @pytest.fixture(scope="class", autouse=True)
-    def server(self):
-        with prefect_test_harness(server_startup_timeout=120):
-            yield
+    @pytest.fixture(autouse=True)
+    def server(self, prefect_env):
+        pass
 
     @staticmethod
     def states(room, number=4):

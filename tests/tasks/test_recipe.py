@@ -48,10 +48,18 @@ BAD = {
     "unknown nested": ("training.epoch", 2, r"training.epoch: .* did you mean 'epochs'\?"),
     "unknown, nothing near": ("lora.zzz", 2, r"lora.zzz: unknown field; known here: r, alpha"),
     "wrong type": ("training.epochs", "many", r"training.epochs: found 'many'; .*valid integer"),
-    "below bound": ("training.epochs", 0, r"training.epochs: found 0; .*greater than or equal to 1"),
+    "below bound": (
+        "training.epochs",
+        0,
+        r"training.epochs: found 0; .*greater than or equal to 1",
+    ),
     "bad name": ("name", "My Model", r"name: found 'My Model'; "),
     "unknown choice": ("quantization", "int3", r"quantization: found 'int3'; .*'none' or 'nf4'"),
-    "shares": ("data.split", {"test": 0.6, "validation": 0.5}, r"data.split: .*sum must be below 1"),
+    "shares": (
+        "data.split",
+        {"test": 0.6, "validation": 0.5},
+        r"data.split: .*sum must be below 1",
+    ),
     "column split": ("data.split", {"by": "column"}, r"data.split: 'column' must be given"),
     "group": (
         "data.split",
