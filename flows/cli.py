@@ -116,10 +116,9 @@ def read_recipe(name: str, settings: list[str], store: str) -> Recipe:
         raise BadRecipe(
             str(path), " ".join(str(error).split()), "a YAML file", "correct it there"
         ) from None
-    for setting in settings:
-        apply_setting(data, setting)
-    if store:
-        data["store"] = store
+    if isinstance(data, dict):
+        for setting in [*settings, *([f"store={store}"] if store else [])]:
+            apply_setting(data, setting)
     return parse_recipe(data, str(path))
 
 
@@ -142,7 +141,12 @@ def apply_setting(data: dict[str, Any], setting: str) -> None:
     for parent in parents:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
-            raise BadRecipe(f"--set {setting}", f"'{parent}' is a value", "a group of fields", "")
+            raise BadRecipe(
+                f"--set {setting}",
+                f"that '{parent}' is a value",
+                "a group of fields",
+                "`burnish check RECIPE` shows all fields",
+            )
     data[last] = yaml.safe_load(value)
 
 

@@ -9,14 +9,11 @@ from __future__ import annotations
 import sys
 from typing import Literal, get_args
 
-import orjson
 from prefect import flow
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
-from tasks.load import LoadInputs, load
 from tasks.tokenize import TokenizeInputs, tokenize
 
-import flows  # noqa: F401  settles Prefect's environment before Prefect is imported
 from tasks import ledger
 from tasks.announce import announce, deliver
 from tasks.cache import Room
@@ -37,9 +34,18 @@ from tasks.evaluate import ScoreInputs, hardware_kind, score
 from tasks.examine import ExamineInputs, examine
 from tasks.finetune import FinetuneInputs, finetune
 from tasks.gate import GateInputs, gate
+from tasks.load import LoadInputs, load
 from tasks.plan import make_plan, refuse_early
-from tasks.publish import Candidate, missing_targets, open_targets, publish, publish_missing
-from tasks.report import RunReport, loss_curve, release_facts, verdict_markdown
+from tasks.publish import (
+    Candidate,
+    data_report,
+    missing_targets,
+    open_targets,
+    provenance_of,
+    publish,
+    publish_missing,
+)
+from tasks.report import RunReport, data_markdown, loss_curve, release_facts, verdict_markdown
 from tasks.sources import resolve
 from tasks.store import default_store, open_store
 
@@ -309,14 +315,13 @@ def _baseline_inputs(
             labels=trained.loaded.labels,
             **_scoring(recipe, trained),
         )
-    made_by = Recipe.model_validate(_provenance(deployed, room)["recipe"])
+    provenance = provenance_of(deployed.release, open_store(room.store))
+    made_by = Recipe.model_validate(provenance["recipe"])
     adapter = made_by.model.ship == "adapter"
     return ScoreInputs(
         kind=made_by.model.ship,
         model=deployed.release.artifact,
-        base=resolve(_provenance(deployed, room)["sources"]["model"]["pinned"], "model")
-        if adapter
-        else None,
+        base=resolve(provenance["sources"]["model"]["pinned"], "model") if adapter else None,
         quantization=made_by.quantization if adapter else "none",
         labels=(),
         **_scoring(recipe, trained),
@@ -339,20 +344,12 @@ def _baseline_name(deployed: LogEntry | None, baseline: Scored | None) -> str:
     return "untrained base" if baseline else "none"
 
 
-def _provenance(deployed: LogEntry, room: Room) -> dict:
-    folder = open_store(room.store).open(deployed.release.provenance)
-    return orjson.loads((folder / "provenance.json").read_bytes())
-
-
 def data_section(loaded: Loaded, recipe: Recipe, room: Room) -> str:
-    """The data report, as markdown, with what changed since the deployed release."""
-    from tasks.data_report import data_markdown
-
+    """The data report, with what changed since the deployed release's data."""
     store = open_store(room.store)
     deployed = ledger.deployed(store, recipe.name, recipe.announce.channel)
-    before = _provenance(deployed, room).get("data_report") if deployed else None
-    now = orjson.loads((store.open(loaded.artifact) / "report.json").read_bytes())
-    return data_markdown(now, before, loaded.warnings)
+    before = provenance_of(deployed.release, store)["data_report"] if deployed else None
+    return data_markdown(data_report(loaded, store), before)
 
 
 def _load_sentence(loaded: Loaded) -> str:

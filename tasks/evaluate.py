@@ -12,7 +12,7 @@ from typing import Literal
 from tasks.cache import Room, step
 from tasks.contracts.artifact import Artifact, Scored, Source
 from tasks.contracts.base import Contract, digest_of
-from tasks.load import TEST, write_examples
+from tasks.examples import TEST, write_examples
 from tasks.process import run_program
 from tasks.sources import fetch_folder
 from tasks.store import open_store

@@ -33,6 +33,8 @@ from tasks.contracts.verdict import Judged
 from tasks.store import Store, open_store
 from tasks.targets import Target, open_target
 
+OPTIONS = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS
+
 
 class Candidate(Contract):
     """Everything that a run has found out about the model that it wants to release."""
@@ -118,11 +120,10 @@ def make_release(candidate: Candidate, store: Store) -> Release:
     with store.scratch() as scratch:
         folder = scratch / "provenance"
         (folder / "card").mkdir(parents=True)
-        (folder / "provenance.json").write_bytes(
-            orjson.dumps(provenance(candidate), option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
-        )
+        described = provenance(candidate, store)
+        (folder / "provenance.json").write_bytes(orjson.dumps(described, option=OPTIONS))
         (folder / "card" / "README.md").write_text(model_card(candidate))
-        shutil.copy(store.open(candidate.loaded.artifact) / "seen.npy", folder)
+        shutil.copy(store.file(candidate.loaded.artifact, "seen.npy"), folder)
         artifact = store.put("provenance", folder)
     return Release(
         name=candidate.recipe.name,
@@ -134,7 +135,7 @@ def make_release(candidate: Candidate, store: Store) -> Release:
     )
 
 
-def provenance(candidate: Candidate) -> dict:
+def provenance(candidate: Candidate, store: Store) -> dict:
     """All that is needed to make the release again: recipe, data, code and library versions."""
     steps: dict[str, StepResult] = {
         "load": candidate.loaded,
@@ -163,8 +164,19 @@ def provenance(candidate: Candidate) -> dict:
             }
             for name, result in steps.items()
         },
+        "data_report": data_report(candidate.loaded, store),
         "verdict": candidate.judged.verdict.model_dump(mode="json"),
     }
+
+
+def provenance_of(release: Release, store: Store) -> dict:
+    """What `provenance` said when the release was made."""
+    return orjson.loads(store.file(release.provenance, "provenance.json").read_bytes())
+
+
+def data_report(loaded: Loaded, store: Store) -> dict:
+    """The data report that the load step made."""
+    return orjson.loads(store.file(loaded.artifact, "report.json").read_bytes())
 
 
 def release_folder(candidate: Candidate, release: Release, store: Store, folder: Path) -> Path:

@@ -195,6 +195,48 @@ def progress_sentence(line: dict[str, Any]) -> str:
     return f"step {line.get('step', 0)} of {line.get('of', '?')}: {', '.join(parts)}"
 
 
+def data_markdown(now: dict[str, Any], before: dict[str, Any] | None) -> str:
+    """The data report: rows, labels, what was dropped, what looks wrong, and what changed since
+    the deployed release.
+
+    Args:
+        now, before: `report.json` of the dataset, and of the deployed release's; None before the
+            first release.
+    """
+    labels = [
+        (label, *(f"{count:,}" for count in counts.values()))
+        for label, counts in now["labels"].items()
+    ]
+    lengths = ", ".join(f"{name} {value:,}" for name, value in now["characters"].items())
+    lines = [
+        f"- {now['rows_read']:,} rows were read, {sum(now['rows'].values()):,} are kept.",
+        f"- {now['duplicates_dropped']:,} exact duplicates were dropped.",
+        f"- {sum(now['leaks_dropped'].values()):,} examples were dropped because their inputs are "
+        "also in a split that judges.",
+        f"- {now['conflicts']['inputs']:,} inputs have more than one label.",
+        f"- {now['near_duplicates']['estimate']:,} of {now['near_duplicates']['of']:,} validation "
+        "and test examples closely resemble a training example (an estimate).",
+        f"- Characters a text: {lengths}.",
+        f"- {data_changes(now, before)}",
+        *(f"- Warning: {warning}." for warning in now["warnings"]),
+    ]
+    return "\n".join(lines) + "\n\n" + markdown_table(("label", *now["rows"]), labels)
+
+
+def data_changes(now: dict[str, Any], before: dict[str, Any] | None) -> str:
+    """In one sentence, what changed since the deployed release's data."""
+    if before is None:
+        return "Nothing is deployed yet to compare with."
+    more = sum(now["rows"].values()) - sum(before["rows"].values())
+    new = sorted(set(now["labels"]) - set(before["labels"]))
+    gone = sorted(set(before["labels"]) - set(now["labels"]))
+    return (
+        f"Since the deployed release: {more:+,} kept rows"
+        + (f"; new labels: {', '.join(new)}" if new else "; no new labels")
+        + (f"; vanished labels: {', '.join(gone)}." if gone else "; none vanished.")
+    )
+
+
 def verdict_markdown(verdict: Verdict) -> str:
     """The gate table, and every rule in words."""
     table = markdown_table(

@@ -165,7 +165,7 @@ class TestHub:
 class TestAccess:
     def test_a_wrong_token(self, hub_env, monkeypatch):
         monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-        with pytest.raises(NoAccess, match="publish.targets hf://ci/news: found access denied"):
+        with pytest.raises(NoAccess, match=r"publish\.targets hf://ci/news: found access denied"):
             HubTarget("hf://ci/news", True).check_access()
 
     def test_a_token_that_may_only_read(self, hub_env, monkeypatch):
