@@ -10,7 +10,7 @@ import sys
 from typing import Literal, get_args
 
 from prefect import flow
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed, State
 from tasks.tokenize import TokenizeInputs, tokenize
 
@@ -29,7 +29,7 @@ from tasks.contracts.artifact import (
 from tasks.contracts.base import Contract
 from tasks.contracts.recipe import Recipe
 from tasks.contracts.release import LogEntry
-from tasks.errors import BaselineMoved, BurnishError, DamagedArtifact
+from tasks.errors import BaselineMoved, BurnishError, CodeFailed, DamagedArtifact
 from tasks.evaluate import ScoreInputs, hardware_kind, score
 from tasks.examine import ExamineInputs, examine
 from tasks.finetune import FinetuneInputs, finetune
@@ -87,7 +87,7 @@ def retrain(recipe: Recipe, refresh: Refresh = "nothing") -> State:
         refresh: Do this step and all after it anew, even if nothing changed.
     """
     recipe = recipe.model_copy(update={"store": recipe.store or default_store()})
-    report = RunReport(recipe.name, flow_run.id or "", flow_run.deployment_id is not None)
+    report = RunReport(recipe.name, flow_run.id or "", deployment.id is not None)
     room = Room(
         store=recipe.store,
         run_id=flow_run.id or "",
@@ -99,6 +99,16 @@ def retrain(recipe: Recipe, refresh: Refresh = "nothing") -> State:
     except BurnishError as error:
         report.fail(error)
         return Failed(name=error.cause.capitalize(), message=str(error))
+    except Exception as error:
+        report.fail(
+            CodeFailed(
+                f"flow {flow_run.flow_name}",
+                f"{type(error).__name__}: {error}",
+                "a run that ends as planned, or with a cause that is known",
+                "this is a defect of Burnish or of a library: report it with the traceback below",
+            )
+        )
+        raise
 
 
 def run_to_verdict(recipe: Recipe, room: Room, report: RunReport) -> State:

@@ -20,11 +20,12 @@ from typing import Generic, TypeVar
 
 from prefect import task
 from prefect.cache_policies import CacheKeyFnPolicy
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 from pydantic import ValidationError
 
 from tasks.contracts.artifact import Made, StepResult
 from tasks.contracts.base import Contract, digest_of
+from tasks.errors import BurnishError
 from tasks.store import open_store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,7 +159,11 @@ class Step(Generic[Inputs, Result]):
         known = self.known(inputs, room)
         if known is not None:
             return Completed(name="Cached", data=known, message=_reused(known))
-        return self._do(inputs, room)
+        try:
+            return self._do(inputs, room)
+        except BurnishError as error:
+            # A cause that is known needs no traceback on the run's page.
+            return Failed(message=str(error), data=error)
 
 
 def step(

@@ -123,6 +123,21 @@ class Store:
             self._verified[artifact.digest] = self._fetch(artifact, self.manifest(artifact))
         return self._verified[artifact.digest]
 
+    def file(self, artifact: Artifact, path: str) -> Path:
+        """One file of an artifact, checked against its hash; the others are neither fetched nor
+        read.
+
+        Raises:
+            DamagedArtifact: It is missing or differs.
+        """
+        if artifact.digest in self._verified:
+            return self._verified[artifact.digest] / path
+        manifest = self.manifest(artifact)
+        only = tuple(entry for entry in manifest.files if entry.path == path)
+        if not only:
+            raise DamagedArtifact(artifact.kind, artifact.digest, f"no file {path}")
+        return self._fetch(artifact, manifest.model_copy(update={"files": only})) / path
+
     def _fetch(self, artifact: Artifact, manifest: Manifest) -> Path:
         home = f"{_home(artifact.kind, artifact.digest)}/files"
         local = isinstance(self.objects, FolderObjects)

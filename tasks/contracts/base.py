@@ -17,7 +17,10 @@ class Contract(BaseModel):
             and so are left out of cache keys.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    # NaN is written as a string: as null, it could not be read back as a number.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings"
+    )
 
     not_in_key: ClassVar[frozenset[str]] = frozenset()
 

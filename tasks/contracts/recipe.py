@@ -90,7 +90,10 @@ class DataRecipe(Contract):
         (), title="Columns to keep", description="Other columns to slice the evaluation by."
     )
     encoding: str = Field(
-        "utf-8", title="Encoding", description="Of text formats: utf-8, latin-1, cp1252…"
+        "utf-8",
+        title="Encoding",
+        description="Of text formats: utf-8, cp1252… Several are tried in order for each file: "
+        "'utf-8, cp1252'.",
     )
     delimiter: str = Field(
         ",", min_length=1, max_length=1, title="CSV delimiter", description="One character."
@@ -267,7 +270,7 @@ class GateRecipe(Contract):
         "with an untrained head (it must be better), and the floors.",
     )
     min_examples: int = Field(
-        100, ge=1, title="Least test examples", description="Fewer, and the gate rejects."
+        150, ge=1, title="Least test examples", description="Fewer, and the gate rejects."
     )
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 from sklearn.metrics import f1_score, precision_score, recall_score
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from tasks import paired
@@ -145,13 +146,13 @@ class TestNonInferiority:
         def test(gained, lost):
             return paired.noninferiority_p(gained, lost, 300, 0.02)
 
-        assert level(test, 300, 0.1, -0.04) < level(test, 300, 0.1, -0.02)
+        assert level(test, 300, 0.06, -0.04) < level(test, 300, 0.06, -0.02)
 
-    def test_an_equally_good_model_mostly_passes(self):
+    def test_an_equally_good_model_passes_far_more_often(self):
         def test(gained, lost):
-            return paired.noninferiority_p(gained, lost, 1000, 0.02)
+            return paired.noninferiority_p(gained, lost, 400, 0.02)
 
-        assert level(test, 600, 0.05, 0.0) > 0.6
+        assert level(test, 400, 0.05, 0.0) > 0.4
 
     def test_approaches_the_normal_approximation_on_many_examples(self):
         approximate = stats.norm.sf(paired.score_statistic(1200, 1300, 20_000, -0.01))
@@ -251,13 +252,19 @@ class TestHolm:
     def test_of_nothing_is_nothing(self):
         assert paired.holm([]).tolist() == []
 
-    @settings(max_examples=50)
-    @given(st.lists(st.integers(0, 1000).map(lambda k: k / 1000), min_size=1, max_size=8))
+    def test_agrees_with_statsmodels(self):
+        random = np.random.default_rng(2)
+        for size in (1, 2, 5, 9):
+            p_values = np.round(random.random(size) ** 3, 2)
+            expected = multipletests(p_values, method="holm")[1]
+            assert paired.holm(p_values).tolist() == pytest.approx(expected.tolist())
+
+    @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
     def test_only_ever_raises_p_values_and_no_more_than_bonferroni(self, p_values):
         adjusted = paired.holm(p_values)
         bonferroni = np.minimum(1, np.array(p_values) * len(p_values))
-        assert (adjusted >= np.array(p_values) - 1e-12).all()
-        assert (adjusted <= np.maximum(bonferroni, bonferroni.max()) + 1e-12).all()
+        assert (adjusted >= np.array(p_values)).all()
+        assert (adjusted <= max(bonferroni)).all()
         assert adjusted.min() == pytest.approx(bonferroni.min())
 
 
@@ -379,7 +386,7 @@ class TestBootstrap:
                 *answers(300, seed, (0.8, 0.8)), "f1", resamples=499
             ).p_value
             <= 0.05
-            for seed in range(400)
+            for seed in range(250)
         ]
         assert 0.01 < np.mean(passed) < 0.08
 

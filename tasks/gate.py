@@ -1,0 +1,86 @@
+"""Gate: hold the candidate against the baseline, and say in sentences what came of it."""
+
+from __future__ import annotations
+
+from tasks.cache import Room, step
+from tasks.contracts.artifact import Artifact, Scored
+from tasks.contracts.base import Contract
+from tasks.contracts.recipe import GateRecipe
+from tasks.contracts.verdict import Judged
+from tasks.store import open_store
+
+
+class GateInputs(Contract):
+    """The evidence and the rules.
+
+    Attributes:
+        candidate, baseline: What each answered to the test examples.
+        baseline_name: A release's version, `untrained base`, or `none`.
+        baseline_entry: Number of the log entry that deployed the baseline; 0 without one.
+        candidate_seen, baseline_seen: Artifacts with `seen.npy`, the inputs that each was trained
+            and validated on; None where that is unknown.
+        rules, slices: As the recipe says.
+        test_digest: The test set's identity.
+        look_number: How many verdicts it has served, this one included.
+    """
+
+    candidate: Scored
+    baseline: Scored | None
+    baseline_name: str
+    baseline_entry: int
+    candidate_seen: Artifact
+    baseline_seen: Artifact | None
+    rules: GateRecipe
+    slices: tuple[str, ...]
+    test_digest: str
+    look_number: int
+
+
+@step(
+    "gate",
+    result=Judged,
+    code=("tasks.gate", "tasks.judge"),
+    libraries=("numpy", "scipy", "statsmodels", "scikit-learn"),
+)
+def gate(inputs: GateInputs, room: Room) -> Judged:
+    """Judge the candidate by the recipe's rules. Whatever is missing or not a number rejects."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    # Loads scipy and scikit-learn: a run that is up to date needs neither.
+    from tasks.judge import Evidence, judge
+
+    store = open_store(room.store)
+
+    def scores(scored: Scored | None):
+        return scored and pq.read_table(store.file(scored.artifact, "scores.parquet"))
+
+    def seen(artifact: Artifact | None):
+        return artifact and np.load(store.file(artifact, "seen.npy"), allow_pickle=False)
+
+    candidate, baseline = inputs.candidate, inputs.baseline
+    verdict = judge(
+        Evidence(
+            candidate=scores(candidate),
+            baseline=scores(baseline),
+            candidate_labels=candidate.labels,
+            baseline_labels=baseline.labels if baseline else None,
+            candidate_seen=seen(inputs.candidate_seen),
+            baseline_seen=seen(inputs.baseline_seen),
+            latency_ms=candidate.milliseconds_per_example,
+            size_bytes=candidate.size_bytes,
+        ),
+        inputs.rules,
+        inputs.slices,
+        candidate_digest=candidate.model_digest,
+        baseline=inputs.baseline_name,
+        baseline_digest=baseline.model_digest if baseline else "",
+        baseline_entry=inputs.baseline_entry,
+        test_digest=inputs.test_digest,
+        look_number=inputs.look_number,
+    )
+    with store.scratch() as scratch:
+        out = scratch / "verdict"
+        out.mkdir()
+        (out / "verdict.json").write_text(verdict.model_dump_json(indent=1))
+        return Judged(artifact=store.put("verdict", out), verdict=verdict)

@@ -1,0 +1,450 @@
+"""Finds or makes the shards of every file of a data source.
+
+What was read before is not read again: an unchanged file is known by its digest, and a changed one
+is cut again, which costs a scan of its bytes, and only pieces that are new are parsed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tasks.cache import Room
+from tasks.contracts.artifact import Artifact, Source, SourceFile
+from tasks.contracts.recipe import DataRecipe
+from tasks.cut import (
+    Piece,
+    array_to_lines,
+    check_encoding,
+    cut_arrow,
+    cut_csv,
+    cut_files,
+    cut_lines,
+    cut_parquet,
+    too_long,
+)
+from tasks.errors import BadData, OutOfHostMemory
+from tasks.memo import Memo
+from tasks.shards import (
+    Format,
+    Job,
+    Reading,
+    arrow_schema,
+    bad_table,
+    check_table,
+    parquet_schema,
+    read_piece,
+    split_by_name,
+)
+from tasks.sources import fetch_file
+from tasks.store import open_store
+
+LIBRARIES = ("pyarrow", "orjson", "numpy")
+
+# Not of tasks.load: what is done with all rows together does not change a shard.
+_CODE = ("tasks.shards",)
+
+_FORMATS: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z")
+
+# A process pool takes a second to start: it must have more to do than that.
+_POOL_BYTES = 6 << 20
+_WAITING_BYTES = 16 << 20
+_WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Read:
+    """A shard as it was met in the source.
+
+    Attributes:
+        artifact: The shard.
+        name: Its file.
+        first: Where its piece begins there.
+        files: For text folders: the piece's files.
+    """
+
+    artifact: Artifact
+    name: str
+    first: int
+    files: tuple[SourceFile, ...] = ()
+
+    def where(self, position: int) -> str:
+        """File and row, for messages, of a position in the piece."""
+        if self.files:
+            return self.files[position].path
+        return f"{self.name}:{self.first + position + 1}"
+
+
+@dataclass
+class _Known:
+    """Shards that need not be read."""
+
+    shards: list[Read]
+
+
+@dataclass
+class _Todo:
+    """A piece that must be read, or is being read."""
+
+    job: Job
+    key: str
+    files: tuple[SourceFile, ...]
+    future: Future[list[Path]] | None = None
+
+
+@dataclass
+class _End:
+    """The end of a file that was cut: its shards can be remembered, its copy removed."""
+
+    key: str | None
+    folder: Path | None
+
+
+_Item = _Known | _Todo | _End
+
+
+def gather(
+    data: DataRecipe, source: Source, room: Room, scratch: Path
+) -> tuple[list[Read], set[str]]:
+    """The shards of a source.
+
+    Args:
+        data: How to read it.
+        source: What to read.
+        room: Where shards are kept, and whether they are to be read anew.
+        scratch: A folder that the caller removes.
+
+    Returns:
+        The shards in the source's order, and the digests of those that were read by this call.
+
+    Raises:
+        BadData, BadRecipe: The data cannot be read.
+        NotFound, NoAccess, HubFailed, StorageFailed: They cannot be fetched.
+    """
+    return _Gatherer(data, source, room, scratch).gather()
+
+
+class _Gatherer:
+    def __init__(self, data: DataRecipe, source: Source, room: Room, scratch: Path) -> None:
+        self._data, self._source, self._scratch = data, source, scratch
+        self._store = open_store(room.store)
+        self._files = Memo("file", "load", room, _CODE, LIBRARIES)
+        self._pieces = Memo("shard", "load", room, _CODE, LIBRARIES)
+        self._folders = 0
+        self._new: set[str] = set()
+        self._found: list[Read] = []
+        self._file_begins = 0
+
+    def gather(self) -> tuple[list[Read], set[str]]:
+        format = file_format(self._data, self._source)
+        plan = self._plan_folders() if format == "text-folders" else self._plan_files(format)
+        with _Pool() as pool:
+            waiting: deque[_Item] = deque()
+            for item in plan:
+                waiting.append(item)
+                if isinstance(item, _Todo):
+                    pool.add(item)
+                while pool.is_full:
+                    self._settle(waiting.popleft(), pool)
+            while waiting:
+                self._settle(waiting.popleft(), pool)
+        if not self._found:
+            raise BadData(
+                f"data.uri {self._source.uri}", "no rows", "at least one row", "add some data"
+            )
+        return self._found, self._new
+
+    def _plan_files(self, format: Format) -> Iterator[_Item]:
+        for file in self._source.files:
+            suffix = PurePosixPath(file.path).suffix.lower()
+            reading = Reading.of(self._data, format, suffix, self._split_as(file))
+            if not file.size:
+                raise BadData(file.path, "an empty file", "a file with rows", "fill or remove it")
+            yield from self._plan_file(file, reading)
+
+    def _plan_file(self, file: SourceFile, reading: Reading) -> Iterator[_Item]:
+        contents = {"digest": file.digest, "size": file.size, "limit": reading.limit}
+        key = self._files.key({**contents, "reading": reading.key_part()})
+        known = self._files.get(key)
+        if known is not None:
+            yield _Known([_read_again(entry, file.path) for entry in known["shards"]])
+            yield _End(None, None)
+            return
+        folder = self._folder()
+        path = fetch_file(file, folder)
+        if reading.format == "jsonl":
+            lines = folder / "array.jsonl"
+            path = array_to_lines(path, lines, file.path, reading.limit, reading.encoding)
+        for piece in cut_file(path, file.path, reading):
+            yield self._plan_piece(piece, reading, file.path, path)
+        yield _End(key, folder)
+
+    def _plan_piece(self, piece: Piece, reading: Reading, name: str, path: Path) -> _Item:
+        key = self._piece_key(piece, reading)
+        known = self._pieces.get(key)
+        if known is None:
+            return _Todo(Job(piece, reading, name, str(path), str(self._folder())), key, ())
+        artifacts = [Artifact.model_validate(entry["artifact"]) for entry in known["shards"]]
+        return _Known([Read(each, name, piece.first) for each in artifacts])
+
+    def _plan_folders(self) -> Iterator[_Item]:
+        """Text folders: a piece has many files, and is cut from their list alone."""
+        check_encoding(self._data.encoding)
+        limit = int(self._data.max_record_mb * 1e6)
+        by_split: dict[int, list[tuple[str, SourceFile]]] = {}
+        for label, file in labelled_files(self._source):
+            if file.size > limit:
+                raise too_long(file.path, limit)
+            by_split.setdefault(self._split_as(file), []).append((label, file))
+        for split, files in sorted(by_split.items()):
+            reading = Reading.of(self._data, "text-folders", "", split)
+            for piece in cut_files([(label, file.digest, file.size) for label, file in files]):
+                yield self._plan_texts(piece, reading, files[piece.start : piece.stop])
+
+    def _plan_texts(
+        self, piece: Piece, reading: Reading, files: list[tuple[str, SourceFile]]
+    ) -> _Item:
+        key = self._piece_key(piece, reading)
+        plain = tuple(file for _, file in files)
+        known = self._pieces.get(key)
+        if known is not None:
+            artifacts = [Artifact.model_validate(entry["artifact"]) for entry in known["shards"]]
+            return _Known([Read(each, "", piece.first, plain) for each in artifacts])
+        folder = self._folder()
+        with ThreadPoolExecutor(8) as pool:
+            paths = list(pool.map(lambda file: str(fetch_file(file, folder / "files")), plain))
+        named = tuple(
+            (label, file.path, path) for (label, file), path in zip(files, paths, strict=True)
+        )
+        return _Todo(Job(piece, reading, "", "", str(folder), named), key, plain)
+
+    def _piece_key(self, piece: Piece, reading: Reading) -> str:
+        return self._pieces.key({"piece": piece.digest, "reading": reading.key_part()})
+
+    def _split_as(self, file: SourceFile) -> int:
+        if self._data.split.by != "files":
+            return 0
+        split = split_by_name(file.path)
+        if not split:
+            raise BadData(
+                file.path,
+                "a name that says no split (data.split.by is files)",
+                "a name with train, validation or test in it, such as train.jsonl",
+                "rename the file, or set data.split.by to hash",
+            )
+        return split
+
+    def _folder(self) -> Path:
+        self._folders += 1
+        folder = self._scratch / str(self._folders)
+        folder.mkdir()
+        return folder
+
+    def _settle(self, item: _Item, pool: _Pool) -> None:
+        """Take one item to its end. Items come in the order of the plan."""
+        if isinstance(item, _Known):
+            self._found += item.shards
+        elif isinstance(item, _Todo):
+            self._found += self._keep(item, pool.result(item))
+        else:
+            self._end_file(item)
+
+    def _keep(self, todo: _Todo, folders: list[Path]) -> list[Read]:
+        artifacts = [self._store.put("shard", folder) for folder in folders]
+        entries = [{"artifact": each.model_dump(mode="json")} for each in artifacts]
+        self._pieces.put(todo.key, {"shards": entries})
+        self._new.update(each.digest for each in artifacts)
+        shutil.rmtree(todo.job.out)
+        first = todo.job.piece.first
+        return [Read(each, todo.job.name, first, todo.files) for each in artifacts]
+
+    def _end_file(self, end: _End) -> None:
+        mine = self._found[self._file_begins :]
+        self._file_begins = len(self._found)
+        if end.key is not None:
+            entries = [
+                {"artifact": each.artifact.model_dump(mode="json"), "first": each.first}
+                for each in mine
+            ]
+            self._files.put(end.key, {"shards": entries})
+        if end.folder is not None:
+            shutil.rmtree(end.folder)
+
+
+def _read_again(entry: dict[str, Any], name: str) -> Read:
+    return Read(Artifact.model_validate(entry["artifact"]), name, entry["first"])
+
+
+def file_format(data: DataRecipe, source: Source) -> Format:
+    """The one format of a source's files.
+
+    Raises:
+        BadData: They are compressed, of several formats, or of none that is known.
+    """
+    suffixes: dict[str, str] = {}
+    for file in source.files:
+        suffixes.setdefault(PurePosixPath(file.path).suffix.lower(), file.path)
+    for suffix in _COMPRESSED:
+        if suffix in suffixes:
+            raise BadData(
+                suffixes[suffix],
+                f"a compressed file ({suffix})",
+                "plain files",
+                "decompress it; Parquet is compressed in itself",
+            )
+    if data.format != "auto":
+        return data.format
+    formats: dict[str, str] = {}
+    for suffix, path in sorted(suffixes.items()):
+        if suffix not in _FORMATS:
+            raise BadData(
+                path,
+                f"a file of unknown format ({suffix or 'no extension'})",
+                f"one of {', '.join(_FORMATS)}",
+                "set data.format: text-folders for one text a file, in folders named by label"
+                if suffix in (".txt", "")
+                else "set data.format, or name the data files by a glob",
+            )
+        formats.setdefault(_FORMATS[suffix], path)
+    if len(formats) > 1:
+        listed = ", ".join(f"{format} ({path})" for format, path in formats.items())
+        raise BadData(
+            f"data.uri {source.uri}",
+            f"files of several formats: {listed}",
+            "one format",
+            "name the files of one format by a glob, such as folder/*.jsonl",
+        )
+    return _FORMATS[next(iter(suffixes))]
+
+
+def labelled_files(source: Source) -> list[tuple[str, SourceFile]]:
+    """The files of text folders with their labels, sorted by label and content.
+
+    Not by name: a file that is renamed in its folder is the same example.
+
+    Raises:
+        BadData: A file lies in no folder.
+    """
+    found = []
+    for file in source.files:
+        label = PurePosixPath(file.path).parent.name
+        if not label:
+            raise BadData(
+                file.path,
+                "a text file in no folder",
+                "one folder per label, with the texts in it",
+                "set data.uri to the folder that holds the labels' folders",
+            )
+        found.append((label, file))
+    return sorted(found, key=lambda item: (item[0], item[1].digest, item[1].path))
+
+
+def cut_file(path: Path, name: str, reading: Reading) -> Iterator[Piece]:
+    """Cut one file of any format but text folders.
+
+    Raises:
+        BadData: It is no such file, or lacks a column.
+    """
+    import pyarrow as pa
+
+    if reading.format == "jsonl":
+        yield from cut_lines(path, name, reading.limit, reading.encoding)
+    elif reading.format == "csv":
+        yield from cut_csv(path, name, reading.limit, reading.encoding)
+    else:
+        parquet = reading.format == "parquet"
+        try:
+            schema = parquet_schema(path) if parquet else arrow_schema(path)
+            salt = check_table(schema, reading, name)
+            columns = tuple(each for each in reading.columns if each in schema.names)
+            yield from (cut_parquet if parquet else cut_arrow)(path, columns, salt)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise bad_table(name, error) from None
+
+
+class _Pool:
+    """Reads pieces: in this process while there are few, else in processes of their own."""
+
+    def __init__(self) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+        self._held: list[_Todo] = []
+        self._bytes = 0
+
+    def __enter__(self) -> _Pool:
+        return self
+
+    def add(self, todo: _Todo) -> None:
+        """Take a piece on; it may start at once."""
+        self._bytes += todo.job.piece.size
+        self._held.append(todo)
+        if self._pool is None and self._bytes >= _POOL_BYTES:
+            self._pool = ProcessPoolExecutor(
+                _WORKERS,
+                mp_context=get_context("spawn"),
+                initializer=_end_with,
+                initargs=(os.getpid(),),
+            )
+        if self._pool is not None:
+            for each in self._held:
+                each.future = self._pool.submit(read_piece, each.job)
+            self._held.clear()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much is under way that results should be taken first."""
+        return self._bytes >= _WAITING_BYTES
+
+    def result(self, todo: _Todo) -> list[Path]:
+        """The shards of a piece.
+
+        Raises:
+            BadData: As `read_piece`.
+            OutOfHostMemory: Its process was killed.
+        """
+        self._bytes -= todo.job.piece.size
+        if todo.future is None:
+            self._held.remove(todo)
+            return read_piece(todo.job)
+        try:
+            return todo.future.result()
+        except BrokenProcessPool:
+            raise OutOfHostMemory(
+                f"reading {todo.job.name}",
+                "a reading process that was killed, probably for want of memory",
+                "to read the data",
+                "give the worker more memory",
+            ) from None
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def _end_with(parent: int) -> None:
+    """In a reading process: end when the parent does, even if that was killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,252 @@
+"""The program's side of the protocol between the flow and its programs.
+
+A program gets one job file, and says what happens as JSON lines on its standard output:
+
+    {"event": "progress", ...facts}
+    {"event": "result", "result": {...}}
+    {"event": "error", "error": {BurnishError.to_json()}}
+
+Everything else that it or a library prints goes to standard error. It ends when its standard
+input ends, for then its parent is gone, and an orphan would hold the GPU. `tasks.process` is the
+parent's side. Importing this module imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from tasks.errors import (
+    BurnishError,
+    CodeFailed,
+    OutOfDeviceMemory,
+    OutOfHostMemory,
+    Preempted,
+    StorageFailed,
+)
+
+PARENT_GONE = 75
+"""Exit status of a program whose parent went away."""
+
+_SECONDS_BETWEEN_PROGRESS = 0.5
+_SECONDS_BETWEEN_PARENT_CHECKS = 5.0
+
+
+class Reporter:
+    """What a program says to its parent.
+
+    Attributes:
+        stopping: Whether the program was asked to stop. Only set for a program that runs with
+            `graceful=True`; others are interrupted.
+    """
+
+    def __init__(self, stream: int) -> None:
+        self.stopping = False
+        self._stream = stream
+        self._lock = threading.Lock()
+        self._last = -_SECONDS_BETWEEN_PROGRESS
+
+    def progress(self, *, always: bool = False, **facts: Any) -> bool:
+        """Say how far the work is.
+
+        Args:
+            always: Send it even if the last one was sent less than half a second ago.
+            **facts: JSON values; NumPy scalars are converted, NaN becomes null.
+
+        Returns:
+            Whether it was sent.
+        """
+        now = time.monotonic()
+        if not always and now - self._last < _SECONDS_BETWEEN_PROGRESS:
+            return False
+        self._last = now
+        self.send({"event": "progress", **facts})
+        return True
+
+    def check_stop(self) -> None:
+        """Leave, where there is nothing worth saving.
+
+        Raises:
+            Preempted: When the program was asked to stop.
+        """
+        if self.stopping:
+            raise preempted()
+
+    def send(self, line: dict[str, Any]) -> None:
+        """Write one line, whole, whichever thread asks for it."""
+        data = orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n"
+        with self._lock:
+            while data:
+                data = data[os.write(self._stream, data) :]
+
+
+def preempted(saved: str = "nothing was saved") -> Preempted:
+    """The error of a program that was asked to stop.
+
+    Args:
+        saved: What it leaves behind.
+    """
+    return Preempted(
+        "program",
+        f"a request to stop (SIGTERM); {saved}",
+        "to run to its end",
+        "start the run again: it goes on from what was saved",
+    )
+
+
+def run(main: Callable[[dict[str, Any], Reporter], dict[str, Any]], graceful: bool = False) -> None:
+    """Run a program: read its job, do it, report, and exit. Never returns.
+
+    The exit status is 0 after a result, 1 after an error, `PARENT_GONE` when the parent went away.
+
+    Args:
+        main: Takes the job and a reporter, returns the result.
+        graceful: On SIGTERM, only set `Reporter.stopping`, so that `main` can save its work and
+            then raise `Preempted`. Otherwise `Preempted` is raised where the program stands.
+    """
+    if len(sys.argv) != 2:
+        print("usage: python -m tasks.programs.NAME JOB.json", file=sys.stderr)
+        os._exit(2)
+    reporter = Reporter(_claim_stdout())
+    _watch_parent(_claim_stdin())
+    _handle_signals(reporter, graceful)
+    status = 0
+    try:
+        job = orjson.loads(Path(sys.argv[1]).read_bytes())
+        reporter.send({"event": "result", "result": main(job, reporter)})
+    except BaseException as problem:
+        _ignore_signals()
+        traceback.print_exc()
+        reporter.send({"event": "error", "error": describe(problem).to_json()})
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: what was said must stand, even if a library fails or hangs while it unloads.
+    os._exit(status)
+
+
+def describe(problem: BaseException) -> BurnishError:
+    """The typed error for whatever was raised."""
+    for error in _chain(problem):
+        typed = _typed(error)
+        if typed is not None:
+            return typed
+    return CodeFailed(
+        _origin(problem),
+        traceback.format_exception_only(problem)[-1].strip(),
+        "no error",
+        "this is a defect of the program or of a library: report it with the log",
+    )
+
+
+def _chain(problem: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while problem is not None and id(problem) not in seen:
+        seen.add(id(problem))
+        yield problem
+        problem = problem.__cause__
+
+
+def _typed(error: BaseException) -> BurnishError | None:
+    if isinstance(error, BurnishError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return preempted()
+    text = str(error)
+    # Asked of the loaded module only: a program without torch must not load it for its error.
+    torch = sys.modules.get("torch")
+    if (torch and isinstance(error, torch.OutOfMemoryError)) or "CUDA error: out of memory" in text:
+        return OutOfDeviceMemory(
+            "training.batch_size",
+            text.splitlines()[0] if text else "no free device memory",
+            "batches that fit into the accelerator's memory",
+            "lower the batch size or training.max_length, or set quantization: nf4",
+        )
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate" in text:
+        return OutOfHostMemory(
+            "host memory",
+            text.splitlines()[0] if text else "no free memory",
+            "enough memory for the model and its batches",
+            "give the worker more memory, or lower the batch size or training.max_length",
+        )
+    # Rust and C++ libraries raise errors of their own, and leave the errno in the text only.
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
+        return StorageFailed(
+            str(getattr(error, "filename", None) or "disk"),
+            "no disk space",
+            "room for checkpoints and the model",
+            "free space on the worker's disk, or move its scratch folder",
+        )
+    return None
+
+
+def _origin(problem: BaseException) -> str:
+    frames = traceback.extract_tb(problem.__traceback__)
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "program"
+
+
+def _claim_stdout() -> int:
+    sys.stdout.flush()
+    stream = os.dup(1)
+    os.dup2(2, 1)
+    return stream
+
+
+def _claim_stdin() -> int:
+    stream = os.dup(0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return stream
+
+
+def _watch_parent(stdin: int) -> None:
+    parent = os.getppid()
+
+    def watch() -> None:
+        while True:
+            # A process forked by the parent may hold the pipe open: its id tells as well.
+            ready, _, _ = select.select([stdin], [], [], _SECONDS_BETWEEN_PARENT_CHECKS)
+            if (ready and not _read(stdin)) or os.getppid() != parent:
+                with contextlib.suppress(OSError):
+                    os.write(2, b"the parent process is gone: this program ends\n")
+                os._exit(PARENT_GONE)
+
+    threading.Thread(target=watch, name="watch-parent", daemon=True).start()
+
+
+def _read(stream: int) -> bytes:
+    try:
+        return os.read(stream, 4096)
+    except OSError:
+        return b""
+
+
+def _handle_signals(reporter: Reporter, graceful: bool) -> None:
+    def stop(number: int, frame: Any) -> None:
+        if graceful:
+            reporter.stopping = True
+        else:
+            _ignore_signals()
+            raise preempted()
+
+    signal.signal(signal.SIGTERM, stop)
+    # Ctrl-C reaches the whole process group: the parent decides, and sends SIGTERM.
+    signal.signal(signal.SIGINT, stop)
+
+
+def _ignore_signals() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,378 @@
+"""How often the gate errs, and how often it sees what is there: `python -m` this module.
+
+Outcomes of two different models are drawn from the true multinomial of (both right, gained, lost,
+both wrong) and judged 1,000 times a condition. Claims on accuracy call the functions that
+`judging.judge` calls, `paired.superiority_p` and `paired.noninferiority_p`; the first trials of every
+condition also go through `judge` itself, which must agree. Slices go through `judge` in every
+trial. Where the sum over all outcomes is affordable, the exact rate stands beside the simulated
+one. Macro F1 is compared by `paired.bootstrap_difference`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from scipy import stats
+
+from tasks import judge as judging
+from tasks import paired
+from tasks.contracts.recipe import GateRecipe
+from tasks.contracts.verdict import Verdict
+
+SEED = 20_240
+TRIALS = 1_000
+THROUGH_JUDGE = 20
+ALPHA = 0.05
+# 5% and twice its standard error in 1,000 trials, less a little.
+LEVEL_GOAL = 0.061
+ACCURACY = 0.8
+DISCORDANCES = (0.05, 0.1, 0.2, 0.25)
+SIZES = (300, 2000)
+RESULTS = Path(__file__).parent / "results"
+Test = Callable[[int, int], float]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One condition.
+
+    Attributes:
+        check: What was asked.
+        examples, discordance, difference: The truth that was drawn from.
+        margin: Of the rule, where it has one.
+        trials, seed: So many, from this seed.
+        through_judge: Trials that went through `judge`.
+        rate: Share of trials in which the event happened (promoted; for slices: vetoed).
+        exact: The same by summing over all outcomes; None where it was not computed.
+        goal: What the rate must be.
+        reached: Whether it is.
+    """
+
+    check: str
+    examples: int
+    discordance: float
+    difference: float
+    margin: float | None
+    trials: int
+    seed: int
+    through_judge: int
+    rate: float
+    exact: float | None
+    goal: str
+    reached: bool
+
+
+def main() -> None:
+    """Run every condition, print it, and write JSON and a table."""
+    started = time.monotonic()
+    results = []
+    for check in (equal, worse, gains, slices, macro_f1):
+        for result in check():
+            results.append(result)
+            print(f"{time.monotonic() - started:6.0f} s  {_row(result)}", flush=True)
+    report = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "seed": SEED,
+        "trials": TRIALS,
+        "alpha": ALPHA,
+        "baseline_accuracy": ACCURACY,
+        "path": __doc__,
+        "skipped": [],
+        "skipped_why": "A condition would be impossible where the margin exceeds the discordance; "
+        "none does. Where they are equal (5% and 0.05) no pair is gained and all are lost.",
+        "all_reached": all(result.reached for result in results),
+        "results": [asdict(result) for result in results],
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "gate_simulation.json").write_text(json.dumps(report, indent=1) + "\n")
+    (RESULTS / "gate_simulation.md").write_text(_table(report, results))
+
+
+# Claims on accuracy
+
+
+def equal() -> list[Result]:
+    """Equally good models, claimed to be better."""
+    return [
+        _claim("equal models pass 'better'", n, discordance, 0.0, None, f"<= {LEVEL_GOAL}")
+        for n in SIZES
+        for discordance in DISCORDANCES
+    ]
+
+
+def worse() -> list[Result]:
+    """A model that is worse by the margin, claimed not to be."""
+    return [
+        _claim("worse by the margin passes", n, discordance, -margin, margin, f"<= {LEVEL_GOAL}")
+        for n in SIZES
+        for margin in (0.02, 0.05)
+        for discordance in DISCORDANCES
+        if margin <= discordance
+    ]
+
+
+def gains() -> list[Result]:
+    """A model that is truly better, claimed to be."""
+    return [
+        _claim("a true gain passes 'better'", 2000, discordance, gain, None, ">= 0.8")
+        for discordance, gain in ((0.1, 0.02), (0.25, 0.03))
+    ]
+
+
+def _claim(
+    check: str, n: int, discordance: float, difference: float, margin: float | None, goal: str
+) -> Result:
+    seed = _seed(check, n, discordance, margin)
+    draws = _draw(np.random.default_rng(seed), n, discordance, difference, TRIALS)
+    rules = GateRecipe(claim="better") if margin is None else GateRecipe(margin=margin)
+    test = _test(n, margin)
+    passed = [test(int(gained), int(lost)) <= ALPHA for _, gained, lost, _ in draws]
+    for counts, by_function in zip(draws[:THROUGH_JUDGE], passed, strict=False):
+        by_judge = _judge(_evidence(counts), rules, ()).outcome == "promoted"
+        if by_judge != by_function:
+            raise RuntimeError(f"judge and {check} disagree on {counts.tolist()}")
+    affordable = margin is None or n <= 300
+    exact = _exact(test, n, discordance, difference) if affordable else None
+    rate = float(np.mean(passed))
+    return Result(
+        check,
+        n,
+        discordance,
+        difference,
+        margin,
+        TRIALS,
+        seed,
+        THROUGH_JUDGE,
+        rate,
+        exact,
+        goal,
+        _reached(rate, goal),
+    )
+
+
+@functools.cache
+def _test(n: int, margin: float | None) -> Test:
+    if margin is None:
+        return functools.cache(paired.superiority_p)
+    return functools.cache(lambda gained, lost: paired.noninferiority_p(gained, lost, n, margin))
+
+
+def _exact(test: Test, n: int, discordance: float, difference: float) -> float:
+    """P(test <= alpha), summed over discordant pairs; more gains among them are more extreme."""
+    total, share = 0.0, (discordance + difference) / (2 * discordance)
+    for pairs in range(n + 1):
+        weight = stats.binom.pmf(pairs, n, discordance)
+        if weight < 1e-10:
+            continue
+        low, high = 0, pairs + 1
+        while low < high:
+            middle = (low + high) // 2
+            if test(middle, pairs - middle) <= ALPHA:
+                high = middle
+            else:
+                low = middle + 1
+        total += weight * stats.binom.sf(low - 1, pairs, share)
+    return round(float(total), 5)
+
+
+# Slices
+
+
+def slices() -> list[Result]:
+    """Five slices of 200 examples each, in none of which the candidate is truly worse."""
+    check, goal, found = "five harmless slices veto", "<= 0.05", []
+    names = np.repeat([f"g{i}" for i in range(5)], 200)
+    for discordance in DISCORDANCES:
+        seed = _seed(check, 1000, discordance, None)
+        draws = _draw(np.random.default_rng(seed), 200, discordance, 0.0, TRIALS * 5)
+        vetoed = []
+        for counts in draws.reshape(TRIALS, 5, 4):
+            verdict = _judge(_evidence(*counts, group=names), GateRecipe(), ("group",))
+            harms = [rule for rule in verdict.rules if rule.rule == "no harm"]
+            vetoed.append(any(rule.vetoes and not rule.passed for rule in harms))
+        rate = float(np.mean(vetoed))
+        found.append(
+            Result(
+                check,
+                1000,
+                discordance,
+                0.0,
+                None,
+                TRIALS,
+                seed,
+                TRIALS,
+                rate,
+                None,
+                goal,
+                _reached(rate, goal),
+            )
+        )
+    return found
+
+
+# Macro F1
+
+
+def macro_f1() -> list[Result]:
+    """Macro F1 of four balanced labels, by the bootstrap with 999 resamples."""
+    return [
+        _bootstrap("macro F1: " + check, 300, discordance, -margin, margin)
+        for check, margin in (("equal models pass 'better'", 0.0), ("worse by the margin", 0.02))
+        for discordance in DISCORDANCES
+    ]
+
+
+def _bootstrap(check: str, n: int, discordance: float, difference: float, margin: float) -> Result:
+    seed = _seed(check, n, discordance, margin)
+    random = np.random.default_rng(seed)
+    labels, passed, goal = np.array(list("abcd")), [], f"<= {LEVEL_GOAL}"
+    for counts in _draw(random, n, discordance, difference, TRIALS):
+        ours, theirs = _outcomes(counts)
+        truth = random.integers(0, 4, n)
+        answers = [
+            labels[np.where(right, truth, (truth + random.integers(1, 4, n)) % 4)]
+            for right in (ours, theirs)
+        ]
+        comparison = paired.bootstrap_difference(
+            labels[truth], *answers, "f1", null=-margin, resamples=999
+        )
+        passed.append(comparison.p_value <= ALPHA)
+    rate = float(np.mean(passed))
+    return Result(
+        check,
+        n,
+        discordance,
+        difference,
+        margin or None,
+        TRIALS,
+        seed,
+        0,
+        rate,
+        None,
+        goal,
+        _reached(rate, goal),
+    )
+
+
+# Drawing and judging
+
+
+def _seed(check: str, n: int, discordance: float, margin: float | None) -> int:
+    words = [SEED, *check.encode(), n, round(discordance * 1000), round((margin or 0) * 1000)]
+    return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+
+def _draw(
+    random: np.random.Generator, n: int, discordance: float, difference: float, trials: int
+) -> np.ndarray:
+    """Counts of (both right, gained, lost, both wrong), shape (trials, 4)."""
+    gained, lost = (discordance + difference) / 2, (discordance - difference) / 2
+    shares = [ACCURACY - lost, gained, lost, 1 - ACCURACY - gained]
+    return random.multinomial(n, np.maximum(shares, 0.0), size=trials)
+
+
+def _outcomes(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return (
+        np.repeat([True, True, False, False], counts),
+        np.repeat([True, False, True, False], counts),
+    )
+
+
+def _evidence(*counts: np.ndarray, group: np.ndarray | None = None) -> judging.Evidence:
+    ours, theirs = (np.concatenate(part) for part in zip(*map(_outcomes, counts), strict=True))
+    return judging.Evidence(
+        candidate=_answers(ours, group),
+        baseline=_answers(theirs, None),
+        candidate_labels=("a", "b"),
+        baseline_labels=("a", "b"),
+        candidate_seen=None,
+        baseline_seen=None,
+        latency_ms=None,
+        size_bytes=1,
+    )
+
+
+def _answers(right: np.ndarray, group: np.ndarray | None) -> pa.Table:
+    rows = np.arange(len(right))
+    columns = {
+        "hash_hi": rows.astype(np.uint64),
+        "hash_lo": rows.astype(np.uint64),
+        "label": np.full(len(right), "a"),
+        "predicted": np.where(right, "a", "b"),
+        "correct": right,
+        "loss": np.where(right, 0.1, 2.0),
+        "length": rows.astype(np.int32),
+    }
+    if group is not None:
+        columns["group"] = group
+    return pa.table({name: pa.array(values) for name, values in columns.items()})
+
+
+def _judge(evidence: judging.Evidence, rules: GateRecipe, slices: tuple[str, ...]) -> Verdict:
+    return judging.judge(
+        evidence,
+        rules,
+        slices,
+        candidate_digest="c",
+        baseline="simulated",
+        baseline_digest="b",
+        baseline_entry=1,
+        test_digest="t",
+        look_number=1,
+    )
+
+
+def _reached(rate: float, goal: str) -> bool:
+    relation, bound = goal.split()
+    return rate <= float(bound) if relation == "<=" else rate >= float(bound)
+
+
+# The table
+
+
+def _row(result: Result) -> str:
+    cells = (
+        result.check,
+        result.examples,
+        f"{result.discordance:.0%}",
+        f"{result.difference:+.2f}" if result.difference else "0",
+        "" if result.margin is None else result.margin,
+        f"{result.rate:.3f} ± {1.96 * math.sqrt(result.rate * (1 - result.rate) / TRIALS):.3f}",
+        "" if result.exact is None else f"{result.exact:.3f}",
+        result.goal,
+        "yes" if result.reached else "NO",
+    )
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _table(report: dict, results: list[Result]) -> str:
+    head = "| event | n | discordance | true difference | margin | rate | exact | goal | reached |"
+    return "\n".join(
+        [
+            "# How often the gate errs",
+            "",
+            f"{TRIALS} trials a condition, seed {SEED}, one-sided alpha {ALPHA}, "
+            f"{report['date']}. Made by `python -m tests.benchmarks.gate_simulation`, which says "
+            "what was called.",
+            "",
+            head,
+            "|---" * 9 + "|",
+            *map(_row, results),
+            "",
+            report["skipped_why"],
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

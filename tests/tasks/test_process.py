@@ -1,0 +1,234 @@
+"""Programs in processes of their own: what comes back, and what a bad end is called."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from tasks.errors import (
+    BadData,
+    CodeFailed,
+    OutOfHostMemory,
+    Preempted,
+    TimedOut,
+)
+from tasks.process import ROOT, child_environment, run_program
+
+HEADER = "import os, signal, sys, time\nfrom tasks.programs.protocol import run\n"
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """Makes a program of the body of its main function, and runs it."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def run(body, job=None, graceful=False, **options):
+        indented = textwrap.indent(textwrap.dedent(body).strip(), "    ")
+        source = f"{HEADER}def main(job, reporter):\n{indented}\nrun(main, graceful={graceful})\n"
+        (tmp_path / "made_up_program.py").write_text(source)
+        return run_program("made_up_program", job or {}, scratch=tmp_path / "scratch", **options)
+
+    return run
+
+
+def gone(pid, seconds=10.0):
+    """Whether a process ends within some seconds."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+class TestAProgramThatSucceeds:
+    def test_gets_its_job_and_returns_its_result(self, program):
+        assert program("return {'twice': 2 * job['n']}", {"n": 21}) == {"twice": 42}
+
+    def test_tells_its_progress_in_order_and_as_it_comes(self, program):
+        seen = []
+        body = """
+            for step in range(3):
+                reporter.progress(always=True, step=step)
+                time.sleep(0.3)
+            return {}
+        """
+        program(body, on_progress=lambda facts: seen.append((time.monotonic(), facts)))
+        assert [facts for _, facts in seen] == [{"step": 0}, {"step": 1}, {"step": 2}]
+        assert seen[-1][0] - seen[0][0] > 0.3
+
+    def test_may_print_without_breaking_the_protocol(self, program):
+        body = """
+            print("a library says hello")
+            os.write(1, b'{"event": "result", "result": {"forged": true}}')
+            os.system("echo so does a command")
+            return {"honest": True}
+        """
+        assert program(body) == {"honest": True}
+
+    def test_may_say_much_at_once(self, program):
+        assert len(program("return {'text': 'x' * 3_000_000}")["text"]) == 3_000_000
+
+
+class TestAProgramThatFails:
+    def test_raises_its_own_typed_error(self, program):
+        body = """
+            from tasks.errors import BadData
+            raise BadData("row 3", "no label", "a label", "add one")
+        """
+        with pytest.raises(BadData) as caught:
+            program(body)
+        assert (caught.value.where, caught.value.fix) == ("row 3", "add one")
+
+    def test_by_a_defect_is_told_with_the_end_of_its_log(self, program):
+        with pytest.raises(CodeFailed) as caught:
+            program("print('about to fail'); return 1 / 0")
+        assert "ZeroDivisionError: division by zero" in caught.value.found
+        assert "about to fail" in caught.value.found
+
+    def test_without_a_word_is_told_with_its_exit_status(self, program):
+        with pytest.raises(CodeFailed, match="exit status 3 and no result"):
+            program("os._exit(3)")
+
+    def test_by_a_crash_is_told_with_the_signal(self, program):
+        with pytest.raises(CodeFailed, match="SIGSEGV"):
+            program("os.kill(os.getpid(), signal.SIGSEGV)")
+
+    def test_killed_by_sigkill_ran_out_of_memory(self, program):
+        with pytest.raises(OutOfHostMemory, match="memory runs out"):
+            program("os.kill(os.getpid(), signal.SIGKILL)")
+
+    def test_told_to_stop_was_preempted(self, program):
+        with pytest.raises(Preempted):
+            program("os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)")
+
+    def test_killed_by_sigterm_before_it_could_answer_was_preempted(self, program):
+        body = """
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+        """
+        with pytest.raises(Preempted):
+            program(body)
+
+    def test_may_save_its_work_when_it_is_told_to_stop(self, program):
+        body = """
+            from tasks.programs.protocol import preempted
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not reporter.stopping:
+                time.sleep(0.01)
+            raise preempted("a checkpoint was saved")
+        """
+        with pytest.raises(Preempted, match="a checkpoint was saved"):
+            program(body, graceful=True)
+
+
+class TestTheTimeLimit:
+    def test_names_the_field_that_sets_it(self, program):
+        with pytest.raises(TimedOut) as caught:
+            program("time.sleep(60)", time_limit=1.0, limit_name="training.time_limit_minutes")
+        assert caught.value.where == "training.time_limit_minutes"
+
+    def test_kills_a_program_that_will_not_stop(self, program, tmp_path):
+        body = """
+            open(job["pid"], "w").write(str(os.getpid()))
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(60)
+        """
+        pid = tmp_path / "pid"
+        began = time.monotonic()
+        with pytest.raises(TimedOut):
+            program(body, {"pid": str(pid)}, time_limit=1.5, grace=0.5)
+        assert time.monotonic() - began < 20
+        assert gone(int(pid.read_text()), 0.5)
+
+
+class TestTheParent:
+    def test_ends_the_program_when_it_is_interrupted(self, program):
+        pids = []
+
+        def interrupt(facts):
+            pids.append(facts["pid"])
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            program(
+                "reporter.progress(pid=os.getpid()); time.sleep(60); return {}",
+                on_progress=interrupt,
+            )
+        assert gone(pids[0], 0.5)
+
+    def test_takes_the_program_with_it_when_it_is_killed(self, tmp_path):
+        (tmp_path / "sleeper.py").write_text(
+            f"{HEADER}def main(job, reporter):\n"
+            "    open(job['pid'], 'w').write(str(os.getpid()))\n"
+            "    time.sleep(60)\n"
+            "run(main)\n"
+        )
+        parent = (
+            "from pathlib import Path; from tasks.process import run_program; "
+            f"run_program('sleeper', {{'pid': {str(tmp_path / 'pid')!r}}}, "
+            f"scratch=Path({str(tmp_path)!r}))"
+        )
+        paths = os.pathsep.join([str(ROOT), str(tmp_path)])
+        process = subprocess.Popen(
+            [sys.executable, "-c", parent], env=os.environ | {"PYTHONPATH": paths}
+        )
+        until = time.monotonic() + 30
+        while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+        assert gone(int((tmp_path / "pid").read_text()))
+
+    def test_loads_no_torch(self):
+        code = (
+            "import sys, tasks.process, tasks.programs.protocol; sys.exit('torch' in sys.modules)"
+        )
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
+
+    def test_leaves_the_program_in_its_process_group(self, program):
+        assert program("return {'group': os.getpgrp()}") == {"group": os.getpgrp()}
+
+    def test_accepts_a_working_folder_that_shadows_modules(self, program, tmp_path, monkeypatch):
+        (tmp_path / "here").mkdir()
+        (tmp_path / "here" / "tokenize.py").write_text("raise SystemExit('shadowed')")
+        monkeypatch.chdir(tmp_path / "here")
+        assert program("return {'here': os.getcwd()}") == {"here": str(tmp_path / "here")}
+
+
+class TestTheEnvironment:
+    def test_holds_no_credentials(self, program, monkeypatch):
+        secrets = {
+            "HF_TOKEN": "a",
+            "HF_TOKEN_PATH": "a",
+            "HUGGING_FACE_HUB_TOKEN": "a",
+            "AWS_ACCESS_KEY_ID": "a",
+            "AWS_PROFILE": "a",
+            "PREFECT_API_KEY": "a",
+            "PREFECT_API_URL": "a",
+            "my_password": "a",
+            "WebhookSecret": "a",
+            "OPENAI_API_KEY": "a",
+            "GOOGLE_APPLICATION_CREDENTIALS": "a",
+        }
+        for name, value in secrets.items():
+            monkeypatch.setenv(name, value)
+        seen = program("return dict(os.environ)")
+        assert not set(secrets) & set(seen)
+
+    def test_keeps_the_rest(self, monkeypatch):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+        assert child_environment()["CUDA_VISIBLE_DEVICES"] == "1"
+
+    def test_is_offline_and_does_not_spin(self):
+        found = child_environment()
+        assert found["OMP_WAIT_POLICY"] == "PASSIVE"
+        assert found["HF_HUB_OFFLINE"] == found["HF_DATASETS_OFFLINE"] == "1"
+        assert found["DO_NOT_TRACK"] == "1"
