@@ -424,7 +424,8 @@ def _group_digest(group, columns: tuple[str, ...], raw: io.BufferedReader) -> tu
     hashed, size = hashlib.sha256(b"%d" % group.num_rows), 0
     for number in range(group.num_columns):
         chunk = group.column(number)
-        if chunk.path_in_schema.partition(".")[0] not in columns:
+        # A column may have parts (a struct's), and a dot in its own name.
+        if not f"{chunk.path_in_schema}.".startswith(tuple(f"{name}." for name in columns)):
             continue
         start = chunk.dictionary_page_offset or chunk.data_page_offset
         raw.seek(min(start, chunk.data_page_offset))

@@ -11,9 +11,10 @@ import orjson
 
 from tasks.cache import Room
 from tasks.contracts.artifact import Artifact
+from tasks.splits import TEST, TRAIN, VALIDATION
 from tasks.store import Store, open_store
 
-TRAIN, VALIDATION, TEST = 1, 2, 3
+__all__ = ["TEST", "TRAIN", "VALIDATION", "dataset_shards", "read_split", "write_examples"]
 
 _ROWS_AT_ONCE = 50_000
 _NOT_SHOWN = ("raw", "split")

@@ -6,6 +6,7 @@ is cut again, which costs a scan of its bytes, and only pieces that are new are 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import threading
@@ -34,8 +35,8 @@ from tasks.cut import (
     too_long,
 )
 from tasks.errors import BadData, OutOfHostMemory
-from tasks.memo import Memo
-from tasks.shards import (
+from tasks.memo import Memo, run_logger
+from tasks.readers import (
     Format,
     Job,
     Reading,
@@ -43,10 +44,10 @@ from tasks.shards import (
     bad_table,
     check_table,
     parquet_schema,
-    read_piece,
-    split_by_name,
 )
+from tasks.shards import read_piece
 from tasks.sources import fetch_file
+from tasks.splits import split_by_name
 from tasks.store import open_store
 
 LIBRARIES = ("pyarrow", "orjson", "numpy")
@@ -65,8 +66,8 @@ _FORMATS: dict[str, Format] = {
 }
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z")
 
-# A process pool takes a second to start: it must have more to do than that.
-_POOL_BYTES = 6 << 20
+# Processes take one or two seconds to start, in which 100,000 short texts can be read without.
+_POOL_BYTES = 24 << 20
 _WAITING_BYTES = 16 << 20
 _WORKERS = 2
 
@@ -382,21 +383,21 @@ def cut_file(path: Path, name: str, reading: Reading) -> Iterator[Piece]:
 
 
 class _Pool:
-    """Reads pieces: in this process while there are few, else in processes of their own."""
+    """Reads pieces: the first ones in this process, then in processes of their own."""
 
     def __init__(self) -> None:
         self._pool: ProcessPoolExecutor | None = None
-        self._held: list[_Todo] = []
-        self._bytes = 0
+        self._seen = self._waiting = 0
+        self._works = False
 
     def __enter__(self) -> _Pool:
         return self
 
     def add(self, todo: _Todo) -> None:
         """Take a piece on; it may start at once."""
-        self._bytes += todo.job.piece.size
-        self._held.append(todo)
-        if self._pool is None and self._bytes >= _POOL_BYTES:
+        self._seen += todo.job.piece.size
+        self._waiting += todo.job.piece.size
+        if self._pool is None and self._seen >= _POOL_BYTES:
             self._pool = ProcessPoolExecutor(
                 _WORKERS,
                 mp_context=get_context("spawn"),
@@ -404,14 +405,13 @@ class _Pool:
                 initargs=(os.getpid(),),
             )
         if self._pool is not None:
-            for each in self._held:
-                each.future = self._pool.submit(read_piece, each.job)
-            self._held.clear()
+            with contextlib.suppress(BrokenProcessPool):
+                todo.future = self._pool.submit(read_piece, todo.job)
 
     @property
     def is_full(self) -> bool:
         """Whether so much is under way that results should be taken first."""
-        return self._bytes >= _WAITING_BYTES
+        return self._waiting >= (_WAITING_BYTES if self._pool else 1)
 
     def result(self, todo: _Todo) -> list[Path]:
         """The shards of a piece.
@@ -420,13 +420,20 @@ class _Pool:
             BadData: As `read_piece`.
             OutOfHostMemory: Its process was killed.
         """
-        self._bytes -= todo.job.piece.size
+        self._waiting -= todo.job.piece.size
         if todo.future is None:
-            self._held.remove(todo)
             return read_piece(todo.job)
         try:
-            return todo.future.result()
+            folders = todo.future.result()
+            self._works = True
+            return folders
         except BrokenProcessPool:
+            if not self._works:
+                # Processes that never start: the calling script has no `if __name__` guard.
+                run_logger().warning(
+                    "Reading processes do not start; reading %s here", todo.job.name
+                )
+                return _read_anew(todo.job)
             raise OutOfHostMemory(
                 f"reading {todo.job.name}",
                 "a reading process that was killed, probably for want of memory",
@@ -437,6 +444,12 @@ class _Pool:
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+
+
+def _read_anew(job: Job) -> list[Path]:
+    shutil.rmtree(job.out)
+    os.mkdir(job.out)
+    return read_piece(job)
 
 
 def _end_with(parent: int) -> None:

@@ -26,7 +26,9 @@ from tasks.examples import TEST, TRAIN, VALIDATION, read_split, write_examples
 from tasks.gather import LIBRARIES, Read, gather
 from tasks.memo import run_logger
 from tasks.merge import Settled, find_near, settle
-from tasks.shards import bin_start, label_hash, missing_column, split_by_name
+from tasks.readers import missing_column
+from tasks.shards import bin_start, label_hash
+from tasks.splits import split_by_name
 from tasks.store import Store, open_store
 
 __all__ = ["TEST", "TRAIN", "VALIDATION", "LoadInputs", "load", "read_split", "write_examples"]

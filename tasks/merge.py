@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.shards import INDEX, TRAIN
+from tasks.shards import INDEX
+from tasks.splits import TEST, TRAIN
 
-ROWS_AT_ONCE = 400_000
+ROWS_AT_ONCE = 200_000
 """Rows of one range of hashes, about."""
-BAND_ENTRIES_AT_ONCE = 2_000_000
+BAND_ENTRIES_AT_ONCE = 500_000
 EXAMPLES = 5
+_MOST_FILES = 256
 
 
 @dataclass
@@ -87,15 +89,19 @@ def _ranges(indexes: list[Path], starts: np.ndarray, rows_at_once: int):
     # A list of Python integers, for 2**64 / 3 has no exact place among floats.
     edges = np.array(edges, np.uint64)
     bounds = np.zeros((len(indexes), count + 1), np.int64)
+    offsets = []
     for number, path in enumerate(indexes):
         entries = np.load(path, mmap_mode="r")
         bounds[number, 1:-1] = np.searchsorted(entries["hash_hi"], edges)
         bounds[number, -1] = len(entries)
+        offsets.append(entries.offset)
     for place in range(count):
         parts, owners = [], []
-        for number, path in enumerate(indexes):
-            low, high = bounds[number, place], bounds[number, place + 1]
-            part = np.array(np.load(path, mmap_mode="r")[low:high], INDEX)
+        for number in np.flatnonzero(bounds[:, place] < bounds[:, place + 1]).tolist():
+            low, high = bounds[number, place : place + 2].tolist()
+            # Read, not mapped: mapped pages would stay in memory until the end of the range.
+            start = offsets[number] + low * INDEX.itemsize
+            part = np.fromfile(indexes[number], INDEX, high - low, offset=start)
             parts.append(part)
             owners.append(part["row"].astype(np.int64) + starts[number])
         if parts:
@@ -123,7 +129,7 @@ def _settle_range(rows: np.ndarray, owners: np.ndarray, settled: Settled, test, 
         settled.counts[label, split] += number
     _note_conflicts(inputs, owners, settled)
     hashes = np.stack([rows["hash_hi"], rows["hash_lo"], rows["raw"]], axis=1).astype("<u8")
-    judges = rows["split"] == 3
+    judges = rows["split"] == TEST
     test.update(np.ascontiguousarray(hashes[judges]).tobytes())
     learnt = ~judges & _changes(inputs)
     out.write(np.ascontiguousarray(hashes[learnt, :2]).tobytes())
@@ -172,7 +178,7 @@ def find_near(
         at_once: Band entries that are looked at together, about.
     """
     columns = np.load(bands[0], mmap_mode="r").shape[1] if bands else 0
-    count = max(1, -(-int(settled.starts[-1]) * columns // at_once))
+    count = max(1, min(_MOST_FILES, -(-int(settled.starts[-1]) * columns // at_once)))
     files = [open(scratch / f"bands-{number}", "w+b") for number in range(count)]  # noqa: SIM115
     try:
         for number, path in enumerate(bands):

@@ -9,30 +9,23 @@ that.
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import glob
 import importlib.util
-import itertools
 import os
 import re
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-from urllib.parse import unquote
 
 from tasks.contracts.artifact import Source, SourceFile
 from tasks.contracts.base import digest_of
 from tasks.errors import BadModel, BadRecipe, NoAccess, NotFound, StorageFailed
-from tasks.hub import hub_api, hub_errors
+from tasks.remote import MAGIC, Kind, fetch_hub, fetch_s3, fixed_part, list_hub, list_s3, pin_hub
 from tasks.store import file_sha256
 
-Kind = Literal["data", "model"]
-
-_MAGIC = re.compile(r"[*?\[]")
+_PIN = re.compile(r"^(.*)#sha256=([0-9a-f]{64})$", re.S)
 
 # Beside the data in repositories and folders, but not data themselves.
 _NOT_DATA = re.compile(
@@ -53,29 +46,55 @@ def resolve(uri: str | tuple[str, ...], kind: Kind) -> Source:
     """What a URI means now.
 
     Args:
-        uri: As the recipe says it; for data also several.
+        uri: As the recipe says it, for data also several; or the `pinned` of an earlier answer.
         kind: `data` leaves out what lies beside data (hidden files, README…); `model` takes only
             what loading needs, and never pickled weights.
 
     Raises:
         BadRecipe: The URI is of no known kind.
         NotFound: Nothing is there: no such path, bucket, repository, revision or package, or a
-            glob without a match.
+            glob without a match; or not what was pinned.
         NoAccess: Credentials are missing, wrong, or lack the right to read.
         BadModel: A model without safetensors weights.
         HubFailed, StorageFailed: The server did not answer as it should.
     """
-    uris = (uri,) if isinstance(uri, str) else tuple(uri)
+    said = uri if isinstance(uri, str) else ", ".join(uri)
+    uris, pin = _parse_pin(uri)
     found: list[SourceFile] = []
+    pinned = []
     for number, one in enumerate(uris):
         files = _list(one, kind)
+        pinned.append(_pinned(one, kind, files))
         # Several roots may hold files of one name.
         prefix = f"{number}/" if len(uris) > 1 else ""
         found += [file.model_copy(update={"path": prefix + file.path}) for file in files]
     found.sort(key=lambda file: file.path)
-    said = ", ".join(uris)
     digest = digest_of([[file.path, file.size, file.digest] for file in found])
-    return Source(uri=said, pinned=_pinned(uris, found, digest), digest=digest, files=tuple(found))
+    if pin not in (None, digest):
+        raise NotFound(
+            f"{kind}.uri {said}",
+            f"other files than were pinned (digest {digest[:12]})",
+            f"files with the digest {pin[:12]}",
+            "bring back the files as they were, or name the source without '#sha256='",
+        )
+    commits_only = all(each.startswith("hf://") for each in uris)
+    return Source(
+        uri=said,
+        pinned=", ".join(pinned) + ("" if commits_only else f"#sha256={digest}"),
+        digest=digest,
+        files=tuple(found),
+    )
+
+
+def _parse_pin(uri: str | tuple[str, ...]) -> tuple[tuple[str, ...], str | None]:
+    """The URIs, and the digest that a pinned source must have."""
+    if not isinstance(uri, str):
+        return tuple(uri), None
+    match = _PIN.match(uri)
+    if not match:
+        return (uri,), None
+    # `Source.pinned` lists several after one another.
+    return tuple(match[1].split(", ")), match[2]
 
 
 def fetch_file(file: SourceFile, scratch: Path) -> Path:
@@ -90,9 +109,9 @@ def fetch_file(file: SourceFile, scratch: Path) -> Path:
         NotFound, NoAccess, HubFailed: It cannot be read.
     """
     if file.location.startswith("s3://"):
-        return _fetch_s3(file, scratch)
+        return fetch_s3(file, scratch)
     if file.location.startswith("hf://"):
-        return _fetch_hub(file)
+        return fetch_hub(file)
     return Path(file.location)
 
 
@@ -118,9 +137,9 @@ def fetch_folder(source: Source, scratch: Path) -> Path:
 def _list(uri: str, kind: Kind) -> list[SourceFile]:
     where = f"{kind}.uri {uri}"
     if uri.startswith("s3://"):
-        files = _list_s3(uri, where)
+        files = list_s3(uri, where)
     elif uri.startswith("hf://"):
-        files = _list_hub(uri, kind, where)
+        files = list_hub(uri, kind, where)
     elif uri.startswith("package:"):
         files = _list_package(uri, where)
     elif "://" in uri and not uri.startswith("file://"):
@@ -184,14 +203,10 @@ def _only_model(files: list[SourceFile], where: str) -> list[SourceFile]:
     return [file for file in top if _MODEL_FILES.search(file.path) and file.path not in extra]
 
 
-def _pinned(uris: tuple[str, ...], files: list[SourceFile], digest: str) -> str:
-    if len(uris) == 1 and uris[0].startswith("hf://"):
-        repo = _parse_hub(uris[0], "data", "")
-        kind, revision = _parse_location(files[0].location)[::2]
-        prefix = "datasets/" if kind == "dataset" else ""
-        path = f"/{repo.path}" if repo.path else ""
-        return f"hf://{prefix}{repo.name}@{revision}{path}"
-    return f"{', '.join(uris)}#sha256={digest}"
+def _pinned(uri: str, kind: Kind, files: list[SourceFile]) -> str:
+    if not uri.startswith("hf://"):
+        return uri
+    return pin_hub(uri, kind, files[0])
 
 
 # Local files and packages
@@ -204,7 +219,7 @@ def _list_local(path: str, where: str) -> list[SourceFile]:
         if place.is_file():
             return [_local(place, place.parent)]
         return [_local(file, place) for file in _walk(place)]
-    if not _MAGIC.search(path):
+    if not MAGIC.search(path):
         raise NotFound(
             where, "nothing there", "a file, folder or glob", _nearest(place) or "correct the path"
         )
@@ -214,7 +229,7 @@ def _list_local(path: str, where: str) -> list[SourceFile]:
         raise NotFound(
             where, "no file that matches", "a glob with a match", "correct it, and quote it in YAML"
         )
-    root = _fixed_part(str(place)).resolve()
+    root = fixed_part(str(place)).resolve()
     return [_local(file, root) for file in matched]
 
 
@@ -222,10 +237,6 @@ def _walk(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(parent, name) for name in sorted(names) if Path(parent, name).is_file())
-
-
-def _fixed_part(pattern: str) -> Path:
-    return Path(*itertools.takewhile(lambda part: not _MAGIC.search(part), Path(pattern).parts))
 
 
 def _local(file: Path, root: Path) -> SourceFile:
@@ -327,272 +338,3 @@ class _Memo:
                 self._base.executemany("REPLACE INTO digests VALUES (?, ?, ?, ?, ?)", rows)
                 self._base.commit()
                 self._base.close()
-
-
-# S3
-
-
-def _list_s3(uri: str, where: str) -> list[SourceFile]:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    if not bucket:
-        raise BadRecipe(where, "no bucket", "s3://bucket/prefix", "name the bucket")
-    magic = _MAGIC.search(key)
-    start = key[: magic.start()] if magic else key.rstrip("/")
-    objects = list(_s3_objects(bucket, start, where))
-    if magic:
-        root = start.rpartition("/")[0]
-        chosen = [item for item in objects if fnmatch.fnmatchcase(item["Key"], key)]
-    else:
-        single = [item for item in objects if item["Key"] == key]
-        root = key.rpartition("/")[0] if single else start
-        chosen = single or [
-            item for item in objects if not start or item["Key"].startswith(f"{start}/")
-        ]
-    # Keys that end in a slash are what some tools make in place of folders.
-    chosen = [item for item in chosen if not item["Key"].endswith("/")]
-    if not chosen:
-        raise NotFound(
-            where,
-            "no object that matches" if magic else "no object of this name or prefix",
-            "at least one object",
-            "correct the prefix",
-        )
-    return [_s3_file(bucket, root, item) for item in chosen]
-
-
-def _s3_objects(bucket: str, prefix: str, where: str) -> Iterator[dict]:
-    with _s3_errors(where):
-        pages = _s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        for page in pages:
-            yield from page.get("Contents", ())
-
-
-def _s3_file(bucket: str, root: str, item: dict) -> SourceFile:
-    tag = item["ETag"].strip('"')
-    return SourceFile(
-        path=item["Key"].removeprefix(f"{root}/" if root else ""),
-        size=item["Size"],
-        digest=f"etag:{tag}",
-        location=f"s3://{bucket}/{item['Key']}#etag={tag}",
-    )
-
-
-def _fetch_s3(file: SourceFile, scratch: Path) -> Path:
-    from botocore.exceptions import ClientError
-
-    place, _, tag = file.location.rpartition("#etag=")
-    bucket, _, key = place.removeprefix("s3://").partition("/")
-    target = scratch / file.path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _s3_errors(place):
-        try:
-            answer = _s3_client().get_object(Bucket=bucket, Key=key, IfMatch=f'"{tag}"')
-        except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] != 412:
-                raise
-            raise StorageFailed(
-                place,
-                "an object that was changed after the run began",
-                f"the object with ETag {tag}",
-                "start the run again: it then takes the data as they are now",
-            ) from None
-        with open(target, "wb") as out:
-            for chunk in answer["Body"].iter_chunks(1 << 20):
-                out.write(chunk)
-    return target
-
-
-def _s3_client():
-    # Importing boto3 takes a quarter of a second, which a local run need not spend.
-    import boto3
-    from botocore.config import Config
-
-    return boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": 5}))
-
-
-@contextlib.contextmanager
-def _s3_errors(where: str) -> Iterator[None]:
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-
-    try:
-        yield
-    except NoCredentialsError:
-        raise NoAccess(
-            where,
-            "no credentials",
-            "credentials that boto3 finds",
-            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile",
-        ) from None
-    except ClientError as error:
-        raise _s3_problem(where, error) from error
-    except BotoCoreError as error:
-        raise StorageFailed(
-            where, str(error), "an S3 server that answers", "check AWS_ENDPOINT_URL and network"
-        ) from error
-
-
-def _s3_problem(where: str, error) -> Exception:
-    code = error.response["Error"]["Code"]
-    status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-    if code == "NoSuchBucket":
-        return NotFound(where, "no such bucket", "a bucket that exists", "correct its name")
-    if status == 404:
-        return NotFound(where, "no such object", "an object that exists", "correct the name")
-    if status in (401, 403):
-        return NoAccess(
-            where,
-            f"access denied ({code})",
-            "credentials with the right to list and read there",
-            "check the AWS credentials and the bucket's policy",
-        )
-    return StorageFailed(
-        where, f"{code} ({status})", "an S3 server that answers", "try again later"
-    )
-
-
-# The Hugging Face Hub
-
-
-@dataclass(frozen=True)
-class _Repo:
-    kind: Literal["dataset", "model"]
-    name: str
-    revision: str
-    path: str
-
-
-_HUB = re.compile(
-    r"^hf://(?P<kind>datasets/|models/)?(?P<name>[^/@]+/[^/@]+)"
-    r"(@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(/(?P<path>.*))?$"
-)
-
-
-def _parse_hub(uri: str, kind: Kind, where: str) -> _Repo:
-    match = _HUB.match(uri)
-    if not match:
-        raise BadRecipe(
-            where,
-            "an incomplete Hub URI",
-            "hf://owner/name, with @revision and /path where they are needed",
-            "correct it",
-        )
-    named = {"datasets/": "dataset", "models/": "model"}.get(match["kind"] or "")
-    return _Repo(
-        kind=named or ("dataset" if kind == "data" else "model"),
-        name=match["name"],
-        revision=unquote(match["revision"] or "main"),
-        path=(match["path"] or "").strip("/"),
-    )
-
-
-def _list_hub(uri: str, kind: Kind, where: str) -> list[SourceFile]:
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-    from huggingface_hub.hf_api import RepoFile
-
-    repo = _parse_hub(uri, kind, where)
-    api = hub_api()
-    with hub_errors(where, passing=(RevisionNotFoundError,)):
-        try:
-            info = api.repo_info(repo.name, repo_type=repo.kind, revision=repo.revision)
-        except RevisionNotFoundError:
-            raise _no_revision(api, repo, where) from None
-        except RepositoryNotFoundError as error:
-            raise _no_repository(api, repo, where, error) from error
-        tree = list(
-            api.list_repo_tree(repo.name, recursive=True, revision=info.sha, repo_type=repo.kind)
-        )
-    files = [item for item in tree if isinstance(item, RepoFile)]
-    return _below(repo, info.sha, files, where)
-
-
-def _below(repo: _Repo, commit: str, files: Iterable, where: str) -> list[SourceFile]:
-    """Those of a repository's files that the URI's path or glob names."""
-    if _MAGIC.search(repo.path):
-        root = _fixed_part(repo.path).as_posix()
-        chosen = [file for file in files if fnmatch.fnmatchcase(file.path, repo.path)]
-    else:
-        files = list(files)
-        single = [file for file in files if file.path == repo.path]
-        root = repo.path.rpartition("/")[0] if single else repo.path
-        chosen = single or [file for file in files if not root or file.path.startswith(f"{root}/")]
-    if not chosen:
-        raise NotFound(
-            where,
-            f"no file {repo.path!r} at revision {repo.revision} ({commit[:12]})"
-            if repo.path
-            else "an empty repository",
-            "at least one file",
-            "correct the path or the revision",
-        )
-    prefix = "datasets/" if repo.kind == "dataset" else ""
-    root = "" if root == "." else root
-    return [
-        SourceFile(
-            path=file.path.removeprefix(f"{root}/" if root else ""),
-            size=file.size,
-            digest=file.lfs.sha256 if file.lfs else f"git:{file.blob_id}",
-            location=f"hf://{prefix}{repo.name}@{commit}/{file.path}",
-        )
-        for file in chosen
-    ]
-
-
-def _no_revision(api, repo: _Repo, where: str) -> NotFound:
-    known = ""
-    with contextlib.suppress(Exception):
-        refs = api.list_repo_refs(repo.name, repo_type=repo.kind)
-        names = [ref.name for ref in (*refs.branches, *refs.tags)]
-        known = f": it has {', '.join(names[:10])}"
-    return NotFound(
-        where,
-        f"no revision {repo.revision!r} in {repo.name}{known}",
-        "a branch, tag or commit that exists",
-        "correct what stands after the @",
-    )
-
-
-def _no_repository(api, repo: _Repo, where: str, error: Exception) -> Exception:
-    from huggingface_hub.errors import GatedRepoError
-
-    if isinstance(error, GatedRepoError):
-        return NoAccess(
-            where,
-            "a gated repository",
-            "a token whose owner was given access",
-            f"ask for access at {api.endpoint}/{repo.name}, and set HF_TOKEN",
-        )
-    signed_in = bool(api.token)
-    return NotFound(
-        where,
-        f"no {repo.kind} repository {repo.name!r}"
-        + (" that this token may read" if signed_in else ", or a private one"),
-        f"a {repo.kind} repository that exists",
-        "correct the name" + ("" if signed_in else ", or set HF_TOKEN if it is private"),
-    )
-
-
-_LOCATION = re.compile(r"^hf://(?P<kind>datasets/)?(?P<name>[^/]+/[^/@]+)@(?P<commit>\w+)/(.*)$")
-
-
-def _parse_location(location: str) -> tuple[str, str, str, str]:
-    match = _LOCATION.match(location)
-    assert match, location
-    return "dataset" if match["kind"] else "model", match["name"], match["commit"], match[4]
-
-
-def _fetch_hub(file: SourceFile) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    kind, name, commit, path = _parse_location(file.location)
-    api = hub_api()
-    with hub_errors(file.location):
-        return Path(
-            hf_hub_download(
-                name,
-                path,
-                repo_type=kind,
-                revision=commit,
-                endpoint=api.endpoint,
-                token=api.token,
-            )
-        )

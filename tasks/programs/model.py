@@ -23,7 +23,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tasks.errors import BadModel, BadRecipe
+from tasks.errors import BadModel, BadRecipe, CodeFailed
+from tasks.programs.protocol import describe
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -149,37 +150,13 @@ def load_classifier(
         BadModel: The weights cannot be read, or are not this architecture's.
     """
     labels = list(labels)
-    torch.manual_seed(seed)
-    options: dict[str, Any] = {"device_map": {"": device}} if device != "cpu" else {}
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
+    if device != "cpu" or quantization == "nf4":
+        options["device_map"] = {"": device}
     if quantization == "nf4":
-        options = {"device_map": {"": device}, "quantization_config": _nf4(dtype, head_modules)}
-    try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            id2label=dict(enumerate(labels)),
-            label2id={label: number for number, label in enumerate(labels)},
-            problem_type="single_label_classification",
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=dtype,
-            attn_implementation=attention,
-            **options,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise BadModel(
-            "model.uri",
-            f"weights that cannot be loaded ({_one_line(error)})",
-            "a model that AutoModelForSequenceClassification can load",
-            "check that the model's files are whole, and that transformers has its architecture",
-        ) from error
-    missing = {name for name in report["missing_keys"]}
-    missing |= {
-        entry[0] if isinstance(entry, tuple) else entry for entry in report["mismatched_keys"]
-    }
+        options["quantization_config"] = _nf4(dtype, head_modules)
+    torch.manual_seed(seed)
+    model, missing = _read(folder, labels, options)
     heads = _new_modules(model, missing)
     if device != "meta" and (fresh_head or _labels_of(folder) != labels):
         _draw_anew(model, heads, seed)
@@ -340,6 +317,37 @@ def stored_dtype(folder: Path) -> torch.dtype:
                 if size > largest:
                     largest, found = size, part.get_dtype()
     return STORED_DTYPES.get(found, torch.float32)
+
+
+def _read(
+    folder: Path, labels: list[str], options: dict[str, Any]
+) -> tuple[PreTrainedModel, set[str]]:
+    """The model, and the names of the tensors that its files lack."""
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            id2label=dict(enumerate(labels)),
+            label2id={label: number for number, label in enumerate(labels)},
+            problem_type="single_label_classification",
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        if type(describe(error)) is not CodeFailed:
+            raise  # Out of memory or disk: no fault of the model.
+        raise BadModel(
+            "model.uri",
+            f"weights that cannot be loaded ({_one_line(error)})",
+            "a model that AutoModelForSequenceClassification can load",
+            "check that the model's files are whole, and that transformers has its architecture",
+        ) from error
+    mismatched = {
+        entry[0] if isinstance(entry, tuple) else entry for entry in report["mismatched_keys"]
+    }
+    return model, set(report["missing_keys"]) | mismatched
 
 
 def _nf4(dtype: torch.dtype | str, skip: Iterable[str]) -> BitsAndBytesConfig:

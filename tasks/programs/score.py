@@ -32,9 +32,9 @@ from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging
 
-from tasks.errors import BadModel
+from tasks.errors import BadModel, CodeFailed
 from tasks.programs import model as models
-from tasks.programs.protocol import Reporter, run
+from tasks.programs.protocol import Reporter, describe, run
 
 _OWN_COLUMNS = ("hash_hi", "hash_lo", "text", "text_pair", "label")
 _WARM_UP_CALLS, _TIMED_CALLS = 3, 30
@@ -187,8 +187,8 @@ def _load(job: dict[str, Any], folder: Path, device: str) -> Any:
             folder, trust_remote_code=False, use_safetensors=True, device_map={"": device}
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+        if type(describe(error)) is not CodeFailed:
+            raise  # Typed already, or out of memory: no fault of the model.
         raise BadModel(
             "the model",
             f"files that cannot be loaded ({type(error).__name__}: {str(error)[:300]})",

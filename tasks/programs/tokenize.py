@@ -61,7 +61,8 @@ class Encoder:
         logging.set_verbosity_error()
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:
+            # A damaged tokenizer.json makes transformers raise almost anything, a KeyError too.
             raise _bad(f"a tokenizer that cannot be loaded ({str(error)[:300]})") from error
         if not tokenizer.is_fast:
             raise _bad(f"a tokenizer without a fast form ({type(tokenizer).__name__})")

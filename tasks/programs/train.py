@@ -12,7 +12,8 @@ Job:
 Result: `metrics`, `history`, `best_epoch`, `steps`, `trained_parameters`.
 
 The same job gives the same bytes on the same kind of machine, interrupted or not. Progress lines
-with `checkpoint` name a complete checkpoint.
+with `checkpoint` name a complete checkpoint; on disk (`work`/checkpoints/checkpoint-STEP) it is one
+that holds the file `complete`.
 """
 
 from __future__ import annotations

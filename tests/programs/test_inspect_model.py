@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from transformers import (
     AutoTokenizer,
     BertForMaskedLM,
@@ -119,9 +120,9 @@ class TestItsTokenizer:
         assert content(tmp_path / "tokenizer") == before
 
     def test_pads_with_another_token_where_it_has_none_of_its_own(self, tiny_base, tmp_path):
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_file=str(tiny_base / "tokenizer.json"), unk_token="[UNK]", eos_token="[SEP]"
-        )
+        backend = Tokenizer.from_file(str(tiny_base / "tokenizer.json"))
+        backend.no_padding()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
         tokenizer.save_pretrained(tmp_path)
         assert load_tokenizer(tmp_path).pad_token == "[UNK]"
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import shutil
 import socket
@@ -92,6 +93,28 @@ class TestTheSameJob:
             [entry["loss"] for entry in run["history"] if "loss" in entry] for run in (whole, parts)
         ]
         assert np.allclose(*losses, atol=0.02)
+
+
+class TestACancelledRun:
+    def test_leaves_a_checkpoint_that_another_goes_on_from(self, train_job, tmp_path):
+        job = train_job(training={"epochs": 1000})
+
+        class Cancelled(BaseException):
+            pass
+
+        def cancel(line):
+            if line.get("step", 0) >= 3:
+                raise Cancelled
+
+        with pytest.raises(Cancelled):
+            run_program("tasks.programs.train", job, scratch=tmp_path / "s", on_progress=cancel)
+        newest = max(Path(job["work"]).glob("checkpoints/*/complete"), key=os.path.getmtime).parent
+        reached = json.loads((newest / "trainer_state.json").read_text())["global_step"]
+        notes = Notes(stop_at=0)
+        with pytest.raises(Preempted):
+            train.main(job | {"resume_from": str(newest)}, notes)
+        began = next(line["step"] for line in notes.lines if "step" in line)
+        assert began == reached >= 3
 
 
 class TestTheResult:

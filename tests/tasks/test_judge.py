@@ -390,7 +390,7 @@ class TestSeenExamples:
         verdict = judge(found, GateRecipe(margin=0.2))
         enough = rule(verdict, "enough examples")
         assert not enough.passed
-        assert "50 test examples count, but at least 100 are asked for" in enough.sentence
+        assert "50 test examples count, but at least 150 are asked for" in enough.sentence
         assert verdict.outcome == "rejected"
 
     def test_unknown_is_said_to_be_unknown(self):
@@ -651,7 +651,7 @@ class TestUntrainedBase:
 
 
 class TestNoBaseline:
-    def found(self, right=95, wrong=5):
+    def found(self, right=190, wrong=10):
         return evidence(table(np.arange(right + wrong) < right))
 
     def test_the_floors_alone_decide(self):

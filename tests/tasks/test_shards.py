@@ -29,19 +29,15 @@ from tasks.minhash import (
     shingles,
     signatures,
 )
-from tasks.shards import (
-    INDEX,
+from tasks.readers import Job, Reading
+from tasks.shards import INDEX, bin_start, length_bin, read_piece
+from tasks.splits import (
     SPLIT_NAMES,
     TEST,
     TRAIN,
     VALIDATION,
-    Job,
-    Reading,
-    bin_start,
     input_hash,
-    length_bin,
     normal_form,
-    read_piece,
     split_by_name,
     split_of,
 )

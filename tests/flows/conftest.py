@@ -1,0 +1,114 @@
+"""A run that was released, made once; tests work on copies of its store."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+from flows.cli import apply_setting
+from flows.retrain import retrain
+from tasks import ledger
+from tasks.contracts.recipe import Recipe
+from tasks.store import Store
+from tasks.objects import open_objects
+from tests.tasks.samples import some_rows, write_jsonl
+
+ROWS = 600
+
+
+@dataclass
+class Place:
+    """A recipe on tiny parts, its data and its store, all in one folder."""
+
+    folder: Path
+    base: Path
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data.jsonl"
+
+    @property
+    def store(self) -> Store:
+        return Store(open_objects(str(self.folder / "store")))
+
+    def recipe(self, **changes: Any) -> Recipe:
+        """The recipe, with changes such as `gate__margin=0.1`."""
+        data = {
+            "name": "tiny",
+            "data": {"uri": str(self.data)},
+            "model": {"uri": str(self.base)},
+            "lora": {"r": 4},
+            "training": {"epochs": 2, "max_length": 32, "learning_rate": 0.01, "batch_size": 16},
+            "gate": {
+                "first_run": "floors",
+                "floors": {"accuracy": 0.2},
+                "margin": 0.5,
+                "min_examples": 20,
+                "slice_veto": False,
+            },
+            "publish": {"targets": [str(self.folder / "releases")]},
+            "store": str(self.folder / "store"),
+        }
+        for path, value in changes.items():
+            apply_setting(data, f"{path.replace('__', '.')}={value}")
+        return Recipe.model_validate(data)
+
+    def run(self, refresh: str = "nothing", **changes: Any):
+        """Run the flow; returns its final state."""
+        return retrain(self.recipe(**changes), refresh, return_state=True)
+
+    def log(self, name: str = "tiny") -> list:
+        return ledger.entries(self.store, name, "production")
+
+
+@pytest.fixture(scope="session")
+def first_release(tmp_path_factory, tiny_base, prefect_session):
+    """A place where a first run was released."""
+    place = Place(tmp_path_factory.mktemp("first"), tiny_base)
+    write_jsonl(place.data, some_rows(ROWS))
+    state = place.run()
+    assert state.name == "Released", state.message
+    return place
+
+
+@pytest.fixture
+def place(first_release, tmp_path, prefect_env):
+    """A copy of the place where a first run was released."""
+    shutil.copytree(first_release.folder, tmp_path / "place")
+    return Place(tmp_path / "place", first_release.base)
+
+
+@pytest.fixture
+def empty_place(tmp_path, tiny_base, prefect_env):
+    """A place with data, where nothing was run yet."""
+    place = Place(tmp_path / "place", tiny_base)
+    write_jsonl(place.data, some_rows(ROWS))
+    return place
+
+
+def report_of(state) -> str:
+    """The report on the page of a run."""
+    run_id = state.state_details.flow_run_id
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+        )
+    return next(item.data for item in found if (item.key or "").startswith("report-"))
+
+
+def task_states(state) -> dict[str, str]:
+    """The final state's name of each task of a run."""
+    run_id = state.state_details.flow_run_id
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    with get_client(sync_client=True) as client:
+        runs = client.read_task_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])), limit=200
+        )
+    return {run.name: run.state.name for run in runs}

@@ -1,0 +1,371 @@
+"""Retraining from end to end: on a real Prefect server, real programs, a small real text."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import orjson
+import pytest
+import yaml
+from huggingface_hub import HfApi
+from prefect.client.orchestration import get_client
+
+from tasks import publish as publishing
+from tests.flows.conftest import ROWS, report_of, task_states
+from tests.tasks.samples import some_rows, write_jsonl
+
+
+class TestFirstRun:
+    def test_the_release_can_be_fetched_from_the_log_alone(self, first_release):
+        entry = first_release.log()[-1]
+        assert entry.kind == "deployed"
+        (place,) = entry.event.data.publications
+        manifest = json.loads(open(f"{place.uri}/manifest.json").read())
+        names = {file["path"] for file in manifest["files"]}
+        assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= names
+        assert place.revision == entry.release.digest
+
+    def test_the_card_says_how_good_it_is_and_on_what(self, first_release):
+        folder = first_release.folder / "releases" / "tiny" / first_release.log()[-1].release.version
+        card = (folder / "README.md").read_text()
+        front = yaml.safe_load(card.split("---")[1])
+        assert front["pipeline_tag"] == "text-classification"
+        accuracy = first_release.log()[-1].event.data.metrics["accuracy"]
+        assert f"{accuracy:.4f}" in card
+        assert "## Verdict" in card
+
+    def test_nothing_that_is_shipped_names_a_place_on_this_machine(self, first_release):
+        folder = first_release.folder / "releases" / "tiny" / first_release.log()[-1].release.version
+        for file in folder.iterdir():
+            if file.name not in ("README.md", "tokenizer.json"):
+                assert str(first_release.base.parent).encode() not in file.read_bytes(), file.name
+
+    def test_provenance_holds_what_is_needed_to_make_it_again(self, first_release):
+        entry = first_release.log()[-1]
+        found = publishing.provenance_of(entry.release, first_release.store)
+        assert found["recipe"]["name"] == "tiny"
+        assert set(found["steps"]) == {"load", "examine", "tokenize", "finetune", "evaluate", "gate"}
+        assert found["steps"]["finetune"]["made"]["libraries"]["torch"]
+        assert found["sources"]["data"]["digest"]
+
+    def test_the_event_reaches_prefect_with_the_same_id(self, first_release, prefect_env):
+        event = first_release.log()[-1].event
+        with get_client(sync_client=True) as client:
+            deadline = time.monotonic() + 30
+            while time.monotonic() < deadline:
+                answer = client._client.post(
+                    "/events/filter", json={"filter": {"event": {"name": [event.type]}}}
+                ).json()["events"]
+                if any(item["id"] == event.id for item in answer):
+                    return
+                time.sleep(0.5)
+        pytest.fail(f"no event {event.id} within 30 s")
+
+
+class TestNothingChanged:
+    def test_ends_up_to_date_with_everything_cached_and_nothing_published(self, place):
+        before = {path: path.stat().st_mtime_ns for path in (place.folder / "releases").rglob("*")}
+        state = place.run()
+        assert state.name == "Up to date"
+        assert task_states(state) == {
+            "load": "Cached",
+            "examine": "Cached",
+            "tokenize": "Cached",
+            "finetune": "Cached",
+        }
+        assert len(place.log()) == 2
+        after = {path: path.stat().st_mtime_ns for path in (place.folder / "releases").rglob("*")}
+        assert after == before
+
+    def test_the_report_carries_the_stored_verdict(self, place):
+        report = report_of(place.run())
+        assert "Up to date" in report
+        assert place.log()[-1].event.data.verdict.summary in report
+        assert place.log()[-1].event.id in report
+
+    def test_neither_torch_nor_scipy_is_loaded(self, place):
+        recipe = place.folder / "recipe.yaml"
+        recipe.write_text(yaml.safe_dump(place.recipe().model_dump(mode="json")))
+        code = (
+            "import sys\n"
+            "from flows.cli import main\n"
+            "try:\n"
+            f"    main(['retrain', {str(recipe)!r}])\n"
+            "except SystemExit as ended:\n"
+            "    print('status', ended.code)\n"
+            "print(sorted({'torch', 'transformers', 'scipy', 'sklearn'} & set(sys.modules)))\n"
+        )
+        shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert shown.stdout.endswith("status 0\n[]\n"), shown.stdout + shown.stderr
+        assert "tiny: Up to date" in shown.stdout
+
+    def test_a_moved_and_reordered_file_is_the_same_data(self, place):
+        rows = [json.loads(line) for line in place.data.read_text().splitlines()]
+        moved = write_jsonl(place.folder / "elsewhere" / "other.jsonl", rows)
+        assert place.run(data__uri=str(moved)).name == "Up to date"
+
+    def test_what_only_publishing_reads_does_not_train_again(self, place):
+        state = place.run(publish__private=False, evaluation__batch_size=8)
+        assert state.name == "Up to date"
+
+    def test_a_target_that_was_added_since_gets_the_release(self, place):
+        target = str(place.folder / "more")
+        state = place.run(publish__targets=[target])
+        assert state.name == "Up to date"
+        assert (place.folder / "more" / "tiny" / "latest" / "production.json").is_file()
+        assert len(place.log()) == 2
+
+
+class TestNewData:
+    def test_only_new_shards_are_read_and_the_deployed_release_is_the_baseline(self, place):
+        write_jsonl(place.data, some_rows(ROWS + 200))
+        state = place.run()
+        assert state.name == "Released", state.message
+        entries = place.log()
+        assert [entry.kind for entry in entries] == ["revealing", "deployed"] * 2
+        first, second = entries[1], entries[3]
+        assert second.event.data.previous == first.release.version
+        assert second.event.data.verdict.baseline == first.release.version
+        assert second.event.id != first.event.id
+        report = report_of(state)
+        assert "Since the deployed release: +" in report
+
+    def test_a_candidate_that_fails_ends_rejected_with_reasons_and_changes_nothing(self, place):
+        pointer = place.folder / "releases" / "tiny" / "latest" / "production.json"
+        before = pointer.read_bytes()
+        write_jsonl(place.data, some_rows(ROWS + 200))
+        state = place.run(gate__floors={"accuracy": 0.999})
+        assert (state.name, state.type.value) == ("Rejected", "COMPLETED")
+        assert "accuracy" in state.message
+        assert pointer.read_bytes() == before
+        assert len(place.log()) == 2
+        report = report_of(state)
+        assert "0.999" in report
+        again = place.run(gate__floors={"accuracy": 0.999})
+        assert set(task_states(again).values()) == {"Cached"}
+
+
+class TestTargets:
+    """A second name for the same work: nothing is trained, everything is published."""
+
+    def test_s3(self, place, s3, s3_env):
+        state = place.run(name="second", publish__targets=[f"s3://{s3_env}/models"])
+        assert state.name == "Released", state.message
+        client = s3.client()
+        pointer = client.get_object(Bucket=s3_env, Key="models/second/latest/production.json")
+        version = orjson.loads(pointer["Body"].read())["version"]
+        listed = client.list_objects_v2(Bucket=s3_env, Prefix=f"models/second/{version}/")
+        assert any(item["Key"].endswith("model.safetensors") for item in listed["Contents"])
+
+    def test_hub(self, place, hub_env):
+        state = place.run(name="second", publish__targets=["hf://ci/second"])
+        assert state.name == "Released", state.message
+        entry = place.log("second")[-1]
+        (publication,) = entry.release.publications
+        assert publication.revision == HfApi().model_info("ci/second").sha
+        assert "model.safetensors" in hub_env.files("ci/second", publication.revision)
+        assert place.run(name="second", publish__targets=["hf://ci/second"]).name == "Up to date"
+
+    def test_all_at_once(self, place, s3_env, hub_env):
+        targets = [str(place.folder / "own"), f"s3://{s3_env}/models", "hf://ci/second"]
+        assert place.run(name="second", publish__targets=targets).name == "Released"
+        assert [item.target for item in place.log("second")[-1].release.publications] == targets
+
+
+class TestInterrupted:
+    def test_a_publication_that_broke_off_is_finished_by_the_next_run(self, place, hub_env):
+        targets = [str(place.folder / "own"), "hf://ci/second"]
+        hub_env.fail_next("POST", r"/tag/", status=500)
+        state = place.run(name="second", publish__targets=targets)
+        assert state.name == "Hub"
+        assert [entry.kind for entry in place.log("second")] == ["revealing"]
+        report = report_of(state)
+        assert "**Cause:** Hub" in report
+        assert "the log does not announce it yet" in report
+
+        state = place.run(name="second", publish__targets=targets)
+        assert state.name == "Released", state.message
+        assert [entry.kind for entry in place.log("second")] == ["revealing", "deployed"]
+        assert len(HfApi().list_repo_commits("ci/second")) == 2
+
+    def test_an_event_that_was_not_delivered_is_delivered_by_the_next_run(self, place):
+        shutil.rmtree(place.folder / "store" / "deliveries")
+        assert "still owed" in report_of(place.run())
+        assert "still owed" not in report_of(place.run())
+
+    def test_a_release_revealed_meanwhile_makes_the_gate_run_again(self, place, monkeypatch):
+        from flows import retrain as flow
+
+        publish, raced = flow.publish, []
+
+        def race(candidate, seen, room):
+            if not raced:
+                raced.append(True)
+                with monkeypatch.context() as patch:
+                    patch.setattr(flow, "publish", publish)
+                    assert place.run(training__seed=99).name == "Released"
+            return publish(candidate, seen, room)
+
+        monkeypatch.setattr(flow, "publish", race)
+        write_jsonl(place.data, some_rows(ROWS + 200))
+        state = place.run()
+        assert state.name == "Released", state.message
+        entries = [entry for entry in place.log() if entry.kind == "deployed"]
+        assert len(entries) == 3
+        assert entries[2].event.data.verdict.baseline == entries[1].release.version
+
+
+class TestDamage:
+    def test_a_changed_model_file_is_noticed_and_trained_again(self, place):
+        digest = place.log()[-1].release.digest
+        file = place.folder / "store/artifacts/model" / digest / "files/model.safetensors"
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+        state = place.run(name="second")
+        assert state.name == "Released", state.message
+        assert place.log("second")[-1].release.digest == digest
+
+    def test_a_missing_shard_is_read_again_when_it_is_needed(self, place):
+        shutil.rmtree(place.folder / "store/artifacts/shard")
+        shutil.rmtree(place.folder / "store/keys/evaluate")
+        state = place.run(name="second")
+        assert state.name == "Released", state.message
+
+    def test_a_lost_model_is_made_again_to_the_byte(self, place):
+        shutil.rmtree(place.folder / "store/artifacts/model")
+        state = place.run()
+        assert state.name == "Up to date"
+        assert task_states(state)["finetune"] == "Completed"
+
+
+BAD = {
+    "empty data": (lambda place: place.data.write_text(""), {}, "Bad data", "an empty file"),
+    "one class": (
+        lambda place: write_jsonl(place.data, [{"text": f"t{n}", "label": "a"} for n in range(99)]),
+        {},
+        "Bad data",
+        "label",
+    ),
+    "missing column": (None, {"data__text": "texts"}, "Bad data", "'texts'"),
+    "no such data": (None, {"data__uri": "/nowhere.jsonl"}, "Not found", "/nowhere.jsonl"),
+    "no such model": (None, {"model__uri": "/nowhere"}, "Not found", "/nowhere"),
+    "no target": (
+        None,
+        {"lora__target_modules": ["querry"]},
+        "Bad recipe",
+        "did you mean 'query'",
+    ),
+    "too long": (None, {"training__max_length": 4096}, "Bad recipe", "the model's own limit"),
+    "no credentials": (None, {"publish__targets": ["hf://ci/x"]}, "No access", "hf://ci/x"),
+}
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(("spoil", "changes", "name", "message"), BAD.values(), ids=BAD)
+    def test_ends_under_its_cause_before_training_and_publishes_nothing(
+        self, empty_place, hub_env, monkeypatch, spoil, changes, name, message
+    ):
+        monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+        if spoil:
+            spoil(empty_place)
+        state = empty_place.run(**changes)
+        assert (state.name, state.type.value) == (name, "FAILED")
+        assert message in state.message
+        report = report_of(state)
+        assert "## What broke" in report
+        assert "Nothing was published." in report
+        assert not (empty_place.folder / "releases" / "tiny").exists()
+        assert not (empty_place.folder / "store/keys/finetune").exists()
+
+    def test_the_store_is_sound_afterwards(self, empty_place):
+        good = empty_place.data.read_text()
+        empty_place.data.write_text(good + "{half a row\n")
+        assert empty_place.run().name == "Bad data"
+        empty_place.data.write_text(good)
+        assert empty_place.run().name == "Released"
+
+    def test_a_form_with_a_wrong_field_fails_before_anything_runs(self, place):
+        from flows.retrain import retrain
+
+        recipe = place.recipe().model_dump(mode="json")
+        recipe["training"]["epoch"] = 3
+        state = retrain(recipe, return_state=True)
+        assert state.is_failed()
+        assert "epoch" in state.message
+
+
+class TestForm:
+    def test_parameters_from_the_ui_come_as_plain_values(self, place):
+        from flows.retrain import retrain
+
+        recipe = place.recipe().model_dump(mode="json")
+        assert retrain(recipe, return_state=True).name == "Up to date"
+
+    def test_the_schema_has_every_part_of_the_recipe(self):
+        from prefect.utilities.callables import parameter_schema
+
+        from flows.retrain import retrain
+
+        schema = parameter_schema(retrain).model_dump()
+        assert set(schema["properties"]) == {"recipe", "refresh"}
+        assert {"Recipe", "DataRecipe", "GateRecipe", "LoraRecipe"} <= set(schema["definitions"])
+
+
+class TestRefresh:
+    def test_does_the_step_and_all_after_it_anew(self, place):
+        state = place.run("finetune")
+        assert state.name == "Up to date"
+        assert task_states(state) == {
+            "load": "Cached",
+            "examine": "Cached",
+            "tokenize": "Cached",
+            "finetune": "Completed",
+        }
+
+
+class TestSecrets:
+    def test_no_secret_reaches_the_store_the_release_or_the_report(self, place, s3, s3_env, hub_env):
+        targets = [f"s3://{s3_env}/models", "hf://ci/second", str(place.folder / "own")]
+        state = place.run(name="second", publish__targets=targets)
+        secrets = [s3.secret_key.encode(), hub_env.token.encode()]
+        written = [path.read_bytes() for path in place.folder.rglob("*") if path.is_file()]
+        written.append(report_of(state).encode())
+        assert not [secret for secret in secrets for data in written if secret in data]
+
+
+@pytest.mark.slow
+class TestEverythingInS3:
+    def test_data_model_store_and_target(self, empty_place, s3, s3_env):
+        client = s3.client()
+        client.upload_file(str(empty_place.data), s3_env, "data/rows.jsonl")
+        for file in empty_place.base.iterdir():
+            client.upload_file(str(file), s3_env, f"base/{file.name}")
+        changes = {
+            "data__uri": f"s3://{s3_env}/data",
+            "model__uri": f"s3://{s3_env}/base",
+            "store": f"s3://{s3_env}/store",
+            "publish__targets": [f"s3://{s3_env}/releases"],
+        }
+        assert empty_place.run(**changes).name == "Released"
+        assert empty_place.run(**changes).name == "Up to date"
+
+
+@pytest.mark.slow
+class TestEverythingOnTheHub:
+    def test_data_model_and_target(self, empty_place, hub_env):
+        hub_env.add_repo("ci/rows", {"train.jsonl": empty_place.data.read_bytes()}, kind="dataset")
+        hub_env.add_repo("ci/base", {f.name: f.read_bytes() for f in empty_place.base.iterdir()})
+        changes = {
+            "data__uri": "hf://ci/rows",
+            "model__uri": "hf://ci/base",
+            "publish__targets": ["hf://ci/tiny"],
+        }
+        assert empty_place.run(**changes).name == "Released"
+        assert empty_place.run(**changes).name == "Up to date"
+
+
