@@ -12,7 +12,6 @@ from typing import Literal, get_args
 from prefect import flow
 from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed, State
-from tasks.tokenize import TokenizeInputs, tokenize
 
 from tasks import ledger
 from tasks.announce import announce, deliver
@@ -48,6 +47,7 @@ from tasks.publish import (
 from tasks.report import RunReport, data_markdown, loss_curve, release_facts, verdict_markdown
 from tasks.sources import resolve
 from tasks.store import default_store, open_store
+from tasks.tokenize import TokenizeInputs, tokenize
 
 Refresh = Literal["nothing", "load", "examine", "tokenize", "finetune", "evaluate", "gate"]
 STEPS = get_args(Refresh)[1:]
@@ -168,7 +168,7 @@ def train(recipe: Recipe, room: Room, report: RunReport) -> Trained:
 
     inspected = examine(ExamineInputs(model=model, labels=loaded.labels), room)
     report.made("examine", inspected, f"{inspected.architecture}, {inspected.parameters:,} weights")
-    refuse_early(recipe, model, loaded, inspected)
+    refuse_early(recipe, model, inspected)
     plan = make_plan(recipe)
     report.section(
         "Plan",
@@ -321,6 +321,8 @@ def _baseline_inputs(
             kind="untrained",
             model=None,
             base=trained.model,
+            tokenizer=trained.inspected.artifact,
+            max_length=recipe.training.max_length,
             quantization="none",
             labels=trained.loaded.labels,
             **_scoring(recipe, trained),
@@ -345,6 +347,7 @@ def _scoring(recipe: Recipe, trained: Trained) -> dict:
         "dataset": trained.loaded.artifact,
         "hardware": hardware_kind() if recipe.gate.max_latency_ms else "",
         "batch_size": recipe.evaluation.batch_size,
+        "device": trained.plan.device,
     }
 
 

@@ -26,11 +26,14 @@ class ScoreInputs(Contract):
             `base` with a new head, as a first candidate's yardstick.
         model: What ships; None for `untrained`.
         base: The base model, where it is needed.
+        tokenizer, max_length: Of an untrained model, which has none of its own that ships: the
+            candidate's, and where the candidate's texts are cut.
         quantization: Of the base, for `adapter`.
         labels: Of an untrained head.
         seed: Of an untrained head.
         test_digest: The test set's identity.
         dataset: Where its texts are.
+        device: `cpu` or `cuda`, whose sums differ in the last digits.
         hardware: The kind of processor, where latency is measured: timings belong to it.
         batch_size: Examples scored at once.
     """
@@ -40,6 +43,8 @@ class ScoreInputs(Contract):
     kind: Literal["merged", "adapter", "untrained"]
     model: Artifact | None
     base: Source | None
+    tokenizer: Artifact | None = None
+    max_length: int | None = None
     quantization: str
     labels: tuple[str, ...]
     seed: int
@@ -47,6 +52,7 @@ class ScoreInputs(Contract):
     dataset: Artifact
     hardware: str
     batch_size: int
+    device: str
 
 
 @step(
@@ -77,6 +83,9 @@ def score(inputs: ScoreInputs, room: Room) -> Scored:
                 "model": str(model),
                 "base": str(base) if base else None,
                 "kind": inputs.kind,
+                "tokenizer": str(store.open(inputs.tokenizer)) if inputs.tokenizer else None,
+                "max_length": inputs.max_length,
+                "device": inputs.device,
                 "quantization": inputs.quantization,
                 "labels": list(inputs.labels),
                 "seed": inputs.seed,

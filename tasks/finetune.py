@@ -88,6 +88,7 @@ def finetune(inputs: FinetuneInputs, room: Room) -> Finetuned:
             },
             on_progress=progress.update,
             time_limit=inputs.training.time_limit_minutes * 60,
+            limit_name="training.time_limit_minutes",
             scratch=scratch,
         )
         return Finetuned(artifact=store.put("model", out), **result)

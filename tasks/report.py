@@ -162,13 +162,14 @@ class TrainingProgress:
     def update(self, line: dict[str, Any]) -> None:
         """Take one progress line of the training program."""
         now = time.monotonic()
+        sentence = progress_sentence(line)
         epoch_ended = any(name.startswith("eval_") for name in line)
-        if epoch_ended or now - self._logged > SECONDS_BETWEEN_LOGS:
+        if sentence and (epoch_ended or now - self._logged > SECONDS_BETWEEN_LOGS):
             self._logged = now
-            logger().info(progress_sentence(line))
-        if line.get("of") and now - self._shown > SECONDS_BETWEEN_UPDATES:
+            logger().info(sentence)
+        if line.get("steps") and now - self._shown > SECONDS_BETWEEN_UPDATES:
             self._shown = now
-            self._set(100.0 * line.get("step", 0) / line["of"])
+            self._set(100.0 * line.get("step", 0) / line["steps"])
 
     def _set(self, percent: float) -> None:
         try:
@@ -181,18 +182,20 @@ class TrainingProgress:
 
 
 def progress_sentence(line: dict[str, Any]) -> str:
-    """A progress line of the training program, for people."""
+    """A progress line of the training program, for people; empty if it measures nothing."""
     names = {
         "loss": "loss {:.4f}",
         "learning_rate": "learning rate {:.2e}",
-        "tokens_per_second": "{:.0f} tokens/s",
-        "memory_mb": "{:.0f} MB",
         "eval_loss": "validation loss {:.4f}",
         "eval_accuracy": "accuracy {:.4f}",
         "eval_f1": "F1 {:.4f}",
+        "tokens_per_second": "{:.0f} tokens/s",
+        "memory_mb": "{:.0f} MB",
     }
     parts = [text.format(line[name]) for name, text in names.items() if line.get(name) is not None]
-    return f"step {line.get('step', 0)} of {line.get('of', '?')}: {', '.join(parts)}"
+    if not parts:
+        return ""
+    return f"step {line.get('step', 0)} of {line.get('steps', '?')}: {', '.join(parts)}"
 
 
 def data_markdown(now: dict[str, Any], before: dict[str, Any] | None) -> str:

@@ -166,7 +166,7 @@ class Inspected(StepResult):
     """Full names of the modules that an adapter may target, the head left out."""
     head_modules: tuple[str, ...]
     """Names of the modules of the new head, which are trained in full."""
-    pad_token: str | None
+    pad_token: str
     vocabulary: int
 
 

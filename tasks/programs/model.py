@@ -53,11 +53,9 @@ _CALL_SETTINGS = (
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Read a fast tokenizer that can pad.
 
-    Where it has no pad token, its unknown or else its end token pads: a classifier is not trained
-    to predict tokens, so nothing goes unlearnt.
-
     Raises:
-        BadModel: The tokenizer cannot be read, is slow, or has no token to pad with.
+        BadModel: The tokenizer cannot be read, is slow, or has no pad token: choosing one for it
+            would be a guess that training, scoring and serving might each make differently.
     """
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         # transformers would make an empty tokenizer of the model's kind, and say nothing.
@@ -84,13 +82,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             "convert it: AutoTokenizer.from_pretrained(…, use_fast=True).save_pretrained(…)",
         )
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    if tokenizer.pad_token is None:
         raise BadModel(
             "model.uri",
-            "a tokenizer without pad, unknown and end tokens",
-            "a token to pad with",
-            "set pad_token in its tokenizer_config.json",
+            "a tokenizer without a pad token",
+            "a pad token, for batches of unequal length",
+            "set pad_token in its tokenizer_config.json to a token that is not used otherwise, or "
+            "add one (tokenizer.add_special_tokens({'pad_token': '[PAD]'})) and resize the "
+            "model's embeddings",
         )
     return tokenizer
 

@@ -1,8 +1,8 @@
 """How often the gate errs, and how often it sees what is there: `python -m` this module.
 
 Outcomes of two different models are drawn from the true multinomial of (both right, gained, lost,
-both wrong) and judged 1,000 times a condition. Claims on accuracy call the functions that
-`judging.judge` calls, `paired.superiority_p` and `paired.noninferiority_p`; the first trials of every
+both wrong) and judged 1,000 times a condition. Claims on accuracy call the functions that `judge`
+calls, `paired.superiority_p` and `paired.noninferiority_p`; the first trials of every
 condition also go through `judge` itself, which must agree. Slices go through `judge` in every
 trial. Where the sum over all outcomes is affordable, the exact rate stands beside the simulated
 one. Macro F1 is compared by `paired.bootstrap_difference`.

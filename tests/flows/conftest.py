@@ -15,8 +15,8 @@ from flows.cli import apply_setting
 from flows.retrain import retrain
 from tasks import ledger
 from tasks.contracts.recipe import Recipe
-from tasks.store import Store
 from tasks.objects import open_objects
+from tasks.store import Store
 from tests.tasks.samples import some_rows, write_jsonl
 
 ROWS = 600

