@@ -80,7 +80,6 @@ class FolderObjects:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.root = str(folder)
-        self._made: set[Path] = set()
 
     def read(self, path: str) -> tuple[bytes, str] | None:
         try:
@@ -151,9 +150,7 @@ class FolderObjects:
         target = self.folder / path
         staged = target.with_name(f".{target.name}.{uuid.uuid4().hex}.staged")
         try:
-            if target.parent not in self._made:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                self._made.add(target.parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
             yield staged
         except PermissionError as error:
             raise NoAccess(

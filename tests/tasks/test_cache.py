@@ -183,10 +183,10 @@ class TestInPrefect:
     def states(room, number=4):
         @flow
         def once():
-            return double._task(Inputs(number=number), room, return_state=True)
+            state = double._task(Inputs(number=number), room, return_state=True)
+            return state.name, state.result().double
 
-        state = once(return_state=True)
-        return state.name, state.result().double
+        return once()
 
     def test_first_completed_then_cached(self, room):
         assert [self.states(room) for _ in range(3)] == [

@@ -46,7 +46,9 @@ from tests.tasks.samples import some_rows
 SMALL = 2_000  # expected bytes of a piece in these tests
 
 lines = st.lists(st.binary(min_size=1, max_size=200).map(lambda b: b.replace(b"\n", b" ") + b"\n"))
-a_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+a_folder = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30
+)
 
 
 def pieces_of(records: list[bytes], target: int = SMALL) -> list[bytes]:

@@ -190,10 +190,9 @@ class TestReuse:
 
 
 class TestBadTokenizers:
-    def test_one_that_cannot_be_loaded_is_refused(self, loaded, place, where):
-        folder = place / "broken"
-        folder.mkdir()
-        (folder / "tokenizer.json").write_text("{}")
-        broken = open_store(where.store).put("tokenizer", folder)
+    @pytest.mark.parametrize("content", ["{}", "no JSON", None])
+    def test_one_that_cannot_be_loaded_is_refused(self, tmp_path, content):
+        if content:
+            (tmp_path / "tokenizer.json").write_text(content)
         with pytest.raises(BadModel, match="a tokenizer that cannot be loaded"):
-            tokenize.once(inputs_of(loaded, broken), where)
+            Encoder(tmp_path, 16)

@@ -1,0 +1,154 @@
+"""A publisher that dies on any line: the next run finishes what it began, once.
+
+Death is an exception that nothing catches, thrown before or after each write to the store and to
+the target, from the moment that publishing begins.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows import retrain as flow
+from tasks.objects import FolderObjects
+from tests.flows.conftest import Place
+
+NAME = "second"  # the same work under another name: only gate, publish and announce are done
+WRITES = 22
+
+
+class Died(BaseException):
+    """The process ended here."""
+
+
+class DyingObjects:
+    """Counts writes from the moment that publishing begins, and dies at one of them; whoever is
+    dead writes no more."""
+
+    def __init__(self, monkeypatch, at: int, after: bool) -> None:
+        self.count, self.at, self.after, self.begun, self.dead = 0, at, after, False, False
+        self._lock = threading.Lock()
+        publish = flow.publish
+
+        def begin(*arguments):
+            self.begun = True
+            return publish(*arguments)
+
+        monkeypatch.setattr(flow, "publish", begin)
+        for name in ("write", "create", "replace", "upload"):
+            monkeypatch.setattr(FolderObjects, name, self._dying(getattr(FolderObjects, name)))
+
+    def _dying(self, method):
+        def call(objects, *arguments):
+            with self._lock:
+                self.count += self.begun
+                due = self.begun and self.count == self.at
+                if self.dead or (due and not self.after):
+                    self.dead = True
+                    raise Died
+                answer = method(objects, *arguments)
+                if due:
+                    self.dead = True
+                    raise Died
+                return answer
+
+        return call
+
+
+def check_released_once(place: Place) -> None:
+    """The log, the pointer and the files say the same thing, and say it once."""
+    entries = place.log(NAME)
+    assert [entry.kind for entry in entries].count("deployed") == 1
+    deployed = entries[-1]
+    assert deployed.kind == "deployed"
+    pointer = json.loads((place.folder / "releases" / NAME / "latest/production.json").read_text())
+    assert pointer["digest"] == deployed.release.digest
+    folder = Path(deployed.release.publications[0].uri)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert sorted(file["path"] for file in manifest["files"]) == sorted(
+        path.name for path in folder.iterdir() if path.name != "manifest.json"
+    )
+    marker = place.folder / "store" / "deliveries" / deployed.event.id / "prefect"
+    assert marker.is_file()
+
+
+class TestDeathWhilePublishing:
+    @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+    @pytest.mark.parametrize("at", range(1, WRITES + 1))
+    def test_the_next_run_finishes_it_once(self, place, monkeypatch, at, after):
+        with monkeypatch.context() as patch:
+            dying = DyingObjects(patch, at, after)
+            with pytest.raises(Died):
+                place.run(name=NAME)
+            assert dying.dead
+        pointer = place.folder / "releases" / NAME / "latest/production.json"
+        if pointer.exists():
+            # What is visible is whole, even before the log says so.
+            folder = place.folder / "releases" / json.loads(pointer.read_text())["path"]
+            assert (folder / "manifest.json").is_file()
+        assert place.run(name=NAME).name in ("Released", "Up to date")
+        check_released_once(place)
+        assert place.run(name=NAME).name == "Up to date"
+        check_released_once(place)
+
+    def test_every_write_was_tried(self, place, monkeypatch):
+        counting = DyingObjects(monkeypatch, at=-1, after=False)
+        assert place.run(name=NAME).name == "Released"
+        assert counting.count == WRITES
+
+
+class TestSigkill:
+    def test_a_flow_killed_after_its_claim_is_finished_by_the_next(self, place):
+        recipe = place.folder / "recipe.yaml"
+        recipe.write_text(yaml.safe_dump(place.recipe(name=NAME).model_dump(mode="json")))
+        code = textwrap.dedent(
+            f"""
+            import os, signal
+            from tasks import ledger
+            claim = ledger.claim
+            def claim_and_die(*arguments):
+                claim(*arguments)
+                os.kill(os.getpid(), signal.SIGKILL)
+            ledger.claim = claim_and_die
+            from flows.cli import main
+            main(["retrain", {str(recipe)!r}])
+            """
+        )
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True)
+        assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+        assert [entry.kind for entry in place.log(NAME)] == ["revealing"]
+        assert place.run(name=NAME).name == "Released"
+        check_released_once(place)
+
+
+@pytest.mark.slow
+class TestTrainingIsKilled:
+    def test_a_killed_program_is_said_to_be_and_a_retry_succeeds(self, place, monkeypatch):
+        from tasks import process
+
+        popen = subprocess.Popen
+
+        def killed(command, *arguments, **options):
+            started = popen(command, *arguments, **options)
+            if "tasks.programs.train" in command:
+                time.sleep(1)
+                os.kill(started.pid, signal.SIGKILL)
+            return started
+
+        with monkeypatch.context() as patch:
+            patch.setattr(process.subprocess, "Popen", killed)
+            state = place.run(training__seed=5)
+        assert state.name == "Out of host memory"
+        assert "killed by SIGKILL" in state.message
+        assert len(place.log()) == 2
+        assert place.run(training__seed=5).name == "Released"
