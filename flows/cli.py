@@ -80,7 +80,7 @@ def events(
 
     They come from the log in the store: a consumer needs nothing else to know what to serve.
     """
-    from tasks import ledger
+    from tasks.release import ledger
     from tasks.store import default_store, open_store
 
     opened = open_store(store or default_store())

@@ -1,33 +1,24 @@
 """Retrain: load → examine → tokenize → finetune → evaluate → gate → publish → announce.
 
-Start it with `burnish retrain RECIPE`, `python -m flows.retrain RECIPE`, or from the Prefect UI.
+Start it with `burnish retrain RECIPE`, or from the Prefect UI.
 A run ends as *Released*, *Up to date*, *Rejected*, or failed under the name of its cause.
 """
 
 from __future__ import annotations
 
-import sys
 from typing import Literal, get_args
 
 from prefect import flow
 from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed, State
 
-from tasks import ledger
 from tasks.announce import announce, deliver
 from tasks.cache import Room
-from tasks.contracts.artifact import (
-    Finetuned,
-    Inspected,
-    Loaded,
-    Plan,
-    Scored,
-    Source,
-    Tokenized,
-)
-from tasks.contracts.base import Contract
+from tasks.contracts.artifact import Finetuned, Loaded, Scored, Tokenized
+from tasks.contracts.candidate import Candidate, Trained
 from tasks.contracts.recipe import Recipe
 from tasks.contracts.release import LogEntry
+from tasks.data.sources import resolve
 from tasks.errors import BaselineMoved, BurnishError, CodeFailed, DamagedArtifact
 from tasks.evaluate import ScoreInputs, hardware_kind, score
 from tasks.examine import ExamineInputs, examine
@@ -36,7 +27,6 @@ from tasks.gate import GateInputs, gate
 from tasks.load import LoadInputs, load
 from tasks.plan import make_plan, refuse_early
 from tasks.publish import (
-    Candidate,
     data_report,
     missing_targets,
     open_targets,
@@ -44,8 +34,8 @@ from tasks.publish import (
     publish,
     publish_missing,
 )
+from tasks.release import ledger
 from tasks.report import RunReport, data_markdown, loss_curve, release_facts, verdict_markdown
-from tasks.sources import resolve
 from tasks.store import default_store, open_store
 from tasks.tokenize import TokenizeInputs, tokenize
 
@@ -64,18 +54,6 @@ MAKERS = {
     "verdict": "gate",
 }
 ATTEMPTS = 3
-
-
-class Trained(Contract):
-    """What the first half of a run has made."""
-
-    data: Source
-    model: Source
-    plan: Plan
-    loaded: Loaded
-    inspected: Inspected
-    tokenized: Tokenized
-    finetuned: Finetuned
 
 
 @flow(name="retrain", flow_run_name="{recipe.name}", validate_parameters=True)
@@ -206,6 +184,7 @@ def train(recipe: Recipe, room: Room, report: RunReport) -> Trained:
     report.made("finetune", finetuned, _finetune_sentence(finetuned))
     report.section("Training", loss_curve(finetuned.history))
     return Trained(
+        recipe=recipe,
         data=data,
         model=model,
         plan=plan,
@@ -253,7 +232,6 @@ def judge(
     report.section("Gate", verdict_markdown(judged.verdict))
     report.fact("verdict", judged.verdict.summary)
     return Candidate(
-        recipe=recipe,
         scored=scored,
         baseline=baseline,
         judged=judged,
@@ -389,9 +367,3 @@ def _metrics_sentence(who: str, scored: Scored) -> str:
     return f"{who}: " + ", ".join(
         f"{name} {value:.4f}" for name, value in scored.metrics.items() if name != "loss"
     )
-
-
-if __name__ == "__main__":
-    from flows.cli import main
-
-    main(["retrain", *sys.argv[1:]])

@@ -11,10 +11,10 @@ import uuid
 from prefect import get_run_logger, task
 from prefect.events import emit_event
 
-from tasks import ledger
 from tasks.cache import Room
+from tasks.contracts.candidate import Candidate
 from tasks.contracts.release import Deployment, DeploymentEvent, LogEntry, Release
-from tasks.publish import Candidate
+from tasks.release import ledger
 from tasks.store import open_store
 
 EVENT_TYPE = "burnish.model.deployed"

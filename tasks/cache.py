@@ -42,9 +42,10 @@ INFRASTRUCTURE = frozenset(
         "tasks.objects",
         "tasks.process",
         "tasks.programs.protocol",
-        "tasks.remote",
+        "tasks.data.remote",
         "tasks.report",
-        "tasks.sources",
+        "tasks.s3",
+        "tasks.data.sources",
         "tasks.store",
     }
 )

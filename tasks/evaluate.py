@@ -12,9 +12,9 @@ from typing import Literal
 from tasks.cache import Room, step
 from tasks.contracts.artifact import Artifact, Scored, Source
 from tasks.contracts.base import Contract, digest_of
-from tasks.examples import TEST, write_examples
+from tasks.data.examples import TEST, write_examples
+from tasks.data.sources import fetch_folder
 from tasks.process import run_program
-from tasks.sources import fetch_folder
 from tasks.store import open_store
 
 
@@ -69,7 +69,7 @@ def score(inputs: ScoreInputs, room: Room) -> Scored:
     """
     import pyarrow.parquet as pq
 
-    from tasks.judge import metrics_of
+    from tasks.judging.judge import metrics_of
 
     store = open_store(room.store)
     with store.scratch() as scratch:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from tasks.cache import Room, step
 from tasks.contracts.artifact import Inspected, Source
 from tasks.contracts.base import Contract
+from tasks.data.sources import fetch_folder
 from tasks.process import run_program
-from tasks.sources import fetch_folder
 from tasks.store import open_store
 
 

@@ -8,9 +8,9 @@ from tasks.cache import Room, step
 from tasks.contracts.artifact import Artifact, Finetuned, Plan, Source
 from tasks.contracts.base import Contract
 from tasks.contracts.recipe import LoraRecipe, TrainingRecipe
+from tasks.data.sources import fetch_folder
 from tasks.process import run_program
 from tasks.report import TrainingProgress
-from tasks.sources import fetch_folder
 from tasks.store import open_store
 
 

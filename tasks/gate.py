@@ -39,7 +39,7 @@ class GateInputs(Contract):
 @step(
     "gate",
     result=Judged,
-    code=("tasks.gate", "tasks.judge"),
+    code=("tasks.gate", "tasks.judging.judge"),
     libraries=("numpy", "scipy", "statsmodels", "scikit-learn"),
 )
 def gate(inputs: GateInputs, room: Room) -> Judged:
@@ -48,7 +48,7 @@ def gate(inputs: GateInputs, room: Room) -> Judged:
     import pyarrow.parquet as pq
 
     # Loads scipy and scikit-learn: a run that is up to date needs neither.
-    from tasks.judge import Evidence, judge
+    from tasks.judging.judge import Evidence, judge
 
     store = open_store(room.store)
 

@@ -1,8 +1,8 @@
 """Load: read the data, cut it into shards by content, split it, and judge its quality.
 
-Only pieces of files that were never seen are read (tasks/gather.py). Then all rows are looked at
-together, in flat memory (tasks/merge.py): duplicates are collapsed, inputs that lie in two splits
-are dropped from the one that learns, and what looks wrong is refused or reported.
+Only pieces of files that were never seen are read (tasks/data/gather.py). Then all rows are looked
+at together, in flat memory (tasks/data/merge.py): duplicates are collapsed, inputs that lie in two
+splits are dropped from the one that learns, and what looks wrong is refused or reported.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from tasks.cache import Room, step
 from tasks.contracts.artifact import SPLITS, Artifact, Loaded, Source
 from tasks.contracts.base import Contract
 from tasks.contracts.recipe import DataRecipe
+from tasks.data.examples import TEST, TRAIN, VALIDATION, read_split, write_examples
+from tasks.data.gather import LIBRARIES, Read, gather
+from tasks.data.merge import Settled, find_near, settle
+from tasks.data.readers import missing_column
+from tasks.data.shards import bin_start, label_hash
+from tasks.data.splits import split_by_name
 from tasks.errors import BadData
-from tasks.examples import TEST, TRAIN, VALIDATION, read_split, write_examples
-from tasks.gather import LIBRARIES, Read, gather
-from tasks.memo import run_logger
-from tasks.merge import Settled, find_near, settle
-from tasks.readers import missing_column
-from tasks.shards import bin_start, label_hash
-from tasks.splits import split_by_name
+from tasks.report import run_logger
 from tasks.store import Store, open_store
 
 __all__ = ["TEST", "TRAIN", "VALIDATION", "LoadInputs", "load", "read_split", "write_examples"]

@@ -6,12 +6,9 @@ Prefect task of its own: a hundred trivial tasks cost 3.5 s.
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import orjson
-from prefect.exceptions import MissingContextError
-from prefect.logging import get_run_logger
 
 from tasks.cache import Room, code_digest, library_versions
 from tasks.contracts.artifact import Artifact
@@ -83,11 +80,3 @@ class Memo:
 def _artifacts(record: dict[str, Any]) -> list[Artifact]:
     entries = record.get("shards", [record])
     return [Artifact.model_validate(entry["artifact"]) for entry in entries]
-
-
-def run_logger() -> logging.Logger | logging.LoggerAdapter:
-    """The logger of the Prefect run that this is part of, or a plain one outside of any."""
-    try:
-        return get_run_logger()
-    except MissingContextError:
-        return logging.getLogger("burnish")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tasks.errors import BadRecipe, NoAccess, NotFound, StorageFailed
+from tasks.s3 import s3_client, s3_errors
 
 
 class Objects(Protocol):
@@ -129,7 +130,9 @@ class FolderObjects:
         try:
             shutil.copyfile(self.folder / path, file)
         except FileNotFoundError:
-            raise _absent(f"{self.root}/{path}") from None
+            raise NotFound(
+                f"{self.root}/{path}", "no such file", "a file that exists", "correct the name"
+            ) from None
 
     def sizes(self, prefix: str) -> dict[str, int]:
         top = self.folder / prefix.rpartition("/")[0]
@@ -183,19 +186,14 @@ class S3Objects:
         self.root = uri.rstrip("/")
         self.bucket, _, prefix = self.root.removeprefix("s3://").partition("/")
         self.prefix = f"{prefix}/" if prefix else ""
-        self._client = None
 
     @property
     def client(self):
-        """The boto3 client, made at first use: importing boto3 takes a quarter of a second."""
-        if self._client is None:
-            import boto3
-            from botocore.config import Config
+        """The boto3 client."""
+        return s3_client()
 
-            self._client = boto3.client(
-                "s3", config=Config(retries={"mode": "standard", "max_attempts": 5})
-            )
-        return self._client
+    def _errors(self, path: str) -> contextlib.AbstractContextManager[None]:
+        return s3_errors(f"{self.root}/{path}")
 
     def read(self, path: str) -> tuple[bytes, str] | None:
         try:
@@ -277,51 +275,3 @@ class S3Objects:
                     return now is not None and now[0] == data
                 raise
         return True
-
-    @contextlib.contextmanager
-    def _errors(self, path: str) -> Iterator[None]:
-        from boto3.exceptions import S3UploadFailedError
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-
-        where = f"{self.root}/{path}"
-        try:
-            yield
-        except NoCredentialsError:
-            raise NoAccess(
-                where,
-                "no credentials",
-                "credentials that boto3 finds",
-                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile",
-            ) from None
-        except S3UploadFailedError as error:
-            cause = error.__context__
-            raise (_s3_error(where, cause) if isinstance(cause, ClientError) else error) from error
-        except ClientError as error:
-            raise _s3_error(where, error) from error
-        except BotoCoreError as error:
-            raise StorageFailed(
-                where, str(error), "an S3 server that answers", "check AWS_ENDPOINT_URL and network"
-            ) from error
-
-
-def _s3_error(where: str, error) -> Exception:
-    code = error.response["Error"]["Code"]
-    status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-    if code == "NoSuchBucket":
-        return NotFound(where, "no such bucket", "a bucket that exists", "create it, or correct it")
-    if status == 404:
-        return _absent(where)
-    if status in (401, 403):
-        return NoAccess(
-            where,
-            f"access denied ({code})",
-            "credentials with the right to list, read and write there",
-            "check the AWS credentials and the bucket's policy",
-        )
-    return StorageFailed(
-        where, f"{code} ({status})", "an S3 server that answers", "try again later"
-    )
-
-
-def _absent(where: str) -> NotFound:
-    return NotFound(where, "nothing", "an object that exists", "check the name")

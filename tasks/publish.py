@@ -1,8 +1,8 @@
 """Publish: stage, verify, reveal, at every target that the recipe names.
 
 Each step asks whether it was done already, so a run that was killed on any line is finished by the
-next one. The right to reveal is an entry of the model's log (tasks/ledger.py), whose number is the
-fence that keeps a slower publisher from undoing a later one.
+next one. The right to reveal is an entry of the model's log (tasks/release/ledger.py), whose number
+is the fence that keeps a slower publisher from undoing a later one.
 """
 
 from __future__ import annotations
@@ -13,43 +13,17 @@ from pathlib import Path
 import orjson
 from prefect import get_run_logger, task
 
-from tasks import ledger
 from tasks.cache import Room
-from tasks.card import model_card
-from tasks.contracts.artifact import (
-    Finetuned,
-    Inspected,
-    Loaded,
-    Plan,
-    Scored,
-    Source,
-    StepResult,
-    Tokenized,
-)
-from tasks.contracts.base import Contract
+from tasks.contracts.artifact import Loaded, StepResult
+from tasks.contracts.candidate import Candidate
 from tasks.contracts.recipe import Recipe
 from tasks.contracts.release import VERSION_DIGITS, LogEntry, Publication, Release
-from tasks.contracts.verdict import Judged
+from tasks.release import ledger
+from tasks.release.card import model_card
+from tasks.release.targets import Target, open_target
 from tasks.store import Store, open_store
-from tasks.targets import Target, open_target
 
 OPTIONS = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS
-
-
-class Candidate(Contract):
-    """Everything that a run has found out about the model that it wants to release."""
-
-    recipe: Recipe
-    data: Source
-    model: Source
-    plan: Plan
-    loaded: Loaded
-    inspected: Inspected
-    tokenized: Tokenized
-    finetuned: Finetuned
-    scored: Scored
-    baseline: Scored | None
-    judged: Judged
 
 
 @task(name="publish", task_run_name="publish", persist_result=False)

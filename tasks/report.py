@@ -30,7 +30,7 @@ SECONDS_BETWEEN_UPDATES = 2.0
 SECONDS_BETWEEN_LOGS = 10.0
 
 
-def logger() -> logging.Logger | logging.LoggerAdapter:
+def run_logger() -> logging.Logger | logging.LoggerAdapter:
     """The run's logger, or an ordinary one outside of runs."""
     try:
         return get_run_logger()
@@ -60,7 +60,7 @@ class RunReport:
     def doing(self, what: str) -> None:
         """Say what the run is doing now."""
         self.explanation = what
-        logger().info(what)
+        run_logger().info(what)
         self.show()
 
     def made(self, name: str, result: StepResult, what: str) -> None:
@@ -71,7 +71,7 @@ class RunReport:
         else:
             how = f"reused, from run {made.run_name} of {made.at}" if made else "reused"
         self.rows.append((name, how, what))
-        logger().info("%s: %s (%s)", name, what, how)
+        run_logger().info("%s: %s (%s)", name, what, how)
 
     def section(self, title: str, markdown: str) -> None:
         """Add or replace a section."""
@@ -144,7 +144,7 @@ class RunReport:
                 with get_client(sync_client=True) as client:
                     client.update_artifact(self._artifact, ArtifactUpdate(data=self.markdown()))
         except Exception as error:
-            logger().warning("the report could not be written: %s", error)
+            run_logger().warning("the report could not be written: %s", error)
 
 
 class TrainingProgress:
@@ -166,7 +166,7 @@ class TrainingProgress:
         epoch_ended = any(name.startswith("eval_") for name in line)
         if sentence and (epoch_ended or now - self._logged > SECONDS_BETWEEN_LOGS):
             self._logged = now
-            logger().info(sentence)
+            run_logger().info(sentence)
         if line.get("steps") and now - self._shown > SECONDS_BETWEEN_UPDATES:
             self._shown = now
             self._set(100.0 * line.get("step", 0) / line["steps"])
@@ -178,7 +178,7 @@ class TrainingProgress:
             else:
                 update_progress_artifact(self._artifact, percent)
         except Exception as error:
-            logger().debug("the progress could not be shown: %s", error)
+            run_logger().debug("the progress could not be shown: %s", error)
 
 
 def progress_sentence(line: dict[str, Any]) -> str:

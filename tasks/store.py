@@ -3,7 +3,7 @@
 artifacts/<kind>/<digest>/manifest.json   written last: with it, the artifact is complete
 artifacts/<kind>/<digest>/files/…         the files themselves
 keys/<step>/<key>.json                    the record that a key's work was done (tasks/cache.py)
-logs/<model>/<channel>/<number>.json      what was deployed (tasks/ledger.py)
+logs/<model>/<channel>/<number>.json      what was deployed (tasks/release/ledger.py)
 """
 
 from __future__ import annotations

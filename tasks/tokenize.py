@@ -12,9 +12,10 @@ import orjson
 from tasks.cache import Room, step
 from tasks.contracts.artifact import Artifact, Tokenized
 from tasks.contracts.base import Contract
-from tasks.examples import dataset_shards
-from tasks.memo import Memo, run_logger
+from tasks.data.examples import dataset_shards
+from tasks.memo import Memo
 from tasks.process import run_program
+from tasks.report import run_logger
 from tasks.store import Store, open_store
 
 LIBRARIES = ("tokenizers", "transformers", "pyarrow", "numpy")

@@ -23,10 +23,10 @@ import numpy as np
 import pyarrow as pa
 from scipy import stats
 
-from tasks import judge as judging
-from tasks import paired
 from tasks.contracts.recipe import GateRecipe
 from tasks.contracts.verdict import Verdict
+from tasks.judging import judge as judging
+from tasks.judging import paired
 
 SEED = 20_240
 TRIALS = 1_000

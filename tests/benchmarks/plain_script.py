@@ -69,8 +69,8 @@ def main() -> None:
 
     began = time.perf_counter()
     # Read back from its files: they are what would be deployed.
-    candidate = evaluate(load(out, labels), tokenizer, tokens["test"])
-    untrained = evaluate(load(base, labels), tokenizer, tokens["test"])
+    candidate = evaluate(load(out, labels, settings), tokenizer, tokens["test"])
+    untrained = evaluate(load(base, labels, settings), tokenizer, tokens["test"])
     phases["evaluate"] = time.perf_counter() - began
     write_card(out, settings, splits, candidate, untrained)
     facts |= {
@@ -135,7 +135,7 @@ def train(
             r=settings["r"],
             lora_alpha=settings["alpha"],
             lora_dropout=settings["dropout"],
-            target_modules="all-linear",
+            target_modules=settings["target_modules"],
             modules_to_save=["classifier"],
         ),
     )
@@ -183,6 +183,7 @@ def load_4bit(base: Path, labels: list[str], settings: dict[str, Any]) -> Any:
     model = load(
         base,
         labels,
+        settings,
         dtype=dtype,
         device_map={"": "cpu"},
         quantization_config=BitsAndBytesConfig(
@@ -201,12 +202,12 @@ def load_4bit(base: Path, labels: list[str], settings: dict[str, Any]) -> Any:
     return model
 
 
-def load(folder: Path, labels: list[str], **options: Any) -> Any:
+def load(folder: Path, labels: list[str], settings: dict[str, Any], **options: Any) -> Any:
     """A classifier from a folder; its head is new where the folder has none.
 
     Dropout within the frozen base has nothing to regularise, and costs a third of a step.
     """
-    torch.manual_seed(17)
+    torch.manual_seed(settings["seed"])
     return AutoModelForSequenceClassification.from_pretrained(
         folder,
         id2label=dict(enumerate(labels)),

@@ -214,8 +214,8 @@ def load_step(folder: Path, data: Path) -> dict[str, Any]:
     """Resolve and load."""
     from tasks.cache import Room
     from tasks.contracts.recipe import DataRecipe
+    from tasks.data.sources import resolve
     from tasks.load import LoadInputs, load
-    from tasks.sources import resolve
 
     started = time.perf_counter()
     recipe = DataRecipe(uri=str(data))
@@ -228,7 +228,7 @@ def load_step(folder: Path, data: Path) -> dict[str, Any]:
 
 def load_pooled_step(folder: Path, data: Path) -> dict[str, Any]:
     """Load, in processes however small the data are."""
-    from tasks import gather
+    from tasks.data import gather
 
     gather._POOL_BYTES = 0
     return load_step(folder, data)

@@ -114,7 +114,7 @@ class TestSigkill:
         code = textwrap.dedent(
             f"""
             import os, signal
-            from tasks import ledger
+            from tasks.release import ledger
             claim = ledger.claim
             def claim_and_die(*arguments):
                 claim(*arguments)

@@ -13,9 +13,9 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 
 from flows.cli import apply_setting
 from flows.retrain import retrain
-from tasks import ledger
 from tasks.contracts.recipe import Recipe
 from tasks.objects import open_objects
+from tasks.release import ledger
 from tasks.store import Store
 from tests.tasks.samples import some_rows, write_jsonl
 

@@ -3,15 +3,16 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 from flows.cli import main
-from tasks import ledger
 from tasks.contracts.artifact import Artifact
 from tasks.contracts.release import Deployment, DeploymentEvent, LogEntry, Publication, Release
 from tasks.contracts.verdict import Verdict
+from tasks.release import ledger
 from tasks.store import open_store
 
 
@@ -64,10 +65,9 @@ class TestHelp:
         assert status == 0
         assert "Usage:" in out
 
-    def test_the_flow_module_is_the_retrain_command(self):
-        shown = subprocess.run(
-            [sys.executable, "-m", "flows.retrain", "--help"], capture_output=True, text=True
-        )
+    def test_the_console_script_is_installed(self):
+        script = Path(sys.executable).with_name("burnish")
+        shown = subprocess.run([script, "retrain", "--help"], capture_output=True, text=True)
         assert shown.returncode == 0, shown.stderr
         assert "Exit status: 0 released or up to date" in shown.stdout
 

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from tasks.cache import Room
 from tasks.contracts.artifact import Artifact, Loaded
 from tasks.contracts.recipe import DataRecipe
-from tasks.examples import dataset_shards
+from tasks.data.examples import dataset_shards
+from tasks.data.sources import resolve
 from tasks.load import LoadInputs, load
-from tasks.sources import resolve
 from tasks.store import Store, open_store
 
 LABELS = ("business", "sports", "tech")

@@ -18,14 +18,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks import gather as gathering
 from tasks.contracts.recipe import DataRecipe
+from tasks.data import gather as gathering
+from tasks.data.examples import TEST, TRAIN, VALIDATION, read_split, write_examples
+from tasks.data.merge import find_near, settle
+from tasks.data.shards import INDEX
+from tasks.data.sources import resolve
 from tasks.errors import BadData, BadRecipe, BurnishError, DamagedArtifact
-from tasks.examples import TEST, TRAIN, VALIDATION, read_split, write_examples
 from tasks.load import LoadInputs, load
-from tasks.merge import find_near, settle
-from tasks.shards import INDEX
-from tasks.sources import resolve
 from tasks.store import open_store
 from tests.tasks.samples import (
     kept_rows,
@@ -240,7 +240,7 @@ class TestReuse:
     def small_pieces(self, monkeypatch):
         import inspect
 
-        from tasks import cut
+        from tasks.data import cut
 
         monkeypatch.setattr(cut.cut, "__defaults__", (b"", (0, 0), 4_000))
         assert inspect.signature(cut.cut).parameters["target"].default == 4_000

@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 from sklearn.metrics import precision_recall_fscore_support
 
-from tasks import paired
 from tasks.contracts.recipe import GateRecipe
 from tasks.contracts.verdict import RuleOutcome, Verdict
 from tasks.errors import BadData
+from tasks.judging import paired
 
 NO_BASELINE = "none"
 UNTRAINED = "untrained base"

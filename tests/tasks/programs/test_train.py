@@ -25,7 +25,7 @@ from tasks.programs import model as models
 from tasks.programs import train
 from tasks.programs.examples import ByLength, InOrder, PadBatch, gather
 from tasks.programs.metrics import ClassificationMetrics
-from tests.programs.conftest import LABELS, MAX_LENGTH, Notes, content
+from tests.tasks.programs.conftest import LABELS, MAX_LENGTH, Notes, content
 
 
 def tensors(folder):

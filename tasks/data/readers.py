@@ -22,7 +22,7 @@ import orjson
 
 from tasks.contracts.base import Contract
 from tasks.contracts.recipe import DataRecipe, SplitRecipe
-from tasks.cut import (
+from tasks.data.cut import (
     LONGEST,
     Piece,
     arrow_batches,
@@ -32,8 +32,8 @@ from tasks.cut import (
     not_text,
     too_long,
 )
+from tasks.data.splits import SPLIT_WORDS
 from tasks.errors import BadData, BadRecipe
-from tasks.splits import SPLIT_WORDS
 
 Format = Literal["jsonl", "csv", "parquet", "arrow", "text-folders"]
 RESERVED = ("text", "text_pair", "label", "hash_hi", "hash_lo", "raw", "split")

@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
-from tasks import judge as judging
-from tasks import paired
 from tasks.contracts.recipe import GateRecipe
 from tasks.contracts.verdict import Verdict
 from tasks.errors import BadData
+from tasks.judging import judge as judging
+from tasks.judging import paired
 
 LABELS = ("news", "sport")
 RELEASE = "release 7"

@@ -9,7 +9,8 @@ from pathlib import Path
 import boto3
 import pytest
 
-from tasks import sources
+from tasks.data import sources
+from tasks.data.sources import fetch_file, fetch_folder, resolve
 from tasks.errors import (
     BadModel,
     BadRecipe,
@@ -18,7 +19,6 @@ from tasks.errors import (
     NotFound,
     StorageFailed,
 )
-from tasks.sources import fetch_file, fetch_folder, resolve
 
 MODEL = {
     "config.json": b"{}",

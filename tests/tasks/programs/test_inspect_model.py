@@ -22,7 +22,7 @@ from tasks.contracts.artifact import Inspected
 from tasks.errors import BadModel
 from tasks.programs.inspect_model import main
 from tasks.programs.model import load_tokenizer
-from tests.programs.conftest import LABELS, Notes, content
+from tests.tasks.programs.conftest import LABELS, Notes, content
 
 
 @pytest.fixture

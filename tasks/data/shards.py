@@ -7,7 +7,7 @@ nothing of files, so a piece that moves to another file or place is the same sha
 columns (all strings), `hash_hi` and `hash_lo` (the hash of the inputs), `raw` (the hash of all
 values), `split` (1 train, 2 validation, 3 test);
 `index.npy`: one `INDEX` entry per row, sorted by hash;
-`near.npy`: uint64, shape (rows, 8): what near-duplicates share (tasks/minhash.py);
+`near.npy`: uint64, shape (rows, 8): what near-duplicates share (tasks/data/minhash.py);
 `stats.json`: counts.
 """
 
@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import orjson
 
-from tasks.minhash import band_keys
-from tasks.readers import Job, Reading, Rows, read_rows
-from tasks.splits import SPLIT_NAMES, input_hash, normal_form, split_of
+from tasks.data.minhash import band_keys
+from tasks.data.readers import Job, Reading, Rows, read_rows
+from tasks.data.splits import SPLIT_NAMES, input_hash, normal_form, split_of
 
 INDEX = np.dtype(
     [

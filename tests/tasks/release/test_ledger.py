@@ -4,11 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tasks import ledger
 from tasks.contracts.artifact import Artifact
 from tasks.contracts.release import DeploymentEvent, LogEntry, Release
 from tasks.errors import BaselineMoved
 from tasks.objects import FolderObjects, S3Objects
+from tasks.release import ledger
 from tasks.store import Store
 
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import functools
 import itertools
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from urllib.parse import unquote
 from tasks.contracts.artifact import SourceFile
 from tasks.errors import BadRecipe, NoAccess, NotFound, StorageFailed
 from tasks.hub import hub_api, hub_errors
+from tasks.s3 import s3_client, s3_errors
 
 Kind = Literal["data", "model"]
 
@@ -74,8 +73,8 @@ def list_s3(uri: str, where: str) -> list[SourceFile]:
 
 
 def _s3_objects(bucket: str, prefix: str, where: str) -> Iterator[dict]:
-    with _s3_errors(where):
-        pages = _s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    with s3_errors(where):
+        pages = s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         for page in pages:
             yield from page.get("Contents", ())
 
@@ -103,9 +102,9 @@ def fetch_s3(file: SourceFile, scratch: Path) -> Path:
     bucket, _, key = place.removeprefix("s3://").partition("/")
     target = scratch / file.path
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _s3_errors(place):
+    with s3_errors(place):
         try:
-            answer = _s3_client().get_object(Bucket=bucket, Key=key, IfMatch=f'"{tag}"')
+            answer = s3_client().get_object(Bucket=bucket, Key=key, IfMatch=f'"{tag}"')
         except ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] != 412:
                 raise
@@ -119,62 +118,6 @@ def fetch_s3(file: SourceFile, scratch: Path) -> Path:
             for chunk in answer["Body"].iter_chunks(1 << 20):
                 out.write(chunk)
     return target
-
-
-def _s3_client():
-    return _s3_client_for(tuple(sorted(each for each in os.environ.items() if "AWS_" in each[0])))
-
-
-@functools.lru_cache(4)
-def _s3_client_for(settings: tuple[tuple[str, str], ...]):
-    """A client for the settings of the environment: making one takes as long as many requests."""
-    # Importing boto3 takes a quarter of a second, which a local run need not spend.
-    import boto3
-    from botocore.config import Config
-
-    # Not the default session, which keeps the credentials that it found first.
-    session = boto3.session.Session()
-    return session.client("s3", config=Config(retries={"mode": "standard", "max_attempts": 5}))
-
-
-@contextlib.contextmanager
-def _s3_errors(where: str) -> Iterator[None]:
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-
-    try:
-        yield
-    except NoCredentialsError:
-        raise NoAccess(
-            where,
-            "no credentials",
-            "credentials that boto3 finds",
-            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile",
-        ) from None
-    except ClientError as error:
-        raise _s3_problem(where, error) from error
-    except BotoCoreError as error:
-        raise StorageFailed(
-            where, str(error), "an S3 server that answers", "check AWS_ENDPOINT_URL and network"
-        ) from error
-
-
-def _s3_problem(where: str, error) -> Exception:
-    code = error.response["Error"]["Code"]
-    status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-    if code == "NoSuchBucket":
-        return NotFound(where, "no such bucket", "a bucket that exists", "correct its name")
-    if status == 404:
-        return NotFound(where, "no such object", "an object that exists", "correct the name")
-    if status in (401, 403):
-        return NoAccess(
-            where,
-            f"access denied ({code})",
-            "credentials with the right to list and read there",
-            "check the AWS credentials and the bucket's policy",
-        )
-    return StorageFailed(
-        where, f"{code} ({status})", "an S3 server that answers", "try again later"
-    )
 
 
 # The Hugging Face Hub

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tasks.errors import BadModel
 from tasks.programs import score, train
-from tests.programs.conftest import LABELS, MAX_LENGTH, Notes
+from tests.tasks.programs.conftest import LABELS, MAX_LENGTH, Notes
 
 
 @pytest.fixture

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import yaml
 
+from tasks.contracts.candidate import Candidate
 from tasks.report import markdown_table, verdict_markdown
-
-if TYPE_CHECKING:
-    from tasks.publish import Candidate
 
 
 def model_card(candidate: Candidate) -> str:

@@ -21,8 +21,17 @@ from pathlib import Path
 
 from tasks.contracts.artifact import Source, SourceFile
 from tasks.contracts.base import digest_of
+from tasks.data.remote import (
+    MAGIC,
+    Kind,
+    fetch_hub,
+    fetch_s3,
+    fixed_part,
+    list_hub,
+    list_s3,
+    pin_hub,
+)
 from tasks.errors import BadModel, BadRecipe, NoAccess, NotFound, StorageFailed
-from tasks.remote import MAGIC, Kind, fetch_hub, fetch_s3, fixed_part, list_hub, list_s3, pin_hub
 from tasks.store import file_sha256
 
 _PIN = re.compile(r"^(.*)#sha256=([0-9a-f]{64})$", re.S)

@@ -17,9 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.contracts.recipe import DataRecipe, SplitRecipe
-from tasks.cut import Piece, array_to_lines, cut, cut_csv, cut_files, cut_lines
-from tasks.errors import BadData, BadRecipe
-from tasks.minhash import (
+from tasks.data.cut import Piece, array_to_lines, cut, cut_csv, cut_files, cut_lines
+from tasks.data.minhash import (
     BANDS,
     PERMUTATIONS,
     SEED,
@@ -29,9 +28,9 @@ from tasks.minhash import (
     shingles,
     signatures,
 )
-from tasks.readers import Job, Reading
-from tasks.shards import INDEX, bin_start, length_bin, read_piece
-from tasks.splits import (
+from tasks.data.readers import Job, Reading
+from tasks.data.shards import INDEX, bin_start, length_bin, read_piece
+from tasks.data.splits import (
     SPLIT_NAMES,
     TEST,
     TRAIN,
@@ -41,6 +40,7 @@ from tasks.splits import (
     split_by_name,
     split_of,
 )
+from tasks.errors import BadData, BadRecipe
 from tests.tasks.samples import some_rows
 
 SMALL = 2_000  # expected bytes of a piece in these tests

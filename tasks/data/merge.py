@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.shards import INDEX
-from tasks.splits import TEST, TRAIN
+from tasks.data.shards import INDEX
+from tasks.data.splits import TEST, TRAIN
 
 ROWS_AT_ONCE = 200_000
 """Rows of one range of hashes, about."""

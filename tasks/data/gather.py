@@ -23,7 +23,7 @@ from typing import Any
 from tasks.cache import Room
 from tasks.contracts.artifact import Artifact, Source, SourceFile
 from tasks.contracts.recipe import DataRecipe
-from tasks.cut import (
+from tasks.data.cut import (
     Piece,
     array_to_lines,
     check_encoding,
@@ -34,9 +34,7 @@ from tasks.cut import (
     cut_parquet,
     too_long,
 )
-from tasks.errors import BadData, OutOfHostMemory
-from tasks.memo import Memo, run_logger
-from tasks.readers import (
+from tasks.data.readers import (
     Format,
     Job,
     Reading,
@@ -45,15 +43,18 @@ from tasks.readers import (
     check_table,
     parquet_schema,
 )
-from tasks.shards import read_piece
-from tasks.sources import fetch_file
-from tasks.splits import split_by_name
+from tasks.data.shards import read_piece
+from tasks.data.sources import fetch_file
+from tasks.data.splits import split_by_name
+from tasks.errors import BadData, OutOfHostMemory
+from tasks.memo import Memo
+from tasks.report import run_logger
 from tasks.store import open_store
 
 LIBRARIES = ("pyarrow", "orjson", "numpy")
 
 # Not of tasks.load: what is done with all rows together does not change a shard.
-_CODE = ("tasks.shards",)
+_CODE = ("tasks.data.shards",)
 
 _FORMATS: dict[str, Format] = {
     ".jsonl": "jsonl",

@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 from tasks.contracts.artifact import Artifact
 from tasks.contracts.release import Release
 from tasks.errors import BadRecipe, BaselineMoved, BurnishError, NoAccess, StorageFailed
-from tasks.targets import HubTarget, ObjectTarget, open_target
+from tasks.release.targets import HubTarget, ObjectTarget, open_target
 
 REPO = "ci/news"
 

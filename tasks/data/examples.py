@@ -11,7 +11,7 @@ import orjson
 
 from tasks.cache import Room
 from tasks.contracts.artifact import Artifact
-from tasks.splits import TEST, TRAIN, VALIDATION
+from tasks.data.splits import TEST, TRAIN, VALIDATION
 from tasks.store import Store, open_store
 
 __all__ = ["TEST", "TRAIN", "VALIDATION", "dataset_shards", "read_split", "write_examples"]

@@ -1,0 +1,1 @@
+"""From sources to shards: finding, cutting, reading, splitting and merging data."""

@@ -1,0 +1,1 @@
+"""Where releases go, and the log that says which one is deployed."""
