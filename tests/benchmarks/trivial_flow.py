@@ -1,6 +1,6 @@
 """What Prefect itself costs: a flow of so many tasks that do nothing.
 
-python -m tests.benchmarks.trivial_flow NUMBER
+python tests/benchmarks/trivial_flow.py NUMBER
 """
 
 import sys

@@ -146,7 +146,7 @@ class S3Server:
             f"-master.port={master}",
             f"-master.port.grpc={master_grpc}",
             "-master.telemetry=false",
-            "-master.volumeSizeLimitMB=256",
+            "-master.volumeSizeLimitMB=32",
             "-master.electionTimeout=1s",
             "-master.heartbeatInterval=200ms",
             f"-volume.port={volume}",

@@ -24,7 +24,7 @@ from tasks.objects import FolderObjects
 from tests.flows.conftest import Place
 
 NAME = "second"  # the same work under another name: only gate, publish and announce are done
-WRITES = 22
+WRITES = 13
 
 
 class Died(BaseException):

@@ -158,11 +158,11 @@ class TestCodeDigest:
 
     def test_editing_a_helper_that_is_only_imported_changes_the_key(self, copied_code):
         before = code_digest(gate.code)
-        edited(copied_code / "tasks" / "paired.py", "\nADDED = 1\n")
+        edited(copied_code / "tasks" / "judging" / "paired.py", "\nADDED = 1\n")
         assert code_digest(gate.code) != before
 
     def test_comments_and_docstrings_do_not_matter(self, copied_code):
-        path = copied_code / "tasks" / "paired.py"
+        path = copied_code / "tasks" / "judging" / "paired.py"
         before = code_digest(gate.code)
         path.write_text("# A comment.\n" + path.read_text().replace('"""', '"""Said anew. ', 1))
         code_digest.cache_clear()

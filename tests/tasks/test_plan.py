@@ -1,0 +1,90 @@
+"""The plan: what is settled before training, and what is refused while it costs nothing."""
+
+from collections import namedtuple
+
+import pytest
+
+from tasks import plan
+from tasks.contracts.artifact import Artifact, Inspected, Source, SourceFile
+from tasks.contracts.recipe import Recipe
+from tasks.errors import BadRecipe, StorageFailed
+
+LINEAR = ("encoder.layer.0.attention.self.query", "encoder.layer.0.attention.self.value")
+
+
+def recipe(tmp_path, **changes):
+    data = {"name": "r", "data": {"uri": "d"}, "model": {"uri": "m"}, "store": str(tmp_path)}
+    return Recipe.model_validate(data | changes)
+
+
+def source(size=1000):
+    file = SourceFile(path="model.safetensors", size=size, digest="d", location="/m")
+    return Source(uri="m", pinned="m", digest="d", files=(file,))
+
+
+def inspected(**changes):
+    return Inspected(
+        artifact=Artifact(kind="tokenizer", digest="d", files=1, bytes=1, uri=""),
+        architecture="Bert",
+        parameters=1,
+        linear_modules=LINEAR,
+        head_modules=("classifier",),
+        pad_token="[PAD]",
+        vocabulary=10,
+        **{"max_length": 512} | changes,
+    )
+
+
+class TestPicks:
+    @pytest.mark.parametrize(
+        ("flags", "precision"), [({"avx512_bf16"}, "bf16"), ({"avx2"}, "fp32")]
+    )
+    def test_precision_follows_the_processor(self, tmp_path, monkeypatch, flags, precision):
+        monkeypatch.setattr(plan, "has_gpu", lambda: False)
+        monkeypatch.setattr(plan, "processor_flags", lambda: flags)
+        assert plan.make_plan(recipe(tmp_path)).precision == precision
+
+    def test_the_recipe_has_the_last_word(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(plan, "processor_flags", lambda: {"avx512_bf16"})
+        made = plan.make_plan(recipe(tmp_path, training={"precision": "fp32"}))
+        assert (made.precision, made.why["precision"]) == ("fp32", "the recipe says so")
+
+    def test_a_gpu_gets_its_own_optimizer_and_attention(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(plan, "has_gpu", lambda: True)
+        made = plan.make_plan(recipe(tmp_path, training={"max_length": 64}))
+        assert (made.device, made.precision) == ("cuda", "bf16")
+        assert (made.optimizer, made.attention) == ("adamw_torch_fused", "sdpa")
+
+    def test_why_is_not_part_of_a_key(self, tmp_path):
+        made = plan.make_plan(recipe(tmp_path))
+        assert made.key_part() == made.model_copy(update={"why": {}}).key_part()
+
+    def test_this_processor_tells_its_flags(self):
+        assert plan.processor_flags()
+
+
+class TestRefusals:
+    def test_targets_that_match_nothing_name_those_that_would(self, tmp_path):
+        asked = recipe(tmp_path, lora={"target_modules": ["quary"]})
+        with pytest.raises(BadRecipe, match=r"did you mean 'query'\?.*some of: query, value"):
+            plan.refuse_early(asked, source(), inspected())
+
+    @pytest.mark.parametrize("target", ["query", "self.query", "all-linear", LINEAR[0]])
+    def test_targets_may_be_said_by_any_end_of_their_name(self, tmp_path, target):
+        asked = recipe(tmp_path, lora={"target_modules": [target]})
+        plan.refuse_early(asked, source(), inspected())
+
+    def test_a_length_beyond_the_models(self, tmp_path):
+        asked = recipe(tmp_path, training={"max_length": 513})
+        with pytest.raises(BadRecipe, match=r"found 513 tokens; expected at most 512"):
+            plan.refuse_early(asked, source(), inspected())
+
+    def test_any_length_where_the_model_sets_none(self, tmp_path):
+        asked = recipe(tmp_path, training={"max_length": 100_000})
+        plan.refuse_early(asked, source(), inspected(max_length=None))
+
+    def test_a_disk_that_is_too_full(self, tmp_path, monkeypatch):
+        usage = namedtuple("usage", "total used free")
+        monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 3 * 10**6))
+        with pytest.raises(StorageFailed, match=r"no disk space: 3 MB free; expected about 4 MB"):
+            plan.refuse_early(recipe(tmp_path), source(10**6), inspected())
