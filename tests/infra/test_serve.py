@@ -54,9 +54,7 @@ def _wait_for_worker():
     while time.monotonic() < deadline:
         try:
             with get_client(sync_client=True) as client:
-                (pool,) = client.read_work_pools(
-                    work_pool_filter=WorkPoolFilter(name={"any_": ["cpu"]})
-                )
+                pool = client.read_work_pool("cpu")
                 if pool.status and pool.status.value == "READY":
                     return
         except Exception:
