@@ -33,6 +33,7 @@ from tasks.publish import (
     provenance_of,
     publish,
     publish_missing,
+    restore,
 )
 from tasks.release import ledger
 from tasks.report import RunReport, data_markdown, loss_curve, release_facts, verdict_markdown
@@ -305,7 +306,9 @@ def _baseline_inputs(
             labels=trained.loaded.labels,
             **_scoring(recipe, trained),
         )
-    provenance = provenance_of(deployed.release, open_store(room.store))
+    store = open_store(room.store)
+    restore(deployed.release, store, recipe.publish.private)
+    provenance = provenance_of(deployed.release, store)
     made_by = Recipe.model_validate(provenance["recipe"])
     adapter = made_by.model.ship == "adapter"
     return ScoreInputs(

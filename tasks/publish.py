@@ -7,20 +7,23 @@ is the fence that keeps a slower publisher from undoing a later one.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 
 import orjson
-from prefect import get_run_logger, task
+from prefect import task
 
 from tasks.cache import Room
 from tasks.contracts.artifact import Loaded, StepResult
 from tasks.contracts.candidate import Candidate
 from tasks.contracts.recipe import Recipe
 from tasks.contracts.release import VERSION_DIGITS, LogEntry, Publication, Release
+from tasks.errors import BurnishError, StorageFailed
 from tasks.release import ledger
 from tasks.release.card import model_card
 from tasks.release.targets import Target, open_target
+from tasks.report import run_logger
 from tasks.store import Store, open_store
 
 OPTIONS = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS
@@ -52,7 +55,7 @@ def publish(candidate: Candidate, seen: int, room: Room) -> tuple[Release, int]:
         claim = ledger.claim(store, release, seen, room.run_name)
         shown = tuple(target.reveal(release, folder, claim.number) for target in targets)
     for publication in shown:
-        get_run_logger().info("published version %s at %s", release.version, publication.uri)
+        run_logger().info("published version %s at %s", release.version, publication.uri)
     return release.model_copy(update={"publications": shown}), claim.number
 
 
@@ -76,6 +79,32 @@ def publish_missing(entry: LogEntry, recipe: Recipe, room: Room) -> tuple[Public
             target.stage(release, folder)
             added.append(target.reveal(release, folder, entry.number))
     return tuple(added)
+
+
+def restore(release: Release, store: Store, private: bool) -> None:
+    """Bring a release's model back into the store from where it was published, if the store lost
+    it: it may be the baseline, whose data are long gone.
+
+    Raises:
+        StorageFailed: No publication has those bytes any more.
+    """
+    if store.holds(release.artifact):
+        return
+    for publication in release.publications:
+        with store.scratch() as scratch, contextlib.suppress(BurnishError):
+            folder = scratch / "model"
+            folder.mkdir()
+            open_target(publication.target, private).fetch(release, folder)
+            (folder / "README.md").unlink(missing_ok=True)
+            if store.put("model", folder).digest == release.digest:
+                run_logger().info("restored version %s from %s", release.version, publication.uri)
+                return
+    raise StorageFailed(
+        f"release {release.name} {release.version}",
+        "no whole copy, neither in the store nor where it was published",
+        "the deployed model, to compare the candidate with",
+        "bring its files back to one of its places, or announce another release",
+    )
 
 
 def missing_targets(release: Release, recipe: Recipe) -> list[Target]:

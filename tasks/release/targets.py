@@ -48,6 +48,14 @@ class Target(Protocol):
         """
         ...
 
+    def fetch(self, release: Release, folder: Path) -> None:
+        """Bring the release's files back, README.md included, into an empty folder.
+
+        Raises:
+            BurnishError: They are not all there.
+        """
+        ...
+
 
 def open_target(uri: str, private: bool) -> Target:
     """The target that a recipe names.
@@ -120,6 +128,15 @@ class ObjectTarget:
             if self.objects.replace(_latest(release), data, seen):
                 return publication
 
+    def fetch(self, release: Release, folder: Path) -> None:
+        for entry in self._manifest(release):
+            (folder / entry.path).parent.mkdir(parents=True, exist_ok=True)
+            self.objects.download(f"{_home(release)}/{entry.path}", folder / entry.path)
+
+    def _manifest(self, release: Release) -> tuple[FileEntry, ...]:
+        found = self.objects.read(f"{_home(release)}/{MANIFEST}")
+        return Manifest.model_validate_json(found[0]).files if found else ()
+
     def _pointer(self, release: Release) -> tuple[dict, str | None]:
         found = self.objects.read(_latest(release))
         return (orjson.loads(found[0]), found[1]) if found else ({}, None)
@@ -133,10 +150,8 @@ class ObjectTarget:
 
     def _verify(self, release: Release) -> None:
         home = _home(release)
-        found = self.objects.read(f"{home}/{MANIFEST}")
-        entries = Manifest.model_validate_json(found[0]).files if found else ()
         with tempfile.TemporaryDirectory() as scratch:
-            for entry in entries:
+            for entry in self._manifest(release):
                 copy = Path(scratch) / "file"
                 self.objects.download(f"{home}/{entry.path}", copy)
                 _compare(entry, copy, f"{self.uri}/{home}")
@@ -187,6 +202,22 @@ class HubTarget:
                 self._verify(folder, commit)
                 hub_api().create_tag(self.repo, tag=_tag(release), revision=commit, exist_ok=True)
             return self._publication(commit)
+
+    def fetch(self, release: Release, folder: Path) -> None:
+        from huggingface_hub import snapshot_download
+
+        api = hub_api()
+        with hub_errors(f"publish.targets {self.uri}"):
+            snapshot_download(
+                self.repo,
+                revision=_tag(release),
+                local_dir=folder,
+                endpoint=api.endpoint,
+                token=api.token,
+            )
+        # What the client and the Hub themselves put there.
+        shutil.rmtree(folder / ".cache", ignore_errors=True)
+        (folder / ".gitattributes").unlink(missing_ok=True)
 
     def _commit(self, release: Release, folder: Path) -> str:
         from huggingface_hub import CommitOperationDelete

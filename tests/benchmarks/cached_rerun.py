@@ -67,6 +67,7 @@ def run(folder: Path, rounds: int) -> dict[str, Any]:
     return {
         "rounds": rounds,
         "load_average": load,
+        "disturbance": measure.disturbance([with_server, alone]),
         "first_run_seconds": round(first.seconds, 1),
         "tasks": tasks,
         "goals": {"with_server": TOTAL_GOAL, "ours": OURS_GOAL},
@@ -147,7 +148,7 @@ def page(report: dict[str, Any]) -> list[str]:
     ]
     imports = ", ".join(f"`{name}` {seconds} s" for name, seconds in report["imports"].items())
     return [
-        f"Seconds, medians of {report['rounds']} runs, in turns; other processes shared the cores "
+        f"Seconds, medians of {report['rounds']} runs, in turns; {report['disturbance']} "
         f"(load average {report['load_average']} at the start). *Ours* is the median of the "
         f"rounds' differences. The first run, on 2,225 articles, took "
         f"{report['first_run_seconds']:g} s.",

@@ -59,8 +59,9 @@ def run(folder: Path, rounds: int) -> dict[str, Any]:
     code = measure.copy_code(folder)
     copy_articles(folder / "data")
     settings = settings_of(folder, code)
-    # The first process to import a library reads it from disk for all later ones.
-    starts(folder, code, 1)
+    # The first process to import a library reads it from disk for all later ones:
+    # so the starts come first, and the comparison finds all of them in memory.
+    programs = starts(folder, code, rounds)
     load = measure.wait_for_quiet()
     (folder / "server").mkdir()
     with PrefectServer(folder / "server") as server:
@@ -74,12 +75,13 @@ def run(folder: Path, rounds: int) -> dict[str, Any]:
             folder,
         )
     facts = [plain_facts(once) for once in runs["plain script"]]
-    steps = [flow_facts(folder / f"store-{number}", settings) for number in range(rounds)]
+    stores = [folder / f"store-{once.number}" for once in runs["flow"]]
+    steps = [flow_facts(store, settings) for store in stores]
     same(facts, steps)
-    programs = starts(folder, code, rounds)
     return {
         "rounds": rounds,
         "load_average": load,
+        "disturbance": measure.disturbance([runs]),
         "articles": ARTICLES,
         "settings": settings,
         "work": {name: facts[0][name] for name in COMPARED},
@@ -239,7 +241,7 @@ def starts(folder: Path, code: dict[str, str], rounds: int) -> dict[str, list[Ti
     rivals["flow"] = lambda _: Command(
         [sys.executable, "-P", "-c", "import flows.cli, flows.retrain"], code
     )
-    return measure.alternate(rivals, rounds, folder)
+    return measure.alternate(rivals, rounds, folder, most=1)
 
 
 def figures(runs: dict[str, list[Timed]], programs: dict[str, list[Timed]]) -> dict[str, Any]:
@@ -247,6 +249,10 @@ def figures(runs: dict[str, list[Timed]], programs: dict[str, list[Timed]]) -> d
     ours, theirs = (measure.median(runs[name]) for name in ("flow", "plain script"))
     cpu = {name: measure.median(each, "cpu_seconds") for name, each in runs.items()}
     start = {name: round(measure.median(each), 2) for name, each in programs.items()}
+    goals = {
+        "clock": (ours, FACTOR_GOAL * theirs + SECONDS_GOAL),
+        "processor": (cpu["flow"], FACTOR_GOAL * cpu["plain script"] + SECONDS_GOAL),
+    }
     times = {"inspect_model": 1, "tokenize": 1, "train": 1, "score": SCORED, "flow": 1}
     imports = sum(start[name] * count for name, count in times.items())
     return {
@@ -255,8 +261,8 @@ def figures(runs: dict[str, list[Timed]], programs: dict[str, list[Timed]]) -> d
         "ratio": round(ours / theirs, 3),
         "difference_seconds": round(ours - theirs, 2),
         "cpu_seconds": {name: round(seconds, 2) for name, seconds in cpu.items()},
-        "goal_seconds": round(FACTOR_GOAL * theirs + SECONDS_GOAL, 2),
-        "reached": ours <= FACTOR_GOAL * theirs + SECONDS_GOAL,
+        "goal_seconds": {name: round(goal, 2) for name, (_, goal) in goals.items()},
+        "reached": {name: found <= goal for name, (found, goal) in goals.items()},
         "start_seconds": start,
         "start_times": times,
         "all_starts_seconds": round(imports, 2),
@@ -274,24 +280,40 @@ def medians(each: list[dict[str, float]]) -> dict[str, float]:
 def page(report: dict[str, Any]) -> list[str]:
     """Tables and words."""
     work, cpu = report["work"], report["cpu_seconds"]
-    goal = "reached" if report["reached"] else "missed"
+    reached = {name: "yes" if yes else "no" for name, yes in report["reached"].items()}
+    goals = report["goal_seconds"]
     rows = [
-        ("wall clock", report["flow_seconds"], report["plain_seconds"], report["ratio"]),
-        ("processor time", *cpu.values(), round(cpu["flow"] / cpu["plain script"], 3)),
+        (
+            "wall clock",
+            report["flow_seconds"],
+            report["plain_seconds"],
+            report["ratio"],
+            goals["clock"],
+            reached["clock"],
+        ),
+        (
+            "processor time",
+            *cpu.values(),
+            round(cpu["flow"] / cpu["plain script"], 3),
+            goals["processor"],
+            reached["processor"],
+        ),
     ]
     starts = report["start_seconds"]
     own = report["plain_phases"]["imports"]
     rest = report["difference_seconds"] - (report["all_starts_seconds"] - own)
     return [
-        f"Seconds of whole processes, medians of {report['rounds']} runs each, in turns; other "
-        f"processes shared the cores (load average {report['load_average']} at the start). Both "
-        f"did the same: {work['rows']} rows of {report['articles']} articles, {work['steps']} "
-        f"steps on {work['train_tokens']:,} tokens, {work['trained_parameters']:,} trained "
-        f"weights. Test accuracy: flow {report['accuracy']['flow']:.3f}, script "
-        f"{report['accuracy']['plain script']:.3f}.",
-        measure.table(("", "flow", "plain script", "ratio"), rows),
-        f"Goal: flow <= {FACTOR_GOAL:g} x script + {SECONDS_GOAL:g} s = {report['goal_seconds']} "
-        f"s: **{goal}**. The difference is {report['difference_seconds']} s.",
+        f"Seconds of whole processes, medians of {report['rounds']} runs each, in turns; "
+        f"{report['disturbance']} (load average {report['load_average']} at the start). Both did "
+        f"the same: {rows_in_words(work['rows'])} of {report['articles']} articles, "
+        f"{work['steps']} steps on {work['train_tokens']:,} tokens, "
+        f"{work['trained_parameters']:,} trained weights. Test accuracy: flow "
+        f"{report['accuracy']['flow']:.3f}, script {report['accuracy']['plain script']:.3f}.",
+        measure.table(("", "flow", "plain script", "ratio", "goal", "reached"), rows),
+        f"The goal is {FACTOR_GOAL:g} x script + {SECONDS_GOAL:g} s. Where other processes used "
+        "much of the cores, the clock says more about them than about either side, and processor "
+        f"time is the figure to trust: there the difference is "
+        f"{cpu['flow'] - cpu['plain script']:.1f} s.",
         "## Where the difference comes from",
         "Each program has a process of its own, so that a crash in it is no crash of the flow, and "
         "each imports torch anew. That cost is fixed: it does not grow with the data. Their "
@@ -306,6 +328,12 @@ def page(report: dict[str, Any]) -> list[str]:
         measure.table(("step of the flow", "seconds"), list(report["flow_steps"].items())),
         measure.table(("phase of the script", "seconds"), list(report["plain_phases"].items())),
     ]
+
+
+def rows_in_words(rows: dict[str, int]) -> str:
+    """`369 train, 49 validation and 76 test rows`."""
+    *most, last = (f"{count} {name}" for name, count in rows.items())
+    return f"{', '.join(most)} and {last} rows"
 
 
 if __name__ == "__main__":

@@ -248,6 +248,14 @@ class TestDamage:
         state = place.run(name="second")
         assert state.name == "Released", state.message
 
+    def test_a_lost_baseline_is_restored_from_where_it_was_published(self, place):
+        shutil.rmtree(place.folder / "store/artifacts/model")
+        write_jsonl(place.data, some_rows(ROWS + 200))
+        state = place.run()
+        assert state.name == "Released", state.message
+        first, second = (entry for entry in place.log() if entry.kind == "deployed")
+        assert second.event.data.verdict.baseline_digest == first.release.digest
+
     def test_a_lost_model_is_made_again_to_the_byte(self, place):
         shutil.rmtree(place.folder / "store/artifacts/model")
         state = place.run()

@@ -65,6 +65,16 @@ class TestEveryTarget:
             shown.append(target.reveal(release(), folder, 1))
         assert shown[0] == shown[1] == shown[2]
 
+    def test_what_was_revealed_can_be_fetched_back(self, target, folder, tmp_path):
+        target.stage(release(), folder)
+        target.reveal(release(), folder, 1)
+        back = tmp_path / "back"
+        back.mkdir()
+        target.fetch(release(), back)
+        assert {path.name: path.read_bytes() for path in back.iterdir()} == {
+            path.name: path.read_bytes() for path in folder.iterdir()
+        }
+
     def test_the_next_release_takes_its_place(self, target, folder, tmp_path):
         second = files(tmp_path / "second", "other weights")
         for item, where, fence in ((release(), folder, 1), (release("b" * 64), second, 3)):
