@@ -187,7 +187,7 @@ class TrainingRecipe(Contract):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", title="Precision", description="auto: bf16 where the processor computes in it."
     )
-    best_by: Metric | Literal["loss"] = Field(
+    best_by: Literal["accuracy", "precision", "recall", "f1", "loss"] = Field(
         "accuracy",
         title="Best epoch by",
         description="The validation metric that chooses the checkpoint that is kept.",
