@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-EXIT_REJECTED = 3
+EXIT_USAGE, EXIT_REJECTED = 2, 3
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")]
 Settings = Annotated[
     list[str] | None,
@@ -46,7 +46,7 @@ def retrain(
 
     Exit status: 0 released or up to date, 3 rejected by the gate, 1 failed, 2 wrong usage.
     """
-    checked = read_recipe(recipe, set_ or [], store)
+    checked = checked_recipe(recipe, set_ or [], store)
     from flows.retrain import STEPS
     from flows.retrain import retrain as flow
 
@@ -63,7 +63,7 @@ def retrain(
 @app.command()
 def check(recipe: RecipeName, set_: Settings = None) -> None:
     """Check a recipe, without touching data or model, and print it with all its defaults."""
-    checked = read_recipe(recipe, set_ or [], "")
+    checked = checked_recipe(recipe, set_ or [], "")
     typer.echo(yaml.safe_dump(checked.model_dump(mode="json"), sort_keys=False))
 
 
@@ -102,6 +102,15 @@ def events(
         time.sleep(2)
 
 
+def checked_recipe(name: str, settings: list[str], store: str) -> Recipe:
+    """A recipe that is valid; what is not is wrong usage, and ends the command so."""
+    try:
+        return read_recipe(name, settings, store)
+    except BurnishError as error:
+        typer.echo(f"{error.cause}: {error}", err=True)
+        raise typer.Exit(EXIT_USAGE) from None
+
+
 def read_recipe(name: str, settings: list[str], store: str) -> Recipe:
     """Read and check a recipe file, with the command line's changes.
 
@@ -129,7 +138,9 @@ def find_recipe(name: str) -> Path:
         if path.is_file():
             return path
     known = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
-    raise NotFound(f"recipe {name}", "no such file", f"a file, or one of: {known}", "correct it")
+    raise NotFound(
+        f"recipe {name}", "no such file", f"a file, or one of: {known}", "name one of these"
+    )
 
 
 def apply_setting(data: dict[str, Any], setting: str) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from prefect import flow
-from prefect.runtime import deployment, flow_run
+from prefect import Flow, flow
+from prefect.client.schemas.objects import FlowRun
+from prefect.runtime import deployment
+from prefect.runtime import flow_run as this_run
 from prefect.states import Completed, Failed, State
 
 from tasks.announce import announce, deliver
@@ -36,8 +38,15 @@ from tasks.publish import (
     restore,
 )
 from tasks.release import ledger
-from tasks.report import RunReport, data_markdown, loss_curve, release_facts, verdict_markdown
-from tasks.store import default_store, open_store
+from tasks.report import (
+    RunReport,
+    close_report,
+    data_markdown,
+    loss_curve,
+    release_facts,
+    verdict_markdown,
+)
+from tasks.store import Store, default_store, open_store
 from tasks.tokenize import TokenizeInputs, tokenize
 
 Refresh = Literal["nothing", "load", "examine", "tokenize", "finetune", "evaluate", "gate"]
@@ -57,7 +66,36 @@ MAKERS = {
 ATTEMPTS = 3
 
 
-@flow(name="retrain", flow_run_name="{recipe.name}", validate_parameters=True)
+def say_how_it_ended(flow: Flow, flow_run: FlowRun, state: State) -> None:
+    """Bring the report up to date of a run that was cancelled, or died without a word.
+
+    Prefect calls this in the worker where the run itself is gone, by these argument names.
+    """
+    recipe = Recipe.model_validate(flow_run.parameters["recipe"])
+    store = open_store(recipe.store or default_store())
+    newest = ledger.head(store, recipe.name, recipe.announce.channel)
+    visible = "Nothing was published."
+    if newest and newest.kind == "revealing":
+        visible = (
+            f"Version {newest.release.version} may lie at some targets; the log does not announce "
+            "it yet, and the next run finishes or supersedes it."
+        )
+    close_report(
+        flow_run.id,
+        state.name or "Ended",
+        f"- **Cause:** {state.message or 'the process ended without a word'}\n"
+        f"- **Visible to consumers:** {visible} Deployed: {serving(recipe, store)}.\n"
+        "- **Next:** press Retry on the run's page, or run "
+        f"`prefect flow-run retry {flow_run.id}`. What was finished is not done again.",
+    )
+
+
+@flow(
+    name="retrain",
+    validate_parameters=True,
+    on_cancellation=[say_how_it_ended],
+    on_crashed=[say_how_it_ended],
+)
 def retrain(recipe: Recipe, refresh: Refresh = "nothing") -> State:
     """Retrain a model, and release it if the gate lets it through.
 
@@ -66,28 +104,37 @@ def retrain(recipe: Recipe, refresh: Refresh = "nothing") -> State:
         refresh: Do this step and all after it anew, even if nothing changed.
     """
     recipe = recipe.model_copy(update={"store": recipe.store or default_store()})
-    report = RunReport(recipe.name, flow_run.id or "", deployment.id is not None)
+    report = RunReport(recipe.name, this_run.id or "", deployment.id is not None)
     room = Room(
         store=recipe.store,
-        run_id=flow_run.id or "",
-        run_name=flow_run.name or "",
+        run_id=this_run.id or "",
+        run_name=this_run.name or "",
         refresh=STEPS[STEPS.index(refresh) :] if refresh != "nothing" else (),
     )
     try:
+        report.serving = serving(recipe, open_store(room.store))
         return run_to_verdict(recipe, room, report)
     except BurnishError as error:
         report.fail(error)
-        return Failed(name=error.cause.capitalize(), message=str(error))
+        return Failed(name=error.cause.capitalize(), message=f"{error}. {report.visible}")
     except Exception as error:
         report.fail(
             CodeFailed(
-                f"flow {flow_run.flow_name}",
+                f"flow {this_run.flow_name}",
                 f"{type(error).__name__}: {error}",
                 "a run that ends as planned, or with a cause that is known",
                 "this is a defect of Burnish or of a library: report it with the traceback below",
             )
         )
         raise
+
+
+def serving(recipe: Recipe, store: Store) -> str:
+    """What consumers are served now, in words."""
+    entry = ledger.deployed(store, recipe.name, recipe.announce.channel)
+    if entry is None:
+        return "nothing is deployed yet"
+    return f"version {entry.release.version} on {recipe.announce.channel}"
 
 
 def run_to_verdict(recipe: Recipe, room: Room, report: RunReport) -> State:
@@ -142,12 +189,12 @@ def train(recipe: Recipe, room: Room, report: RunReport) -> Trained:
 
     report.doing("Loading the data.")
     loaded = load(LoadInputs(data=recipe.data, source=data), room)
-    report.made("load", loaded, _load_sentence(loaded))
+    report.made("load", loaded, _load_sentence(loaded, room.run_id))
     report.section("Data", data_section(loaded, recipe, room))
 
     inspected = examine(ExamineInputs(model=model, labels=loaded.labels), room)
     report.made("examine", inspected, f"{inspected.architecture}, {inspected.parameters:,} weights")
-    refuse_early(recipe, model, inspected)
+    refuse_early(recipe, model, loaded, inspected)
     plan = make_plan(recipe)
     report.section(
         "Plan",
@@ -163,7 +210,7 @@ def train(recipe: Recipe, room: Room, report: RunReport) -> Trained:
         ),
         room,
     )
-    report.made("tokenize", tokenized, _tokenize_sentence(tokenized))
+    report.made("tokenize", tokenized, _tokenize_sentence(tokenized, room.run_id))
 
     report.doing("Training.")
     finetuned = finetune(
@@ -202,11 +249,11 @@ def judge(
     """Score candidate and baseline, and apply the gate."""
     store = open_store(room.store)
     scored = score(_candidate_inputs(recipe, trained), room)
-    report.made("evaluate", scored, _metrics_sentence("candidate", scored))
+    report.made("evaluate", scored, _metrics_sentence(scored))
     baseline = None
     if inputs := _baseline_inputs(recipe, trained, deployed, room):
         baseline = score(inputs, room)
-        report.made("baseline", baseline, _metrics_sentence("baseline", baseline))
+        report.made("baseline", baseline, _metrics_sentence(baseline))
 
     judged = gate(
         GateInputs(
@@ -346,16 +393,21 @@ def data_section(loaded: Loaded, recipe: Recipe, room: Room) -> str:
     return data_markdown(data_report(loaded, store), before)
 
 
-def _load_sentence(loaded: Loaded) -> str:
+def _load_sentence(loaded: Loaded, run_id: str) -> str:
     rows = ", ".join(f"{count:,} {split}" for split, count in loaded.rows.items())
-    return f"{rows}; {loaded.new_shards} of {loaded.shards} shards read anew"
+    return f"{rows}; {_shards(loaded, 'read', run_id)}"
 
 
-def _tokenize_sentence(tokenized: Tokenized) -> str:
+def _tokenize_sentence(tokenized: Tokenized, run_id: str) -> str:
     return (
         f"{tokenized.tokens:,} tokens, {tokenized.truncated:,} texts cut; "
-        f"{tokenized.new_shards} of {tokenized.shards} shards tokenized anew"
+        f"{_shards(tokenized, 'tokenized', run_id)}"
     )
+
+
+def _shards(result: Loaded | Tokenized, verb: str, run_id: str) -> str:
+    new = result.new_shards if result.made and result.made.run_id == run_id else 0
+    return f"{new} of {result.shards} shards {verb} anew"
 
 
 def _finetune_sentence(finetuned: Finetuned) -> str:
@@ -366,7 +418,5 @@ def _finetune_sentence(finetuned: Finetuned) -> str:
     )
 
 
-def _metrics_sentence(who: str, scored: Scored) -> str:
-    return f"{who}: " + ", ".join(
-        f"{name} {value:.4f}" for name, value in scored.metrics.items() if name != "loss"
-    )
+def _metrics_sentence(scored: Scored) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in scored.metrics.items())

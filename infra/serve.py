@@ -5,6 +5,7 @@ For one machine: `make server`. Everything ends with Ctrl-C.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,9 +14,12 @@ import time
 import urllib.request
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).resolve().parent.parent
 PORT = int(os.environ.get("BURNISH_PORT", "4200"))
 API = f"http://127.0.0.1:{PORT}/api"
+POOL = "cpu"
 START_LIMIT_SECONDS = 180
 STOP_LIMIT_SECONDS = 20
 
@@ -30,14 +34,19 @@ def main() -> int:
         "prefect.server.concurrency.lease_storage.filesystem",
     )
     os.environ["PREFECT_API_URL"] = API
+    os.environ["PREFECT_CLI_PROMPT"] = "false"
+    # A shell without job control starts background commands with SIGINT ignored, which the
+    # processes started here would inherit: they could then not be stopped.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     running: list[subprocess.Popen] = []
     try:
         running.append(_start("server", "start", "--host", "127.0.0.1", "--port", str(PORT)))
         _wait_for_server(running[0])
-        _prefect("work-pool", "create", "cpu", "--type", "process", "--overwrite")
+        _prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
         _prefect("--no-prompt", "deploy", "--all")
-        running.append(_start("worker", "start", "--pool", "cpu", "--name", "burnish"))
+        _close_abandoned_runs()
+        running.append(_start("worker", "start", "--pool", POOL, "--name", "burnish"))
         print(f"\nBurnish is at {API.removesuffix('/api')} (Ctrl-C ends it)\n", flush=True)
         while all(process.poll() is None for process in running):
             time.sleep(1)
@@ -53,7 +62,10 @@ def _start(*command: str) -> subprocess.Popen:
     # A session of its own, so that Ctrl-C reaches this process alone, which stops the others in
     # order: a worker that loses its server first would mark its runs as crashed.
     return subprocess.Popen(
-        [sys.executable, "-m", "prefect", *command], cwd=ROOT, start_new_session=True
+        [sys.executable, "-m", "prefect", *command],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
     )
 
 
@@ -79,13 +91,39 @@ def _wait_for_server(server: subprocess.Popen) -> None:
     raise SystemExit(f"The Prefect server did not answer within {START_LIMIT_SECONDS} s")
 
 
+def _close_abandoned_runs() -> None:
+    """Mark as crashed what a worker that is gone left behind: the pool is this process's own, so
+    nothing of it can be running yet."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
+    from prefect.states import Crashed
+
+    gone = Crashed(message="The server and its worker were stopped while this run was going on.")
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(state={"type": {"any_": ["RUNNING", "CANCELLING"]}}),
+            work_pool_filter=WorkPoolFilter(name={"any_": [POOL]}),
+        )
+        for run in runs:
+            client.set_flow_run_state(run.id, gone, force=True)
+            print(f"Run {run.name} was left behind and is marked as crashed: {run.id}", flush=True)
+
+
 def _stop(process: subprocess.Popen) -> None:
+    if process.poll() is not None:
+        return
+    started = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
     try:
         process.wait(STOP_LIMIT_SECONDS)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
+    # Runs are in process groups of their own. What is still there has lost its worker.
+    _, left = psutil.wait_procs(started, timeout=STOP_LIMIT_SECONDS)
+    for child in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 if __name__ == "__main__":

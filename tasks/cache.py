@@ -165,7 +165,7 @@ class Step(Generic[Inputs, Result]):
         try:
             return self._do(inputs, room)
         except BurnishError as error:
-            # A cause that is known needs no traceback on the run's page.
+            # Returned, not raised: a cause that is known needs no traceback on the run's page.
             return Failed(message=str(error), data=error)
 
 

@@ -22,6 +22,8 @@ class BurnishError(Exception):
 
     cause: ClassVar[str] = "code"
     retry_helps: ClassVar[bool] = False
+    in_recipe: ClassVar[bool] = False
+    """Whether it is the recipe that must change: a retry has the same one."""
 
     def __init__(self, where: str, found: str, expected: str, fix: str) -> None:
         self.where, self.found, self.expected, self.fix = where, found, expected, fix
@@ -48,6 +50,7 @@ class BadRecipe(BurnishError):
     """The recipe contradicts itself, or asks for what its data or model cannot give."""
 
     cause = "bad recipe"
+    in_recipe = True
 
 
 class BadData(BurnishError):
@@ -60,12 +63,14 @@ class BadModel(BurnishError):
     """The base model, its tokenizer or a baseline cannot be used."""
 
     cause = "bad model"
+    in_recipe = True
 
 
 class NotFound(BurnishError):
     """A source or revision does not exist."""
 
     cause = "not found"
+    in_recipe = True
 
 
 class NoAccess(BurnishError):
@@ -81,9 +86,9 @@ class OutOfDeviceMemory(BurnishError):
 
 
 class OutOfHostMemory(BurnishError):
-    """The program was killed for its use of memory."""
+    """The program was killed, most often for its use of memory."""
 
-    cause = "out of host memory"
+    cause = "killed"
     retry_helps = True
 
 

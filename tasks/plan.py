@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tasks.contracts.artifact import Inspected, Plan, Source
+from tasks.contracts.artifact import Inspected, Loaded, Plan, Source
 from tasks.contracts.recipe import Recipe
 from tasks.errors import BadRecipe, StorageFailed
 from tasks.objects import FolderObjects
@@ -62,16 +62,30 @@ def processor_flags() -> set[str]:
     return set(flags.split(":", 1)[1].split())
 
 
-def refuse_early(recipe: Recipe, model: Source, inspected: Inspected) -> None:
+def refuse_early(recipe: Recipe, model: Source, loaded: Loaded, inspected: Inspected) -> None:
     """Refuse what would fail later, while it costs nothing.
 
     Raises:
-        BadRecipe: LoRA targets match nothing, or the length exceeds the model's.
+        BadRecipe: LoRA targets match nothing, the length exceeds the model's, or the test set is
+            smaller than the gate asks for.
         StorageFailed: The store's disk is too full for what training will write.
     """
+    _refuse_small_test(recipe, loaded)
     _refuse_targets(recipe, inspected)
     _refuse_length(recipe, inspected)
     _refuse_disk(recipe, model)
+
+
+def _refuse_small_test(recipe: Recipe, loaded: Loaded) -> None:
+    have, need = loaded.rows["test"], recipe.gate.min_examples
+    if have < need:
+        raise BadRecipe(
+            "gate.min_examples",
+            f"{have} test examples among {sum(loaded.rows.values()):,}",
+            f"at least {need}, or the gate rejects whatever is trained",
+            "add data, raise data.split.test, or lower gate.min_examples (and widen gate.margin: "
+            "fewer examples can show less)",
+        )
 
 
 def _refuse_targets(recipe: Recipe, inspected: Inspected) -> None:

@@ -204,7 +204,7 @@ def _ended(status: int, name: str, log: Path) -> BurnishError:
     if status == -signal.SIGKILL:
         return OutOfHostMemory(
             f"program {name}",
-            "it was killed by SIGKILL, which is what the kernel does when memory runs out",
+            "it was killed by SIGKILL, most often by the kernel because memory ran out",
             "to run to its end",
             "give the worker more memory, or lower training.batch_size or training.max_length",
         )
@@ -213,7 +213,7 @@ def _ended(status: int, name: str, log: Path) -> BurnishError:
             f"program {name}",
             "it was stopped by SIGTERM",
             "to run to its end",
-            "start the run again: it goes on from what was saved",
+            "start the run again: the steps that were finished are not done again",
         )
     how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
     return CodeFailed(

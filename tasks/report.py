@@ -19,7 +19,8 @@ from prefect.artifacts import (
 )
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
-from prefect.exceptions import MissingContextError
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.exceptions import FailedRun, MissingContextError
 
 from tasks.contracts.artifact import StepResult
 from tasks.contracts.release import LogEntry
@@ -36,6 +37,25 @@ def run_logger() -> logging.Logger | logging.LoggerAdapter:
         return get_run_logger()
     except MissingContextError:
         return logging.getLogger("burnish")
+
+
+class _KnownCauses(logging.Filter):
+    """Keeps Prefect from logging a failure whose cause is known as if it were a defect.
+
+    The engine logs a returned `Failed` state twice, once with an empty traceback, and a deployed
+    run that failed with a traceback of its own internals.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if str(record.msg).startswith("Task run failed with state"):
+            return False
+        if record.exc_info and isinstance(record.exc_info[1], FailedRun):
+            record.exc_info = None
+        return True
+
+
+for _name in ("prefect.task_runs", "prefect.flow_runs", "prefect.engine"):
+    logging.getLogger(_name).addFilter(_KnownCauses())
 
 
 class RunReport:
@@ -55,6 +75,7 @@ class RunReport:
         self.sections: dict[str, str] = {}
         self.facts: list[tuple[str, str]] = []
         self.visible = "Nothing was published."
+        self.serving = "nothing is deployed yet"
         self._artifact = None
 
     def doing(self, what: str) -> None:
@@ -88,13 +109,6 @@ class RunReport:
 
     def fail(self, error: BurnishError) -> None:
         """Say what broke, whether anything became visible, and what to do."""
-        again = (
-            f"press Retry on this page, or run `prefect flow-run retry {self.run_id}`"
-            if self.deployed
-            else "start the same command again"
-        )
-        advice = "a retry may help:" if error.retry_helps else "a retry alone will not help; once"
-        advice += "" if error.retry_helps else " the cause is mended,"
         self.section(
             "What broke",
             "\n".join(
@@ -104,24 +118,35 @@ class RunReport:
                     f"- **Found:** {error.found}",
                     f"- **Expected:** {error.expected}",
                     f"- **Fix:** {error.fix}",
-                    f"- **Visible to consumers:** {self.visible}",
-                    f"- **Next:** {advice} {again}. What was finished is not done again.",
+                    f"- **Visible to consumers:** {self.visible} Deployed: {self.serving}.",
+                    f"- **Next:** {self.next_action(error)}",
                 ]
             ),
         )
         self.end("Failed", f"{error.cause}: {error}")
 
+    def next_action(self, error: BurnishError) -> str:
+        """What to do about a failure, with the exact command."""
+        if error.in_recipe:
+            return "correct the recipe and start a new run: a retry has the same recipe."
+        again = (
+            f"press Retry on the run's page, or run `prefect flow-run retry {self.run_id}`"
+            if self.deployed
+            else "start the same command again"
+        )
+        when = "a retry may help" if error.retry_helps else "once the cause is mended, retry"
+        return f"{when}: {again}. What was finished is not done again."
+
     def markdown(self) -> str:
         """The report as it stands on the run's page."""
         order = ["What broke", "Gate", "Published", "Training", "Data", "Plan"]
         parts = [f"# {self.name}: {self.outcome}", self.explanation]
-        if self.facts:
-            parts.append(markdown_table(("", ""), self.facts))
+        parts.append("\n".join(f"- **{name}**: {value}" for name, value in self.facts))
         for title in sorted(self.sections, key=order.index):
             parts += [f"## {title}", self.sections[title]]
         if self.rows:
             parts += ["## Steps", markdown_table(("step", "how", "what"), self.rows)]
-        return "\n\n".join(parts) + "\n"
+        return "\n\n".join(filter(None, parts)) + "\n"
 
     def text(self) -> str:
         """The summary for a terminal."""
@@ -147,6 +172,24 @@ class RunReport:
             run_logger().warning("the report could not be written: %s", error)
 
 
+def close_report(run_id: Any, outcome: str, explanation: str) -> None:
+    """Say in the report of a run that ended without a word how it ended.
+
+    Args:
+        run_id: The flow run.
+        outcome: The name of its last state.
+        explanation: Markdown: what happened, what is visible, what to do.
+    """
+    mine = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+    with get_client(sync_client=True) as client:
+        for found in client.read_artifacts(artifact_filter=mine):
+            if (found.key or "").startswith("report-"):
+                heading, _, rest = str(found.data).partition("\n")
+                title = f"{heading.partition(':')[0]}: {outcome}"
+                text = f"{title}\n\n{explanation}\n\nBefore that: {rest.strip()}\n"
+                client.update_artifact(found.id, ArtifactUpdate(data=text))
+
+
 class TrainingProgress:
     """Training's progress lines, as log lines and a progress artifact."""
 
@@ -155,8 +198,8 @@ class TrainingProgress:
         self._shown = self._logged = 0.0
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._artifact is not None:
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if self._artifact is not None and failure is None:
             self._set(100.0)
 
     def update(self, line: dict[str, Any]) -> None:
@@ -243,7 +286,7 @@ def data_changes(now: dict[str, Any], before: dict[str, Any] | None) -> str:
 def verdict_markdown(verdict: Verdict) -> str:
     """The gate table, and every rule in words."""
     table = markdown_table(
-        ("", "rule", "candidate", "baseline", "difference", "p", "examples"),
+        ("", "rule", "candidate", "baseline", "difference"),
         [_rule_row(rule) for rule in verdict.rules],
     )
     sentences = "\n".join(f"- {rule.sentence}" for rule in verdict.rules)
@@ -254,12 +297,10 @@ def _rule_row(rule: RuleOutcome) -> tuple[str, ...]:
     mark = "✓" if rule.passed else ("✗" if rule.vetoes else "·")
     return (
         mark,
-        rule.name + (f" ({rule.slice})" if rule.slice and rule.slice not in rule.name else ""),
+        rule.name,
         _number(rule.candidate),
         _number(rule.baseline),
         _number(rule.difference, "+.4f"),
-        _number(rule.p_value, ".3g"),
-        str(rule.examples),
     )
 
 
@@ -308,7 +349,11 @@ def loss_curve(history: Sequence[dict[str, float]], width: int = 560, height: in
         f'<polyline fill="none" stroke="{color}" stroke-width="2" '
         f'points="{" ".join(place(point) for point in line)}"/>'
         for color, line in lines.items()
-        if line
+    )
+    # An epoch's loss is one point, and one point is no line.
+    drawn += "".join(
+        f'<circle cx="{x}" cy="{y}" r="4" fill="#d4623b"/>'
+        for x, y in (place(point).split(",") for point in lines["#d4623b"])
     )
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '

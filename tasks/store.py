@@ -9,6 +9,7 @@ logs/<model>/<channel>/<number>.json      what was deployed (tasks/release/ledge
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import os
@@ -185,11 +186,24 @@ class Store:
         if isinstance(self.objects, FolderObjects):
             parent = Path(self.uri) / "scratch"
             parent.mkdir(parents=True, exist_ok=True)
+            _sweep(parent)
         folder = Path(tempfile.mkdtemp(dir=parent, prefix="work-"))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        with open(f"{folder}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.unlink(lock.name)
+
+
+def _sweep(scratch: Path) -> None:
+    """Remove what killed runs left behind: the system has dropped their locks."""
+    for path in scratch.glob("work-*.lock"):
+        with contextlib.suppress(OSError), open(path) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+            path.unlink()
 
 
 def list_files(folder: Path) -> list[FileEntry]:

@@ -66,7 +66,7 @@ class DataRecipe(Contract):
     not_in_key = frozenset({"uri"})
 
     uri: str | tuple[str, ...] = Field(
-        title="Data",
+        title="Source",
         description="A file, folder or glob; s3://bucket/prefix; hf://owner/name@revision; "
         "package:module/path. A list reads several.",
     )
@@ -126,6 +126,7 @@ class ModelRecipe(Contract):
     """Which base model to fine-tune, and what form ships."""
 
     uri: str = Field(
+        min_length=1,
         title="Base model",
         description="hf://owner/name@revision; a folder; s3://bucket/prefix; package:module/path.",
     )

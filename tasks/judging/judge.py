@@ -389,8 +389,7 @@ def _enough(answers: _Answers, dropped: int, evidence: Evidence, rules: GateReci
 def _claim(known: _Answers, rules: GateRecipe, baseline: str) -> RuleOutcome:
     """The one rule that carries the error rate: its p-value must be at most 1 - confidence.
 
-    The interval is two-sided at the recipe's confidence, and so wider than the one-sided test
-    needs: a claim can hold although the interval just crosses its limit.
+    The interval is the one that belongs to the one-sided test: 90% for a confidence of 95%.
     """
     better = rules.claim == "better" or baseline == UNTRAINED
     margin = 0.0 if better else rules.margin
@@ -431,7 +430,7 @@ def _compare_accuracy(
         candidate=_mean(known.candidate_right),
         baseline=_mean(known.baseline_right),
         difference=(gained - lost) / n,
-        interval=paired.difference_interval(gained, lost, n, rules.confidence),
+        interval=paired.difference_interval(gained, lost, n, _two_sided(rules)),
         p_value=p_value,
         standard_error=math.sqrt(gained + lost) / n,
     )
@@ -447,7 +446,7 @@ def _compare_by_bootstrap(
         known.baseline,
         rules.metric,
         null=-margin,
-        confidence=rules.confidence,
+        confidence=_two_sided(rules),
     )
     return comparison, paired.detectable_by_error(comparison.standard_error, _alpha(rules), POWER)
 
@@ -457,7 +456,7 @@ def _claim_sentence(outcome: RuleOutcome, rules: GateRecipe, margin: float, oppo
     gained, lost = outcome.discordant
     against = f"{_number(outcome.candidate)} against {_number(outcome.baseline)} for {opponent}"
     evidence = (
-        f"difference {_signed(outcome.difference)}, {rules.confidence * 100:g}% interval "
+        f"difference {_signed(outcome.difference)}, {_two_sided(rules) * 100:g}% interval "
         f"{_signed(low)} to {_signed(high)}, {_p_value(outcome.p_value)}, "
         f"{_count(outcome.examples, 'example')}, {gained} gained and {lost} lost"
     )
@@ -674,7 +673,7 @@ def _slice_outcome(
         candidate=_mean(answers.candidate_right),
         baseline=_mean(answers.baseline_right),
         difference=(gained - lost) / n,
-        interval=paired.difference_interval(gained, lost, n, rules.confidence),
+        interval=paired.difference_interval(gained, lost, n, _two_sided(rules)),
         p_value=p_value,
         examples=n,
         discordant=(gained, lost),
@@ -848,6 +847,11 @@ def _saying(outcome: RuleOutcome, sentence: str) -> RuleOutcome:
 def _alpha(rules: GateRecipe) -> float:
     # Rounded, because 1 - 0.95 is a little more than 0.05.
     return round(1 - rules.confidence, 12)
+
+
+def _two_sided(rules: GateRecipe) -> float:
+    """The two-sided confidence whose interval leaves a one-sided test's error on each side."""
+    return round(2 * rules.confidence - 1, 12)
 
 
 def _discordance(known: _Answers) -> float:

@@ -148,7 +148,7 @@ class TestTrainingIsKilled:
         with monkeypatch.context() as patch:
             patch.setattr(process.subprocess, "Popen", killed)
             state = place.run(training__seed=5)
-        assert state.name == "Out of host memory"
+        assert state.name == "Killed"
         assert "killed by SIGKILL" in state.message
         assert len(place.log()) == 2
         assert place.run(training__seed=5).name == "Released"

@@ -35,27 +35,27 @@ class TestCheck:
     def test_a_bad_recipe_fails_with_every_problem(self, capsys, tmp_path):
         (tmp_path / "bad.yaml").write_text("name: X\nmodel: {uri: m}\n")
         status, _, err = run(capsys, "check", str(tmp_path / "bad.yaml"))
-        assert status == 1
+        assert status == 2
         assert "name: found 'X'" in err
         assert "data: field required" in err
 
     def test_what_is_not_yaml_is_said_to_be_so(self, capsys, tmp_path):
         (tmp_path / "bad.yaml").write_text("name: [\n")
         status, _, err = run(capsys, "check", str(tmp_path / "bad.yaml"))
-        assert (status, "expected a YAML file" in err) == (1, True)
+        assert (status, "expected a YAML file" in err) == (2, True)
 
     def test_an_empty_file_is_not_a_recipe(self, capsys, tmp_path):
         (tmp_path / "empty.yaml").write_text("")
         status, _, err = run(capsys, "check", str(tmp_path / "empty.yaml"), "--set", "a.b=1")
-        assert (status, "expected a mapping of fields" in err) == (1, True)
+        assert (status, "expected a mapping of fields" in err) == (2, True)
 
     def test_a_setting_without_a_value(self, capsys):
         status, _, err = run(capsys, "check", "news", "--set", "training.epochs")
-        assert (status, "--set training.epochs" in err) == (1, True)
+        assert (status, "--set training.epochs" in err) == (2, True)
 
     def test_a_setting_below_a_value(self, capsys):
         status, _, err = run(capsys, "check", "news", "--set", "name.first=x")
-        assert (status, "'name' is a value" in err) == (1, True)
+        assert (status, "'name' is a value" in err) == (2, True)
 
 
 class TestHelp:

@@ -8,8 +8,10 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
+import psutil
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -93,20 +95,45 @@ class TestServer:
         assert "## Gate" in report_of(run.state)
         assert place.log()[-1].kind == "deployed"
 
+    def test_the_report_of_a_run_that_was_killed_says_so(self, served, tmp_path, tiny_base):
+        place = Place(tmp_path, tiny_base)
+        write_jsonl(place.data, some_rows(600))
+        recipe = place.recipe(name="doomed", training__epochs=1000)
+        with get_client(sync_client=True) as client:
+            deployment = client.read_deployment_by_name("retrain/news")
+            run = client.create_flow_run_from_deployment(
+                deployment.id, parameters={"recipe": recipe.model_dump(mode="json")}
+            )
+            (trainer,) = _wait(lambda: _running("tasks.programs.train", served.pid))
+            psutil.Process(trainer.ppid()).kill()
+            ended = _wait(lambda: client.read_flow_run(run.id).state.is_crashed())
+            assert ended
+            state = client.read_flow_run(run.id).state
+        state.state_details.flow_run_id = run.id
+        report = _wait(lambda: "doomed: Crashed" in report_of(state) and report_of(state))
+        assert "Nothing was published. Deployed: nothing is deployed yet." in report
+        assert f"`prefect flow-run retry {run.id}`" in report
+        assert _wait(lambda: not trainer.is_running()), "the training program was left behind"
+
     def test_ends_with_everything_that_it_started(self, served):
-        started = _descendants(served.pid)
+        started = psutil.Process(served.pid).children(recursive=True)
         assert len(started) >= 2
         served.send_signal(signal.SIGINT)
         assert served.wait(60) == 0
-        deadline = time.monotonic() + 20
-        while any(os.path.exists(f"/proc/{pid}") for pid in started):
-            assert time.monotonic() < deadline, "a process was left behind"
-            time.sleep(0.5)
+        _, left = psutil.wait_procs(started, timeout=20)
+        assert left == []
 
 
-def _descendants(pid: int) -> list[int]:
-    found = []
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    for child in children.split():
-        found += [int(child), *_descendants(int(child))]
-    return found
+def _running(module: str, pid: int) -> list[psutil.Process]:
+    children = psutil.Process(pid).children(recursive=True)
+    return [child for child in children if module in " ".join(child.cmdline())]
+
+
+def _wait(ready: Callable[[], Any]) -> Any:
+    """What a function answers as soon as it is true."""
+    deadline = time.monotonic() + RUN_SECONDS
+    while time.monotonic() < deadline:
+        if answer := ready():
+            return answer
+        time.sleep(0.5)
+    raise AssertionError("it did not happen in time")

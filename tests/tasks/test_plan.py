@@ -5,7 +5,7 @@ from collections import namedtuple
 import pytest
 
 from tasks import plan
-from tasks.contracts.artifact import Artifact, Inspected, Source, SourceFile
+from tasks.contracts.artifact import Artifact, Inspected, Loaded, Source, SourceFile
 from tasks.contracts.recipe import Recipe
 from tasks.errors import BadRecipe, StorageFailed
 
@@ -32,6 +32,17 @@ def inspected(**changes):
         pad_token="[PAD]",
         vocabulary=10,
         **{"max_length": 512} | changes,
+    )
+
+
+def loaded(test=200):
+    return Loaded(
+        artifact=Artifact(kind="dataset", digest="d", files=1, bytes=1, uri=""),
+        labels=("a", "b"),
+        rows={"train": 1000, "validation": 100, "test": test},
+        test_digest="t",
+        new_shards=0,
+        shards=1,
     )
 
 
@@ -67,24 +78,28 @@ class TestRefusals:
     def test_targets_that_match_nothing_name_those_that_would(self, tmp_path):
         asked = recipe(tmp_path, lora={"target_modules": ["quary"]})
         with pytest.raises(BadRecipe, match=r"did you mean 'query'\?.*some of: query, value"):
-            plan.refuse_early(asked, source(), inspected())
+            plan.refuse_early(asked, source(), loaded(), inspected())
 
     @pytest.mark.parametrize("target", ["query", "self.query", "all-linear", LINEAR[0]])
     def test_targets_may_be_said_by_any_end_of_their_name(self, tmp_path, target):
         asked = recipe(tmp_path, lora={"target_modules": [target]})
-        plan.refuse_early(asked, source(), inspected())
+        plan.refuse_early(asked, source(), loaded(), inspected())
 
     def test_a_length_beyond_the_models(self, tmp_path):
         asked = recipe(tmp_path, training={"max_length": 513})
         with pytest.raises(BadRecipe, match=r"found 513 tokens; expected at most 512"):
-            plan.refuse_early(asked, source(), inspected())
+            plan.refuse_early(asked, source(), loaded(), inspected())
 
     def test_any_length_where_the_model_sets_none(self, tmp_path):
         asked = recipe(tmp_path, training={"max_length": 100_000})
-        plan.refuse_early(asked, source(), inspected(max_length=None))
+        plan.refuse_early(asked, source(), loaded(), inspected(max_length=None))
+
+    def test_a_test_set_that_the_gate_would_reject_anyway(self, tmp_path):
+        with pytest.raises(BadRecipe, match="found 89 test examples among 1,189"):
+            plan.refuse_early(recipe(tmp_path), source(), loaded(test=89), inspected())
 
     def test_a_disk_that_is_too_full(self, tmp_path, monkeypatch):
         usage = namedtuple("usage", "total used free")
         monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 3 * 10**6))
         with pytest.raises(StorageFailed, match=r"no disk space: 3 MB free; expected about 4 MB"):
-            plan.refuse_early(recipe(tmp_path), source(10**6), inspected())
+            plan.refuse_early(recipe(tmp_path), source(10**6), loaded(), inspected())

@@ -100,7 +100,7 @@ class TestAProgramThatFails:
             program("os.kill(os.getpid(), signal.SIGSEGV)")
 
     def test_killed_by_sigkill_ran_out_of_memory(self, program):
-        with pytest.raises(OutOfHostMemory, match="memory runs out"):
+        with pytest.raises(OutOfHostMemory, match="memory ran out"):
             program("os.kill(os.getpid(), signal.SIGKILL)")
 
     def test_told_to_stop_was_preempted(self, program):

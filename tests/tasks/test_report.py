@@ -4,7 +4,7 @@ import pytest
 
 from tasks import report as reporting
 from tasks.contracts.artifact import Artifact, Made, StepResult
-from tasks.errors import BadData, StorageFailed
+from tasks.errors import BadData, BadRecipe, StorageFailed
 from tasks.report import RunReport, data_changes, loss_curve, markdown_table, progress_sentence
 
 
@@ -30,13 +30,18 @@ class TestFailure:
             "**Where:** s3://b",
             "**Fix:** try again",
             "**Visible to consumers:** Nothing was published.",
-            "a retry may help: press Retry on this page, or run `prefect flow-run retry run-2`",
+            "a retry may help: press Retry on the run's page",
+            "`prefect flow-run retry run-2`",
         ):
             assert part in text
 
     def test_says_when_a_retry_alone_will_not_help(self, report):
         report.fail(BadData("rows.csv:3", "no label", "a label", "add one"))
-        assert "a retry alone will not help; once the cause is mended" in report.markdown()
+        assert "**Next:** once the cause is mended, retry: press Retry" in report.markdown()
+
+    def test_a_cause_in_the_recipe_needs_a_new_run(self, report):
+        report.fail(BadRecipe("lora.r", "0", "1 or more", "raise it"))
+        assert "start a new run: a retry has the same recipe" in report.markdown()
 
     def test_what_broke_comes_first(self, report):
         report.section("Data", "rows")

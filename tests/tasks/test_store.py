@@ -1,6 +1,9 @@
 """The store: complete or absent, verified when read, in a folder and in S3 alike."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -124,6 +127,33 @@ class TestArtifacts:
         artifact = store.put("k", folder_with(tmp_path / "a", x="1", y="2"))
         entries = list(store.manifest(artifact).files)
         assert manifest_digest(entries[::-1]) == artifact.digest
+
+
+class TestScratch:
+    @pytest.fixture
+    def store(self, tmp_path):
+        return Store(FolderObjects(tmp_path / "store"))
+
+    def test_is_removed_afterwards(self, store):
+        with store.scratch() as folder:
+            (folder / "x").write_text("x")
+        assert list((folder.parent).iterdir()) == []
+
+    def test_what_is_in_use_is_left_alone(self, store):
+        with store.scratch() as first, store.scratch():
+            assert first.is_dir()
+
+    def test_what_a_killed_process_left_is_swept_up(self, store):
+        code = (
+            "import os, signal; from tasks.store import open_store\n"
+            f"with open_store({store.uri!r}).scratch() as folder:\n"
+            "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        )
+        subprocess.run([sys.executable, "-c", code])
+        scratch = Path(store.uri) / "scratch"
+        (left,) = (path for path in scratch.iterdir() if path.is_dir())
+        with store.scratch():
+            assert not left.exists()
 
 
 class TestErrors:
