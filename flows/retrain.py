@@ -30,6 +30,7 @@ from tasks.load import LoadInputs, load
 from tasks.plan import make_plan, refuse_early
 from tasks.publish import (
     data_report,
+    finish,
     missing_targets,
     open_targets,
     provenance_of,
@@ -166,6 +167,8 @@ def run_once(recipe: Recipe, room: Room, report: RunReport) -> State:
     for target in open_targets(recipe):
         target.check_access()
 
+    finish_abandoned(recipe, room, report)
+
     trained = train(recipe, room, report)
     newest = ledger.head(store, recipe.name, recipe.announce.channel)
     deployed = ledger.deployed(store, recipe.name, recipe.announce.channel)
@@ -179,6 +182,25 @@ def run_once(recipe: Recipe, room: Room, report: RunReport) -> State:
         report.end("Rejected", verdict.summary)
         return Completed(name="Rejected", message=verdict.summary, data=report.text())
     return release(candidate, newest.number if newest else 0, room, report)
+
+
+def finish_abandoned(recipe: Recipe, room: Room, report: RunReport) -> None:
+    """Finish what an earlier run had begun to reveal: it passed its gate, and may be visible."""
+    claim = ledger.head(open_store(room.store), recipe.name, recipe.announce.channel)
+    if claim is None or claim.kind != "revealing":
+        return
+    version = claim.release.version
+    report.doing(f"Finishing version {version}, which run {claim.run} had begun to reveal.")
+    try:
+        announce(finish(claim, room), room)
+        report.fact("finished", f"version {version}, which run {claim.run} had begun to reveal")
+    except BaselineMoved:
+        report.doing(f"Version {version} was finished or superseded by another run.")
+    except BurnishError as error:
+        # A release of this run's own supersedes it; only a damaged store must be mended first.
+        if isinstance(error, DamagedArtifact):
+            raise
+        report.fact("not finished", f"version {version} of run {claim.run}: {error}")
 
 
 def train(recipe: Recipe, room: Room, report: RunReport) -> Trained:
@@ -294,8 +316,8 @@ def release(candidate: Candidate, seen: int, room: Room, report: RunReport) -> S
         "Files of the new version may lie at some targets; the log does not announce it yet, and "
         "the next run finishes or supersedes it."
     )
-    published, claim = publish(candidate, seen, room)
-    entry = announce(candidate, published, claim, room)
+    entry = announce(publish(candidate, seen, room), room)
+    published = entry.release
     report.visible = f"Version {published.version} is released and announced."
     report.section("Published", "\n".join(f"- {name}: {at}" for name, at in release_facts(entry)))
     for name, value in release_facts(entry):

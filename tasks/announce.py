@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import uuid
 
-from prefect import get_run_logger, task
+from prefect import task
 from prefect.events import emit_event
 
 from tasks.cache import Room
-from tasks.contracts.candidate import Candidate
-from tasks.contracts.release import Deployment, DeploymentEvent, LogEntry, Release
+from tasks.contracts.release import Deployment, DeploymentEvent, LogEntry
+from tasks.publish import provenance_of
 from tasks.release import ledger
-from tasks.store import open_store
+from tasks.report import run_logger
+from tasks.store import Store, open_store
 
 EVENT_TYPE = "burnish.model.deployed"
 # Prefect's server drops subscribers at 1 MiB; a payload stays far below it.
@@ -23,44 +24,45 @@ MAX_PAYLOAD_BYTES = 64 * 1024
 
 
 @task(name="announce", task_run_name="announce", persist_result=False)
-def announce(candidate: Candidate, release: Release, claim: int, room: Room) -> LogEntry:
+def announce(claim: LogEntry, room: Room) -> LogEntry:
     """Enter a revealed release in the log, and deliver its event.
 
     Args:
-        candidate: What the run made.
-        release: With its publications.
-        claim: Number of the log entry that claimed the right to reveal it.
+        claim: The log entry that claimed the right to reveal it, its release with its
+            publications.
         room: Where to work.
+
+    Returns:
+        The entry that says it is deployed.
 
     Raises:
         BaselineMoved: Another publisher took over after the claim.
     """
     store = open_store(room.store)
-    before = ledger.deployed(store, release.name, release.channel)
-    event = make_event(candidate, release, claim, before)
+    event = make_event(claim, store)
     entry = ledger.append(
         store,
         LogEntry(
-            number=claim + 1,
+            number=claim.number + 1,
             kind="deployed",
             at=event.time,
             run=room.run_name,
-            release=release,
+            release=claim.release,
             event=event,
         ),
     )
-    get_run_logger().info("announced version %s as event %s", release.version, event.id)
+    run_logger().info("announced version %s as event %s", entry.release.version, event.id)
     deliver(entry, room)
     return entry
 
 
-def make_event(
-    candidate: Candidate, release: Release, claim: int, before: LogEntry | None
-) -> DeploymentEvent:
-    """The event of a release, without its place in the log being taken yet."""
-    verdict = candidate.judged.verdict
+def make_event(claim: LogEntry, store: Store) -> DeploymentEvent:
+    """The event of a release, told from its provenance: any run can make it."""
+    release = claim.release
+    known = provenance_of(release, store)
+    before = ledger.deployed(store, release.name, release.channel)
     return DeploymentEvent(
-        id=DeploymentEvent.make_id("deployed", release.digest, claim),
+        id=DeploymentEvent.make_id("deployed", release.digest, claim.number),
         source=f"burnish/{release.name}/{release.channel}",
         type=EVENT_TYPE,
         subject=f"{release.name}/{release.version}",
@@ -68,14 +70,14 @@ def make_event(
         data=Deployment(
             model=release.name,
             channel=release.channel,
-            task=candidate.recipe.task,
+            task=known["recipe"]["task"],
             version=release.version,
             digest=release.digest,
             publications=release.publications,
-            recipe_digest=candidate.recipe.digest,
-            metrics=candidate.scored.metrics,
-            baseline_metrics=candidate.baseline.metrics if candidate.baseline else {},
-            verdict=verdict,
+            recipe_digest=known["recipe_digest"],
+            metrics=known["metrics"],
+            baseline_metrics=known["baseline_metrics"],
+            verdict=known["verdict"],
             provenance=release.provenance.uri,
             previous=before.release.version if before else None,
         ),

@@ -30,7 +30,7 @@ OPTIONS = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS
 
 
 @task(name="publish", task_run_name="publish", persist_result=False)
-def publish(candidate: Candidate, seen: int, room: Room) -> tuple[Release, int]:
+def publish(candidate: Candidate, seen: int, room: Room) -> LogEntry:
     """Publish a promoted candidate everywhere.
 
     Args:
@@ -39,7 +39,7 @@ def publish(candidate: Candidate, seen: int, room: Room) -> tuple[Release, int]:
         room: Where to work.
 
     Returns:
-        The release with its publications, and the number of its claim in the log.
+        The log entry that claimed the right to reveal it, its release with its publications.
 
     Raises:
         BaselineMoved: Another release was revealed meanwhile; nothing of this one is visible then.
@@ -49,14 +49,35 @@ def publish(candidate: Candidate, seen: int, room: Room) -> tuple[Release, int]:
     release = make_release(candidate, store)
     targets = open_targets(candidate.recipe)
     with store.scratch() as scratch:
-        folder = release_folder(candidate, release, store, scratch / "release")
+        folder = release_folder(release, store, scratch / "release")
         for target in targets:
             target.stage(release, folder)
         claim = ledger.claim(store, release, seen, room.run_name)
-        shown = tuple(target.reveal(release, folder, claim.number) for target in targets)
-    for publication in shown:
-        run_logger().info("published version %s at %s", release.version, publication.uri)
-    return release.model_copy(update={"publications": shown}), claim.number
+        return _reveal(claim, targets, folder)
+
+
+@task(name="finish", task_run_name="finish what was begun", persist_result=False)
+def finish(claim: LogEntry, room: Room) -> LogEntry:
+    """Publish what an earlier run, that ended before its end, had claimed the right to reveal.
+
+    Args:
+        claim: The newest entry of the log, which no deployment followed.
+        room: Where to work.
+
+    Returns:
+        The claim, its release with its publications.
+
+    Raises:
+        As `publish`.
+    """
+    store = open_store(room.store)
+    release = claim.release
+    targets = open_targets(Recipe.model_validate(provenance_of(release, store)["recipe"]))
+    with store.scratch() as scratch:
+        folder = release_folder(release, store, scratch / "release")
+        for target in targets:
+            target.stage(release, folder)
+        return _reveal(claim, targets, folder)
 
 
 @task(name="complete", task_run_name="publish what is missing", persist_result=False)
@@ -67,18 +88,21 @@ def publish_missing(entry: LogEntry, recipe: Recipe, room: Room) -> tuple[Public
         The publications that were added.
     """
     store = open_store(room.store)
-    release = entry.release
-    missing = missing_targets(release, recipe)
-    added = []
+    missing = missing_targets(entry.release, recipe)
     with store.scratch() as scratch:
+        folder = release_folder(entry.release, store, scratch / "release")
         for target in missing:
-            folder = scratch / "release"
-            if not folder.exists():
-                copy_files(store.open(release.artifact), folder)
-                copy_files(store.open(release.provenance) / "card", folder)
-            target.stage(release, folder)
-            added.append(target.reveal(release, folder, entry.number))
-    return tuple(added)
+            target.stage(entry.release, folder)
+        return _reveal(entry, missing, folder).release.publications
+
+
+def _reveal(entry: LogEntry, targets: list[Target], folder: Path) -> LogEntry:
+    release = entry.release
+    shown = tuple(target.reveal(release, folder, entry.number) for target in targets)
+    for publication in shown:
+        run_logger().info("published version %s at %s", release.version, publication.uri)
+    released = release.model_copy(update={"publications": shown})
+    return entry.model_copy(update={"release": released})
 
 
 def restore(release: Release, store: Store, private: bool) -> None:
@@ -168,6 +192,8 @@ def provenance(candidate: Candidate, store: Store) -> dict:
             for name, result in steps.items()
         },
         "data_report": data_report(candidate.loaded, store),
+        "metrics": candidate.scored.metrics,
+        "baseline_metrics": candidate.baseline.metrics if candidate.baseline else {},
         "verdict": candidate.judged.verdict.model_dump(mode="json"),
     }
 
@@ -182,9 +208,9 @@ def data_report(loaded: Loaded, store: Store) -> dict:
     return orjson.loads(store.file(loaded.artifact, "report.json").read_bytes())
 
 
-def release_folder(candidate: Candidate, release: Release, store: Store, folder: Path) -> Path:
+def release_folder(release: Release, store: Store, folder: Path) -> Path:
     """The files of a release: the model's, and its card."""
-    copy_files(store.open(candidate.finetuned.artifact), folder)
+    copy_files(store.open(release.artifact), folder)
     copy_files(store.open(release.provenance) / "card", folder)
     return folder
 

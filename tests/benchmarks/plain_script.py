@@ -186,6 +186,7 @@ def load_4bit(base: Path, labels: list[str], settings: dict[str, Any]) -> Any:
         settings,
         dtype=dtype,
         device_map={"": "cpu"},
+        attn_implementation=settings["attention"],
         quantization_config=BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -215,7 +216,6 @@ def load(folder: Path, labels: list[str], settings: dict[str, Any], **options: A
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         classifier_dropout=0.1,
-        attn_implementation="sdpa",
         **options,
     )
 

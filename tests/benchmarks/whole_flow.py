@@ -164,6 +164,7 @@ def settings_of(folder: Path, code: dict[str, str]) -> dict[str, Any]:
         "target_modules": "all-linear" if targets == ["all-linear"] else targets,
         "precision": plan.precision,
         "optimizer": plan.optimizer,
+        "attention": plan.attention,
     }
 
 

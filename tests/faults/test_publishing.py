@@ -127,7 +127,7 @@ class TestSigkill:
         ended = subprocess.run([sys.executable, "-c", code], capture_output=True)
         assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
         assert [entry.kind for entry in place.log(NAME)] == ["revealing"]
-        assert place.run(name=NAME).name == "Released"
+        assert place.run(name=NAME).name == "Up to date"
         check_released_once(place)
 
 

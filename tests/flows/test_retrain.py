@@ -200,9 +200,30 @@ class TestInterrupted:
         assert "the log does not announce it yet" in report
 
         state = place.run(name="second", publish__targets=targets)
-        assert state.name == "Released", state.message
+        assert state.name == "Up to date", state.message
+        assert "which run" in report_of(state)
         assert [entry.kind for entry in place.log("second")] == ["revealing", "deployed"]
         assert len(HfApi().list_repo_commits("ci/second")) == 2
+
+    def test_it_is_finished_even_by_a_run_whose_own_candidate_is_rejected(self, place, hub_env):
+        hub_env.fail_next("POST", r"/tag/", status=500)
+        assert place.run(name="second", publish__targets=["hf://ci/second"]).name == "Hub"
+        changes = {"training__seed": 9, "gate__floors": {"accuracy": 0.999}}
+        state = place.run(name="second", publish__targets=["hf://ci/second"], **changes)
+        assert state.name == "Rejected"
+        deployed = place.log("second")[-1]
+        assert deployed.kind == "deployed"
+        assert deployed.event.data.digest == place.log()[-1].release.digest
+        assert deployed.event.data.metrics == place.log()[-1].event.data.metrics
+
+    def test_one_that_cannot_be_finished_is_superseded(self, place, hub_env):
+        hub_env.fail_next("POST", r"/tag/", status=500)
+        assert place.run(name="second", publish__targets=["hf://ci/second"]).name == "Hub"
+        hub_env.fail_next("GET", r"/ci/second/refs", status=500, times=5)
+        state = place.run(name="second", training__seed=9)
+        assert state.name == "Released", state.message
+        kinds = [entry.kind for entry in place.log("second")]
+        assert kinds == ["revealing", "revealing", "deployed"]
 
     def test_an_event_that_was_not_delivered_is_delivered_by_the_next_run(self, place):
         shutil.rmtree(place.folder / "store" / "deliveries")
