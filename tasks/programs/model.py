@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -212,6 +211,9 @@ def attach_lora(
     Raises:
         BadRecipe: A target or module to save does not exist.
     """
+    # peft takes seconds to import, and what only examines or scores needs none of it.
+    from peft import LoraConfig, get_peft_model
+
     heads = sorted({*heads, *lora["modules_to_save"]})
     config = LoraConfig(
         task_type="SEQ_CLS",
@@ -233,6 +235,9 @@ def attach_lora(
 
 def save_adapter(model: torch.nn.Module, file: Path) -> None:
     """Write the trained tensors (adapter and head) to one safetensors file, whole or not at all."""
+    # peft takes seconds to import, and what only examines or scores needs none of it.
+    from peft import get_peft_model_state_dict
+
     state = {
         name: tensor.detach().to("cpu", torch.float32).contiguous()
         for name, tensor in sorted(get_peft_model_state_dict(model).items())
@@ -244,6 +249,9 @@ def save_adapter(model: torch.nn.Module, file: Path) -> None:
 
 def load_adapter(model: torch.nn.Module, file: Path) -> None:
     """Read what `save_adapter` wrote into a model of the same shape."""
+    # peft takes seconds to import, and what only examines or scores needs none of it.
+    from peft import set_peft_model_state_dict
+
     set_peft_model_state_dict(model, load_file(file))
 
 

@@ -27,7 +27,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging
@@ -197,7 +196,7 @@ def _load(job: dict[str, Any], folder: Path, device: str) -> Any:
         ) from error
 
 
-def _load_adapter(job: dict[str, Any], folder: Path, device: str) -> PeftModel:
+def _load_adapter(job: dict[str, Any], folder: Path, device: str) -> Any:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -215,6 +214,8 @@ def _load_adapter(job: dict[str, Any], folder: Path, device: str) -> PeftModel:
         device=device,
     )
     base.config.pad_token_id = config.pad_token_id
+    from peft import PeftModel
+
     return PeftModel.from_pretrained(base, folder)
 
 
