@@ -81,6 +81,8 @@ def say_how_it_ended(flow: Flow, flow_run: FlowRun, state: State) -> None:
             f"Version {newest.release.version} may lie at some targets; the log does not announce "
             "it yet, and the next run finishes or supersedes it."
         )
+    elif newest and newest.run == flow_run.name:
+        visible = f"Version {newest.release.version} was released and announced by this run."
     close_report(
         flow_run.id,
         state.name or "Ended",
