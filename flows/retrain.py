@@ -6,6 +6,7 @@ A run ends as *Released*, *Up to date*, *Rejected*, or failed under the name of 
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal, get_args
 
 from prefect import Flow, flow
@@ -81,7 +82,7 @@ def say_how_it_ended(flow: Flow, flow_run: FlowRun, state: State) -> None:
             f"Version {newest.release.version} may lie at some targets; the log does not announce "
             "it yet, and the next run finishes or supersedes it."
         )
-    elif newest and newest.run == flow_run.name:
+    elif newest and newest.run == flow_run.name and _since(newest, flow_run):
         visible = f"Version {newest.release.version} was released and announced by this run."
     close_report(
         flow_run.id,
@@ -91,6 +92,12 @@ def say_how_it_ended(flow: Flow, flow_run: FlowRun, state: State) -> None:
         "- **Next:** press Retry on the run's page, or run "
         f"`prefect flow-run retry {flow_run.id}`. What was finished is not done again.",
     )
+
+
+def _since(entry: LogEntry, flow_run: FlowRun) -> bool:
+    """Whether an entry is younger than a run: an older run may have had the same name."""
+    began = flow_run.start_time
+    return began is not None and datetime.fromisoformat(entry.at) >= began.replace(microsecond=0)
 
 
 @flow(

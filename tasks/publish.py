@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -48,10 +49,7 @@ def publish(candidate: Candidate, seen: int, room: Room) -> LogEntry:
     store = open_store(room.store)
     release = make_release(candidate, store)
     targets = open_targets(candidate.recipe)
-    with store.scratch() as scratch:
-        folder = release_folder(release, store, scratch / "release")
-        for target in targets:
-            target.stage(release, folder)
+    with _staged(release, targets, store) as folder:
         claim = ledger.claim(store, release, seen, room.run_name)
         return _reveal(claim, targets, folder)
 
@@ -73,10 +71,7 @@ def finish(claim: LogEntry, room: Room) -> LogEntry:
     store = open_store(room.store)
     release = claim.release
     targets = open_targets(Recipe.model_validate(provenance_of(release, store)["recipe"]))
-    with store.scratch() as scratch:
-        folder = release_folder(release, store, scratch / "release")
-        for target in targets:
-            target.stage(release, folder)
+    with _staged(release, targets, store) as folder:
         return _reveal(claim, targets, folder)
 
 
@@ -89,11 +84,18 @@ def publish_missing(entry: LogEntry, recipe: Recipe, room: Room) -> tuple[Public
     """
     store = open_store(room.store)
     missing = missing_targets(entry.release, recipe)
-    with store.scratch() as scratch:
-        folder = release_folder(entry.release, store, scratch / "release")
-        for target in missing:
-            target.stage(entry.release, folder)
+    with _staged(entry.release, missing, store) as folder:
         return _reveal(entry, missing, folder).release.publications
+
+
+@contextlib.contextmanager
+def _staged(release: Release, targets: list[Target], store: Store) -> Iterator[Path]:
+    """The release's files in a folder, and staged at every target."""
+    with store.scratch() as scratch:
+        folder = release_folder(release, store, scratch / "release")
+        for target in targets:
+            target.stage(release, folder)
+        yield folder
 
 
 def _reveal(entry: LogEntry, targets: list[Target], folder: Path) -> LogEntry:

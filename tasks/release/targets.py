@@ -135,7 +135,16 @@ class ObjectTarget:
 
     def _manifest(self, release: Release) -> tuple[FileEntry, ...]:
         found = self.objects.read(f"{_home(release)}/{MANIFEST}")
-        return Manifest.model_validate_json(found[0]).files if found else ()
+        manifest = Manifest.model_validate_json(found[0]) if found else None
+        if manifest is None or manifest.digest != release.digest:
+            # An empty list of files would verify, whatever lies there.
+            raise StorageFailed(
+                f"{self.uri}/{_home(release)}",
+                "no manifest" if manifest is None else "the manifest of another release",
+                "the manifest of the release that was staged",
+                "remove that version there, and start the run again",
+            )
+        return manifest.files
 
     def _pointer(self, release: Release) -> tuple[dict, str | None]:
         found = self.objects.read(_latest(release))

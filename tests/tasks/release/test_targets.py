@@ -109,6 +109,13 @@ class TestFolderAndBucket:
             target.reveal(release(), folder, 1)
         assert target.objects.read("news/latest/production.json") is None
 
+    def test_what_was_never_wholly_staged_is_not_revealed(self, target, folder):
+        target.stage(release(), folder)
+        target.objects.delete(f"news/{'a' * 12}/manifest.json")
+        with pytest.raises(StorageFailed, match="no manifest"):
+            target.reveal(release(), folder, 1)
+        assert target.objects.read("news/latest/production.json") is None
+
     def test_an_interrupted_staging_is_gone_on_with(self, target, folder):
         target.stage(release(), folder)
         target.objects.delete(f"news/{'a' * 12}/manifest.json")
