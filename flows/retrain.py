@@ -113,7 +113,7 @@ def retrain(recipe: Recipe, refresh: Refresh = "nothing") -> State:
         recipe: What to train on, what to train, what it must show, and where it goes.
         refresh: Do this step and all after it anew, even if nothing changed.
     """
-    recipe = recipe.model_copy(update={"store": recipe.store or default_store()})
+    recipe = recipe.settled().model_copy(update={"store": recipe.store or default_store()})
     report = RunReport(recipe.name, this_run.id or "", deployment.id is not None)
     room = Room(
         store=recipe.store,

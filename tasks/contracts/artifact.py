@@ -92,9 +92,14 @@ class Plan(Contract):
     Attributes:
         device: `cpu` or `cuda`.
         precision: Number format of the forward and backward pass.
-        attention: The attention implementation of transformers.
+        attention: The attention implementation of transformers, or `segments`.
         optimizer: The optimizer's name in transformers.
         world_size: Number of training processes.
+        sharding: Whether each of them holds the model (`ddp`) or a share of it (`fsdp`).
+        packing: Whether examples lie one behind the other, without padding (language models).
+        checkpointing: Whether activations are computed twice instead of kept.
+        compile: Whether the model is compiled.
+        kernels: `liger` where fused kernels replace the model's own.
         why: For people: what decided each pick.
     """
 
@@ -105,6 +110,11 @@ class Plan(Contract):
     attention: str = "sdpa"
     optimizer: str = "adamw_torch"
     world_size: int = 1
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    packing: bool = False
+    checkpointing: bool = False
+    compile: bool = False
+    kernels: Literal["none", "liger"] = "none"
     why: dict[str, str] = Field(default_factory=dict)
 
 
@@ -167,7 +177,11 @@ class Inspected(StepResult):
     head_modules: tuple[str, ...]
     """Names of the modules of the new head, which are trained in full."""
     pad_token: str
+    """Empty where the tokenizer has none that a language model could pad with."""
     vocabulary: int
+    shape: dict[str, int] = Field(default_factory=dict)
+    """Sizes that memory depends on; see `tasks.programs.inspect_model`."""
+    warnings: tuple[str, ...] = ()
 
 
 class Tokenized(StepResult):
@@ -182,6 +196,11 @@ class Tokenized(StepResult):
     """Rows that were cut to the maximum length."""
     longest: int
     """Tokens in the longest row before cutting."""
+    learnt: int = 0
+    """Tokens of the loss, in the rows that are kept (language models)."""
+    left_out: int = 0
+    """Rows that were left out because they are too long (language models)."""
+    warnings: tuple[str, ...] = ()
 
 
 class Finetuned(StepResult):

@@ -14,7 +14,37 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from tasks.contracts.base import Contract, digest_of
 from tasks.errors import BadRecipe
 
-Metric = Literal["accuracy", "precision", "recall", "f1"]
+Task = Literal["text-classification", "completion", "instruction", "preference"]
+Metric = Literal[
+    "accuracy",
+    "precision",
+    "recall",
+    "f1",
+    "loss",
+    "perplexity",
+    "exact_match",
+    "token_f1",
+    "rouge_l",
+    "checks",
+]
+METRICS: dict[str, tuple[Metric, ...]] = {
+    "text-classification": ("accuracy", "precision", "recall", "f1"),
+    "completion": ("loss", "perplexity", "exact_match", "token_f1", "rouge_l", "checks"),
+    "instruction": ("loss", "perplexity", "exact_match", "token_f1", "rouge_l", "checks"),
+    "preference": ("accuracy", "loss"),
+}
+"""What the gate can hold a task's candidate to; the first is what `auto` means."""
+GENERATED = ("exact_match", "token_f1", "rouge_l", "checks")
+"""Metrics of what a language model writes: they need `evaluation.generate_tokens`."""
+LOWER_IS_BETTER = ("loss", "perplexity")
+Form = Literal["auto", "text", "prompt-completion", "alpaca", "messages", "sharegpt", "preference"]
+FORMS: dict[str, tuple[Form, ...]] = {
+    "text-classification": (),
+    "completion": ("text", "prompt-completion"),
+    "instruction": ("messages", "prompt-completion", "alpaca", "sharegpt"),
+    "preference": ("preference",),
+}
+"""What each task's rows may look like."""
 NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 
 
@@ -86,6 +116,20 @@ class DataRecipe(Contract):
         title="Labels",
         description="The allowed labels; any other is refused. Empty: those found in the data.",
     )
+    form: Form = Field(
+        "auto",
+        title="Form of a row",
+        description="For language models. auto: recognised row by row. text: one text. "
+        "prompt-completion: prompt, completion. alpaca: instruction, input, output. messages: chat "
+        "messages with role and content. sharegpt: conversations with from and value. preference: "
+        "prompt, chosen, rejected.",
+    )
+    columns: dict[str, str] = Field(
+        {},
+        title="Columns by another name",
+        description="For language models, where a form's column is called otherwise: "
+        "{prompt: question, completion: answer}.",
+    )
     keep_columns: tuple[str, ...] = Field(
         (), title="Columns to keep", description="Other columns to slice the evaluation by."
     )
@@ -136,6 +180,18 @@ class ModelRecipe(Contract):
         description="merged: one ordinary model that needs nothing else. adapter: the adapter and "
         "the head alone, small, to be loaded on the same base model.",
     )
+    chat_template: str = Field(
+        "",
+        title="Chat template",
+        description="For a chat model whose tokenizer brings none: chatml, or a template in Jinja. "
+        "It ships with the model.",
+    )
+    gguf: Literal["none", "f32", "f16", "bf16", "q8_0"] = Field(
+        "none",
+        title="GGUF export",
+        description="For llama.cpp and Ollama: a GGUF file of this type ships beside the merged "
+        "model.",
+    )
 
 
 class LoraRecipe(Contract):
@@ -156,6 +212,16 @@ class LoraRecipe(Contract):
         (),
         title="Modules to train in full",
         description="Besides the new classification head, which always is.",
+    )
+    rslora: bool = Field(
+        False,
+        title="Rank-stabilised",
+        description="Weigh the adapter by alpha / sqrt(rank) (rsLoRA, arXiv:2312.03732).",
+    )
+    dora: bool = Field(
+        False,
+        title="Decomposed",
+        description="Train magnitudes apart from directions (DoRA, arXiv:2402.09353): slower.",
     )
 
 
@@ -185,13 +251,28 @@ class TrainingRecipe(Contract):
         title="Maximum length",
         description="Tokens; longer texts are cut, and counted in the report.",
     )
+    too_long: Literal["truncate", "drop", "split"] = Field(
+        "truncate",
+        title="Longer examples",
+        description="For language models. truncate: cut at the end. drop: leave out. split: train "
+        "on all of it, in pieces. All are counted in the report.",
+    )
+    beta: float = Field(
+        0.1,
+        gt=0,
+        le=10,
+        title="Beta",
+        description="For preference: how strongly the model is held to its base (DPO, "
+        "arXiv:2305.18290).",
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", title="Precision", description="auto: bf16 where the processor computes in it."
     )
-    best_by: Literal["accuracy", "precision", "recall", "f1", "loss"] = Field(
-        "accuracy",
+    best_by: Literal["auto", "accuracy", "precision", "recall", "f1", "loss"] = Field(
+        "auto",
         title="Best epoch by",
-        description="The validation metric that chooses the checkpoint that is kept.",
+        description="The validation metric that chooses the checkpoint that is kept. auto: "
+        "accuracy for classification, loss for language models.",
     )
     early_stopping: int = Field(
         0,
@@ -209,6 +290,60 @@ class TrainingRecipe(Contract):
     not_in_key = frozenset({"time_limit_minutes"})
 
 
+class PlanRecipe(Contract):
+    """How it is trained, where a person knows better than the Plan."""
+
+    not_in_key = frozenset({"micro_batch_tokens", "device_memory_gb"})
+
+    attention: Literal["auto", "eager", "sdpa", "segments", "flash_attention_2"] = Field(
+        "auto",
+        title="Attention",
+        description="segments: each example of a packed batch by itself (language models).",
+    )
+    packing: Literal["auto", "on", "off"] = Field(
+        "auto",
+        title="Packing",
+        description="For language models: examples one behind the other without padding, and "
+        "without seeing each other.",
+    )
+    checkpointing: Literal["auto", "on", "off"] = Field(
+        "auto",
+        title="Gradient checkpointing",
+        description="Computes activations twice instead of keeping them. auto: where memory is "
+        "short.",
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", title="Compile", description="With torch.compile. auto: where it pays."
+    )
+    optimizer: Literal[
+        "auto", "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"
+    ] = Field("auto", title="Optimizer", description="The last two need CUDA.")
+    processes: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        title="Processes",
+        description="That train together, each on its own device. 0: one, or one for each GPU.",
+    )
+    sharding: Literal["auto", "ddp", "fsdp"] = Field(
+        "auto",
+        title="Several processes",
+        description="ddp: each holds the model. fsdp: the model is shared out among them.",
+    )
+    micro_batch_tokens: int = Field(
+        0,
+        ge=0,
+        title="Tokens at once",
+        description="Of one forward pass; the optimizer's batch stays the same. 0: by memory.",
+    )
+    device_memory_gb: float = Field(
+        0,
+        ge=0,
+        title="Memory of the card (GB)",
+        description="That training must fit into. 0: as found on the worker.",
+    )
+
+
 class EvaluationRecipe(Contract):
     """How candidate and baseline are looked at."""
 
@@ -218,6 +353,25 @@ class EvaluationRecipe(Contract):
         description="label, length (short, medium, long), or the name of a kept column.",
     )
     batch_size: int = Field(32, ge=1, le=4096, title="Batch size", description="For scoring.")
+    generate_tokens: int = Field(
+        0,
+        ge=0,
+        le=32768,
+        title="Tokens to generate",
+        description="For language models: answers of at most so many tokens are written (greedily) "
+        "and compared with the reference. 0: none.",
+    )
+    must_match: str = Field(
+        "", title="Must match", description="A regular expression that each answer must contain."
+    )
+    must_not_contain: tuple[str, ...] = Field(
+        (), title="Must not contain", description="Strings that no answer may contain."
+    )
+    json_schema: str = Field(
+        "",
+        title="JSON schema",
+        description="A JSON Schema (as JSON) that each answer must satisfy.",
+    )
 
     not_in_key = frozenset({"batch_size"})
 
@@ -231,10 +385,11 @@ class GateRecipe(Contract):
         description="better: better than the deployed release, beyond chance. not worse: not worse "
         "by more than the margin. A few hundred test examples can rarely prove 'better'.",
     )
-    metric: Metric = Field(
-        "accuracy",
+    metric: Literal["auto"] | Metric = Field(
+        "auto",
         title="Metric",
-        description="accuracy is tested exactly; the others by a paired bootstrap.",
+        description="accuracy, exact_match and checks are tested exactly; the others by a paired "
+        "bootstrap. auto: accuracy for classes and preferences, loss for language.",
     )
     margin: float = Field(
         0.02, ge=0, lt=1, title="Margin", description="For 'not worse': the loss that is accepted."
@@ -243,7 +398,10 @@ class GateRecipe(Contract):
         0.95, gt=0.5, lt=1, title="Confidence", description="One-sided, of the claim."
     )
     floors: dict[Metric, float] = Field(
-        {}, title="Floors", description="Least value of a metric, such as {accuracy: 0.9}."
+        {},
+        title="Floors",
+        description="Least value of a metric, such as {accuracy: 0.9}; of loss and perplexity, the "
+        "greatest.",
     )
     max_latency_ms: float | None = Field(
         None, gt=0, title="Latency budget (ms)", description="Per example, in scoring."
@@ -277,6 +435,8 @@ class GateRecipe(Contract):
     @model_validator(mode="after")
     def _consistent(self) -> GateRecipe:
         for metric, floor in self.floors.items():
+            if metric in LOWER_IS_BETTER and floor > 0:
+                continue
             if not 0 <= floor <= 1:
                 raise ValueError(f"floors.{metric} is {floor}, but must be between 0 and 1")
         if self.first_run == "floors" and not self.floors:
@@ -324,8 +484,11 @@ class Recipe(Contract):
         title="Name",
         description="Of the model that is kept good: lower-case letters, digits and hyphens.",
     )
-    task: Literal["text-classification"] = Field(
-        "text-classification", title="Task", description="What the model learns to do."
+    task: Task = Field(
+        "text-classification",
+        title="Task",
+        description="text-classification: a label for a text. completion: to write on. "
+        "instruction: to answer, in chat. preference: to prefer one answer to another (DPO).",
     )
     data: DataRecipe = Field(title="Data", description="What to train on.")
     model: ModelRecipe = Field(title="Model", description="What to fine-tune.")
@@ -338,6 +501,11 @@ class Recipe(Contract):
     )
     training: TrainingRecipe = Field(
         default_factory=TrainingRecipe, title="Training", description="How long and how fast."
+    )
+    plan: PlanRecipe = Field(
+        default_factory=PlanRecipe,
+        title="Plan",
+        description="How it is trained; picked by itself, and said in the report.",
     )
     evaluation: EvaluationRecipe = Field(
         default_factory=EvaluationRecipe, title="Evaluation", description="How models are scored."
@@ -368,6 +536,49 @@ class Recipe(Contract):
                 "them there"
             )
         return self
+
+    @model_validator(mode="after")
+    def _fits_task(self) -> Recipe:
+        allowed = METRICS[self.task]
+        asked = {"gate.metric": (self.gate.metric,), "gate.floors": tuple(self.gate.floors)}
+        for where, metrics in asked.items():
+            wrong = [name for name in metrics if name not in ("auto", *allowed)]
+            if wrong:
+                raise ValueError(
+                    f"{where} names {', '.join(wrong)}, which is not measured for {self.task}: "
+                    f"one of {', '.join(allowed)}"
+                )
+        generated = sorted({*asked["gate.metric"], *self.gate.floors} & set(GENERATED))
+        if generated and not self.evaluation.generate_tokens:
+            raise ValueError(
+                f"the gate asks for {', '.join(generated)}, but evaluation.generate_tokens is 0: "
+                "say how many tokens an answer may have"
+            )
+        if self.data.form not in ("auto", *FORMS[self.task]):
+            raise ValueError(
+                f"data.form is {self.data.form}, which {self.task} cannot be trained on: "
+                + (f"one of {', '.join(FORMS[self.task])}" if FORMS[self.task] else "leave it out")
+            )
+        if self.model.gguf != "none" and self.model.ship == "adapter":
+            raise ValueError("model.gguf is made from the merged model: set model.ship to merged")
+        return self
+
+    def settled(self) -> Recipe:
+        """The recipe with every `auto` that depends on the task alone replaced by what it means."""
+        classes = self.task == "text-classification"
+        best, metric = self.training.best_by, self.gate.metric
+        changes: dict[str, Any] = {
+            "training": self.training.model_copy(
+                update={"best_by": ("accuracy" if classes else "loss") if best == "auto" else best}
+            ),
+            "gate": self.gate.model_copy(
+                update={"metric": METRICS[self.task][0] if metric == "auto" else metric}
+            ),
+        }
+        if not classes:
+            slices = tuple(name for name in self.evaluation.slices if name != "label")
+            changes["evaluation"] = self.evaluation.model_copy(update={"slices": slices})
+        return self.model_copy(update=changes)
 
     @property
     def digest(self) -> str:
