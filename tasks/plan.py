@@ -7,6 +7,7 @@ import difflib
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from tasks.contracts.artifact import Inspected, Loaded, Plan, Source
 from tasks.contracts.recipe import Recipe
@@ -17,39 +18,103 @@ from tasks.store import open_store
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 # On a CPU, plain attention was measured a fifth faster than the fused one at 128 tokens.
 SHORT_TOKENS = 128
+# Compiling a model of 135 M weights took as long as it saves in about so many tokens, on two cores.
+COMPILE_TOKENS = 2_000_000
+SAID = "the recipe says so"
 # Checkpoints of adapter and optimizer, the merged model in fp32, and its published copy.
 DISK_COPIES = 4
 
 
-def make_plan(recipe: Recipe) -> Plan:
-    """Settle device and precision for the machine that trains."""
-    device = "cuda" if has_gpu() else "cpu"
+def make_plan(recipe: Recipe, tokens: int = 0) -> Plan:
+    """Settle how it is trained on the machine that trains: what `recipe.plan` says, and for the
+    rest what suits the device and the task.
+
+    Args:
+        recipe: What is to be trained.
+        tokens: Real tokens of one epoch, where they are known.
+    """
+    gpus = count_gpus()
+    device = "cuda" if gpus else "cpu"
+    language = recipe.task != "text-classification"
+    picks: dict[str, tuple[Any, str]] = {
+        "device": (device, f"{gpus} found" if gpus else "no GPU was found"),
+        "precision": _precision(recipe, device),
+        "packing": _packing(recipe, language),
+    }
+    picks["attention"] = _attention(recipe, device, packed=picks["packing"][0])
+    picks["optimizer"] = _optimizer(recipe, device, language)
+    picks["checkpointing"] = _switch(recipe.plan.checkpointing, False, "memory is not short")
+    picks["compile"] = _compile(recipe, language, tokens)
+    picks["world_size"] = _processes(recipe, gpus)
+    fields = {name: value for name, (value, _) in picks.items()}
+    sharding = "fsdp" if recipe.plan.sharding == "fsdp" else "ddp"
+    return Plan(**fields, sharding=sharding, why={name: why for name, (_, why) in picks.items()})
+
+
+def _precision(recipe: Recipe, device: str) -> tuple[str, str]:
+    if recipe.training.precision != "auto":
+        return recipe.training.precision, SAID
+    fast = device == "cuda" or bool(BF16_FLAGS & processor_flags())
+    owner = "GPU" if device == "cuda" else "processor"
+    return "bf16" if fast else "fp32", f"the {owner} {'has' if fast else 'lacks'} bf16"
+
+
+def _packing(recipe: Recipe, language: bool) -> tuple[bool, str]:
+    if not language:
+        return False, "a classifier reads each text by itself"
+    return _switch(recipe.plan.packing, True, "padding would be computed for nothing")
+
+
+def _attention(recipe: Recipe, device: str, packed: bool) -> tuple[str, str]:
+    if recipe.plan.attention != "auto":
+        return recipe.plan.attention, SAID
+    if packed:
+        return "segments", "packed examples must not see each other"
     short = recipe.training.max_length <= SHORT_TOKENS
-    attention = "eager" if device == "cpu" and short else "sdpa"
-    precision, why = recipe.training.precision, "the recipe says so"
-    if precision == "auto":
-        fast = device == "cuda" or bool(BF16_FLAGS & processor_flags())
-        precision = "bf16" if fast else "fp32"
-        why = f"the {'GPU' if device == 'cuda' else 'processor'} {'has' if fast else 'lacks'} bf16"
-    return Plan(
-        device=device,
-        precision=precision,
-        attention=attention,
-        optimizer="adamw_torch_fused" if device == "cuda" else "adamw_torch",
-        why={
-            "device": "a GPU was found" if device == "cuda" else "no GPU was found",
-            "precision": why,
-            "attention": f"texts of {'few' if short else 'many'} tokens on the {device}",
-        },
-    )
+    picked = "eager" if device == "cpu" and short else "sdpa"
+    return picked, f"texts of {'few' if short else 'many'} tokens on the {device}"
+
+
+def _optimizer(recipe: Recipe, device: str, language: bool) -> tuple[str, str]:
+    if recipe.plan.optimizer != "auto":
+        return recipe.plan.optimizer, SAID
+    if device == "cpu":
+        return "adamw_torch", "the plain one, on the cpu"
+    if language and recipe.quantization == "nf4":
+        return "paged_adamw_8bit", "with QLoRA memory is short: its state can move to the host"
+    return "adamw_torch_fused", "one kernel for all parameters"
+
+
+def _compile(recipe: Recipe, language: bool, tokens: int) -> tuple[bool, str]:
+    total = tokens * recipe.training.epochs
+    if not language:
+        return _switch(recipe.plan.compile, False, "short texts train faster than they compile")
+    pays = total >= COMPILE_TOKENS
+    why = f"{total:,} tokens are {'enough' if pays else 'too few'} to pay for compiling"
+    return _switch(recipe.plan.compile, pays, why)
+
+
+def _processes(recipe: Recipe, gpus: int) -> tuple[int, str]:
+    if recipe.plan.processes:
+        return recipe.plan.processes, SAID
+    return max(1, gpus), "one for each GPU" if gpus else "the cores share one process"
+
+
+def _switch(said: str, picked: bool, why: str) -> tuple[bool, str]:
+    return (picked, why) if said == "auto" else (said == "on", SAID)
 
 
 def has_gpu() -> bool:
-    """Whether an NVIDIA GPU answers. Asked without torch, which takes seconds to import."""
+    """Whether an NVIDIA GPU answers."""
+    return count_gpus() > 0
+
+
+def count_gpus() -> int:
+    """How many NVIDIA GPUs answer. Asked without torch, which takes seconds to import."""
     if not shutil.which("nvidia-smi"):
-        return False
+        return 0
     asked = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
-    return asked.returncode == 0 and "GPU" in asked.stdout
+    return asked.stdout.count("GPU ") if asked.returncode == 0 else 0
 
 
 def processor_flags() -> set[str]:

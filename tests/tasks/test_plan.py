@@ -51,7 +51,7 @@ class TestPicks:
         ("flags", "precision"), [({"avx512_bf16"}, "bf16"), ({"avx2"}, "fp32")]
     )
     def test_precision_follows_the_processor(self, tmp_path, monkeypatch, flags, precision):
-        monkeypatch.setattr(plan, "has_gpu", lambda: False)
+        monkeypatch.setattr(plan, "count_gpus", lambda: 0)
         monkeypatch.setattr(plan, "processor_flags", lambda: flags)
         assert plan.make_plan(recipe(tmp_path)).precision == precision
 
@@ -61,7 +61,7 @@ class TestPicks:
         assert (made.precision, made.why["precision"]) == ("fp32", "the recipe says so")
 
     def test_a_gpu_gets_its_own_optimizer_and_attention(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(plan, "has_gpu", lambda: True)
+        monkeypatch.setattr(plan, "count_gpus", lambda: 1)
         made = plan.make_plan(recipe(tmp_path, training={"max_length": 64}))
         assert (made.device, made.precision) == ("cuda", "bf16")
         assert (made.optimizer, made.attention) == ("adamw_torch_fused", "sdpa")
