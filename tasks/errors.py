@@ -18,6 +18,10 @@ class BurnishError(Exception):
         found: What is there.
         expected: What should have been there.
         fix: What to do about it: one sentence, with the exact command where there is one.
+
+    Attributes:
+        history: For a training that failed: its losses until then, as `Finetuned.history`. They
+            are for the report, and do not travel between processes.
     """
 
     cause: ClassVar[str] = "code"
@@ -27,6 +31,7 @@ class BurnishError(Exception):
 
     def __init__(self, where: str, found: str, expected: str, fix: str) -> None:
         self.where, self.found, self.expected, self.fix = where, found, expected, fix
+        self.history: list[dict[str, float]] = []
         super().__init__(str(self))
 
     def __str__(self) -> str:

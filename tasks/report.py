@@ -123,6 +123,8 @@ class RunReport:
                 ]
             ),
         )
+        if curve := loss_curve(error.history):
+            self.section("Training", f"Until it failed:\n\n{curve}")
         self.end("Failed", f"{error.cause}: {error}")
 
     def next_action(self, error: BurnishError) -> str:
@@ -139,7 +141,17 @@ class RunReport:
 
     def markdown(self) -> str:
         """The report as it stands on the run's page."""
-        order = ["What broke", "Gate", "Published", "Training", "Data", "Plan"]
+        order = [
+            "What broke",
+            "Gate",
+            "Answers",
+            "Published",
+            "Training",
+            "What is learnt",
+            "Data",
+            "Forecast",
+            "Plan",
+        ]
         parts = [f"# {self.name}: {self.outcome}", self.explanation]
         parts.append("\n".join(f"- **{name}**: {value}" for name, value in self.facts))
         for title in sorted(self.sections, key=order.index):
@@ -196,14 +208,21 @@ class TrainingProgress:
     def __enter__(self) -> TrainingProgress:
         self._artifact = None
         self._shown = self._logged = 0.0
+        self._history: list[dict[str, float]] = []
         return self
 
-    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        if self._artifact is not None and failure is None:
+    def __exit__(
+        self, kind: type[BaseException] | None, failure: BaseException | None, *_: object
+    ) -> None:
+        if isinstance(failure, BurnishError):
+            failure.history = self._history
+        elif self._artifact is not None and failure is None:
             self._set(100.0)
 
     def update(self, line: dict[str, Any]) -> None:
         """Take one progress line of the training program."""
+        if "step" in line and ("loss" in line or "eval_loss" in line):
+            self._history.append(line)
         now = time.monotonic()
         sentence = progress_sentence(line)
         epoch_ended = any(name.startswith("eval_") for name in line)

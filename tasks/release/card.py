@@ -7,6 +7,19 @@ import yaml
 from tasks.contracts.candidate import Candidate
 from tasks.report import markdown_table, verdict_markdown
 
+PIPELINES = {
+    "text-classification": "text-classification",
+    "completion": "text-generation",
+    "instruction": "text-generation",
+    "preference": "text-generation",
+}
+"""What the Hub calls each task (https://huggingface.co/docs/hub/models-tasks)."""
+PURPOSES = {
+    "completion": "to write such texts on",
+    "instruction": "to answer as in its data, in chat",
+    "preference": "to prefer such answers as people chose in its data (DPO)",
+}
+
 
 def model_card(candidate: Candidate) -> str:
     """A model card in the Hub's format (https://huggingface.co/docs/hub/model-cards).
@@ -22,7 +35,7 @@ def _front_matter(candidate: Candidate) -> dict:
     recipe, metrics = candidate.recipe, candidate.scored.metrics
     front = {
         "library_name": "transformers",
-        "pipeline_tag": recipe.task,
+        "pipeline_tag": PIPELINES[recipe.task],
         "tags": ["burnish", "lora" if recipe.quantization == "none" else "qlora"],
     }
     if recipe.model.uri.startswith("hf://"):
@@ -32,7 +45,7 @@ def _front_matter(candidate: Candidate) -> dict:
             "name": recipe.name,
             "results": [
                 {
-                    "task": {"type": recipe.task},
+                    "task": {"type": PIPELINES[recipe.task]},
                     "dataset": {"name": ", ".join(recipe.data.uris), "type": "custom"},
                     "metrics": [
                         {"type": name, "value": round(value, 4)} for name, value in metrics.items()
@@ -50,8 +63,7 @@ def _body(candidate: Candidate) -> str:
     metrics = candidate.scored.metrics
     return f"""# {recipe.name}
 
-Fine-tuned from `{recipe.model.uri}` to tell {len(loaded.labels)} labels apart:
-{", ".join(f"`{label}`" for label in loaded.labels)}.
+Fine-tuned from `{recipe.model.uri}` {_purpose(candidate)}.
 
 ## Metrics on {rows["test"]} test examples
 
@@ -78,6 +90,14 @@ at most, learning rate {recipe.training.learning_rate:g}, seed {recipe.training.
 Model `{candidate.finetuned.artifact.digest}`, base model `{candidate.model.digest[:12]}`, recipe
 `{recipe.digest[:12]}`, training key `{candidate.finetuned.key[:12]}`.
 """
+
+
+def _purpose(candidate: Candidate) -> str:
+    labels = candidate.loaded.labels
+    if not labels:
+        return PURPOSES[candidate.recipe.task]
+    named = ", ".join(f"`{label}`" for label in labels)
+    return f"to tell {len(labels)} labels apart:\n{named}"
 
 
 def _precision(candidate: Candidate) -> str:

@@ -5,7 +5,14 @@ import pytest
 from tasks import report as reporting
 from tasks.contracts.artifact import Artifact, Made, StepResult
 from tasks.errors import BadData, BadRecipe, StorageFailed
-from tasks.report import RunReport, data_changes, loss_curve, markdown_table, progress_sentence
+from tasks.report import (
+    RunReport,
+    TrainingProgress,
+    data_changes,
+    loss_curve,
+    markdown_table,
+    progress_sentence,
+)
 
 
 @pytest.fixture
@@ -42,6 +49,15 @@ class TestFailure:
     def test_a_cause_in_the_recipe_needs_a_new_run(self, report):
         report.fail(BadRecipe("lora.r", "0", "1 or more", "raise it"))
         assert "start a new run: a retry has the same recipe" in report.markdown()
+
+    def test_a_training_that_failed_shows_its_losses_until_then(self, report):
+        error = StorageFailed("disk", "full", "room", "free some")
+        with pytest.raises(StorageFailed), TrainingProgress() as progress:
+            progress.update({"step": 1, "loss": 2.0})
+            progress.update({"step": 2, "loss": 1.5})
+            raise error
+        report.fail(error)
+        assert "## Training\n\nUntil it failed:\n\n![loss](data:image/svg+xml" in report.markdown()
 
     def test_what_broke_comes_first(self, report):
         report.section("Data", "rows")
