@@ -20,20 +20,23 @@ import orjson
 from tasks.cache import Room, step
 from tasks.contracts.artifact import SPLITS, Artifact, Loaded, Source
 from tasks.contracts.base import Contract
-from tasks.contracts.recipe import DataRecipe
+from tasks.contracts.recipe import DataRecipe, Task
 from tasks.data.examples import TEST, TRAIN, VALIDATION, read_split, write_examples
+from tasks.data.forms import CLASSES, answer_of
 from tasks.data.gather import LIBRARIES, Read, gather
 from tasks.data.merge import Settled, find_near, settle
 from tasks.data.readers import missing_column
 from tasks.data.shards import bin_start, label_hash
 from tasks.data.splits import split_by_name
 from tasks.errors import BadData
+from tasks.process import warm_up
 from tasks.report import run_logger
 from tasks.store import Store, open_store
 
 __all__ = ["TEST", "TRAIN", "VALIDATION", "LoadInputs", "load", "read_split", "write_examples"]
 
 _EXCERPT = 160
+_MOST_ANSWERS = 20
 _PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 
 
@@ -43,10 +46,12 @@ class LoadInputs(Contract):
     Attributes:
         data: The recipe's settings; its `uri` is not part of the key.
         source: The files. Their content is part of the key, and what their names mean.
+        task: What they are read for.
     """
 
     data: DataRecipe
     source: Source
+    task: Task = CLASSES
 
     def key_part(self) -> dict[str, Any]:
         """Settings and contents: a file that is moved or renamed is the same content, unless its
@@ -55,12 +60,13 @@ class LoadInputs(Contract):
             [file.digest, file.size, *self._meaning(PurePosixPath(file.path))]
             for file in self.source.files
         )
-        return {"data": self.data.key_part(), "contents": contents}
+        return {"data": self.data.key_part(), "contents": contents, "task": self.task}
 
     def _meaning(self, path: PurePosixPath) -> list[Any]:
+        labelled = self.data.format == "text-folders" and self.task == CLASSES
         return [
             path.suffix.lower(),
-            path.parent.name if self.data.format == "text-folders" else "",
+            path.parent.name if labelled else "",
             split_by_name(str(path)) if self.data.split.by == "files" else 0,
         ]
 
@@ -83,18 +89,22 @@ def load(inputs: LoadInputs, room: Room) -> Loaded:
         BadRecipe: The settings contradict each other.
         NotFound, NoAccess, HubFailed, StorageFailed: They cannot be fetched.
     """
+    # New data are examined, tokenized and trained on: what that needs loads meanwhile.
+    warm_up()
     store = open_store(room.store)
     with store.scratch() as scratch:
-        found, new = gather(inputs.data, inputs.source, room, scratch)
+        classes = inputs.task == CLASSES
+        found, new = gather(inputs.data, inputs.source, room, scratch, inputs.task)
         shards = _distinct(store, found)
         rows = sum(shard.stats["rows"] * shard.times for shard in shards)
         run_logger().info("%d rows in %d shards, %d read anew", rows, len(shards), len(new))
-        _check_labels(inputs.data, shards, found)
+        if classes:
+            _check_labels(inputs.data, shards, found)
         _check_optional_columns(inputs, shards)
         indexes = [store.file(shard.artifact, "index.npy") for shard in shards]
         out = scratch / "dataset"
         out.mkdir()
-        settled = settle(indexes, out / "seen.npy")
+        settled = settle(indexes, out / "seen.npy", by_label=classes)
         bands = scratch / "bands"
         bands.mkdir()
         find_near([store.file(shard.artifact, "near.npy") for shard in shards], settled, bands)
@@ -203,16 +213,15 @@ def _finish(
     new: int,
     out: Path,
 ) -> Loaded:
-    labels = sorted({label for shard in shards for label in shard.stats["labels"]})
-    named = {label_hash(label): label for label in labels}
-    by_label = {label: dict.fromkeys(SPLITS, 0) for label in labels}
-    for (hashed, split), number in settled.counts.items():
-        by_label[named[hashed]][SPLITS[split - 1]] = number
-    rows = {split: sum(counts[split] for counts in by_label.values()) for split in SPLITS}
+    rows = dict.fromkeys(SPLITS, 0)
+    for (_, split), number in settled.counts.items():
+        rows[SPLITS[split - 1]] += number
     _check_splits(inputs.data, rows)
+    by_label = _by_label(shards, settled) if inputs.task == CLASSES else None
+    labels = sorted(by_label or ())
     report = _report(store, shards, settled, rows, by_label)
-    warnings = _warnings(inputs.data, by_label, report)
-    report["warnings"] = warnings
+    warnings = _label_warnings(inputs.data, by_label) if by_label else []
+    report["warnings"] = warnings = warnings + _warnings(report)
     _write(out / "report.json", report)
     _write(out / "dataset.json", _description(shards, settled, labels))
     keep = {
@@ -231,6 +240,16 @@ def _finish(
         shards=len(shards),
         warnings=tuple(warnings),
     )
+
+
+def _by_label(shards: list[_Shard], settled: Settled) -> dict[str, dict[str, int]]:
+    """Kept rows by label and split."""
+    labels = sorted({label for shard in shards for label in shard.stats["labels"]})
+    named = {label_hash(label): label for label in labels}
+    by_label = {label: dict.fromkeys(SPLITS, 0) for label in labels}
+    for (hashed, split), number in settled.counts.items():
+        by_label[named[hashed]][SPLITS[split - 1]] = number
+    return by_label
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
@@ -259,19 +278,21 @@ def _report(
     shards: list[_Shard],
     settled: Settled,
     rows: dict[str, int],
-    by_label: dict[str, dict[str, int]],
+    by_label: dict[str, dict[str, int]] | None,
 ) -> dict[str, Any]:
+    """The data report; without labels, that of rows for language models."""
     again = sum(shard.stats["rows"] * (shard.times - 1) for shard in shards)
     held_out = rows["validation"] + rows["test"]
     return {
         "schema_version": 1,
         "rows_read": int(settled.starts[-1]) + again,
         "rows": rows,
-        "labels": by_label,
-        "characters": _lengths(shards),
+        **(_forms(shards) if by_label is None else {"labels": by_label}),
+        "characters": _lengths(shards, "lengths"),
         "duplicates_dropped": settled.duplicates + again,
         "leaks_dropped": {split: settled.leaks[number + 1] for number, split in enumerate(SPLITS)},
-        "conflicts": {
+        # Several labels of one text contradict each other; several answers do not.
+        "several_answers" if by_label is None else "conflicts": {
             "inputs": settled.conflicts,
             "examples": [_conflict(store, shards, settled, each) for each in settled.conflict_rows],
         },
@@ -287,11 +308,24 @@ def _report(
     }
 
 
-def _lengths(shards: list[_Shard]) -> dict[str, int]:
-    """Percentiles of text lengths in characters, each at most 1/16 too low."""
+def _forms(shards: list[_Shard]) -> dict[str, Any]:
+    """Rows by the form that they were recognised as, and the lengths of answers."""
+    forms = Counter[str]()
+    for shard in shards:
+        forms.update({form: n * shard.times for form, n in shard.stats["forms"].items()})
+    return {
+        "forms": dict(sorted(forms.items())),
+        "answer_characters": _lengths(shards, "answer_lengths"),
+    }
+
+
+def _lengths(shards: list[_Shard], name: str) -> dict[str, int]:
+    """Percentiles of lengths in characters, each at most 1/16 too low; none of nothing."""
     bins = Counter[int]()
     for shard in shards:
-        bins.update({int(n): count * shard.times for n, count in shard.stats["lengths"].items()})
+        bins.update({int(n): count * shard.times for n, count in shard.stats[name].items()})
+    if not bins:
+        return {}
     numbers = sorted(bins)
     reached = np.cumsum([bins[number] for number in numbers])
     places = np.searchsorted(reached, [reached[-1] * percent / 100 for percent in _PERCENTILES])
@@ -304,8 +338,10 @@ def _lengths(shards: list[_Shard]) -> dict[str, int]:
 def _conflict(
     store: Store, shards: list[_Shard], settled: Settled, rows: tuple[int, ...]
 ) -> dict[str, Any]:
-    found = [_row(store, shards, settled, row) for row in rows]
-    return {"text": found[0]["text"], "labels": sorted(each["label"] for each in found)}
+    name = "label" if "labels" in shards[0].stats else "answer"
+    shown = rows if name == "label" else rows[:_MOST_ANSWERS]
+    found = [_row(store, shards, settled, row) for row in shown]
+    return {"text": found[0]["text"], f"{name}s": sorted(each[name] for each in found)}
 
 
 def _pair(
@@ -320,17 +356,20 @@ def _row(store: Store, shards: list[_Shard], settled: Settled, row: int) -> dict
 
     shard, place = settled.place(row)
     path = store.file(shards[shard].artifact, "rows.parquet")
-    found = pq.read_table(path, columns=["text", "label"]).slice(place, 1).to_pylist()[0]
-    text = " ".join(found["text"].split())
-    return {
-        "text": text if len(text) <= _EXCERPT else text[: _EXCERPT - 1] + "…",
-        "label": found["label"],
-    }
+    column = "label" if "labels" in shards[shard].stats else "example"
+    found = pq.read_table(path, columns=["text", column]).slice(place, 1).to_pylist()[0]
+    if column == "label":
+        return {"text": _excerpt(found["text"]), "label": found["label"]}
+    answer = answer_of(orjson.loads(found["example"]))
+    return {"text": _excerpt(found["text"]), "answer": _excerpt(answer)}
 
 
-def _warnings(
-    data: DataRecipe, by_label: dict[str, dict[str, int]], report: dict[str, Any]
-) -> list[str]:
+def _excerpt(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _EXCERPT else text[: _EXCERPT - 1] + "…"
+
+
+def _label_warnings(data: DataRecipe, by_label: dict[str, dict[str, int]]) -> list[str]:
     found = []
     absent = [label for label, counts in by_label.items() if not counts["train"]]
     if absent:
@@ -341,13 +380,19 @@ def _warnings(
     unused = sorted(set(data.labels) - set(by_label))
     if unused:
         found.append(f"data.labels names {_listed('label', unused)}, which no row has")
+    return found
+
+
+def _warnings(report: dict[str, Any]) -> list[str]:
+    found = []
     leaks = sum(report["leaks_dropped"].values())
     if leaks:
         found.append(
             f"{leaks} examples were dropped because their inputs are also in a split that judges"
         )
-    if report["conflicts"]["inputs"]:
-        found.append(f"{report['conflicts']['inputs']} inputs have more than one label")
+    conflicts = report.get("conflicts", {"inputs": 0})["inputs"]
+    if conflicts:
+        found.append(f"{conflicts} inputs have more than one label")
     near, held = report["near_duplicates"]["estimate"], report["near_duplicates"]["of"]
     if near:
         found.append(

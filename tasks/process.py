@@ -2,6 +2,9 @@
 
 Programs load torch, and may crash, run out of memory or hang; the flow must survive that and say
 which it was. A program also reads data and models from outside, so it gets no credentials.
+
+The process is forked off one that has loaded torch (`tasks.host`), or a fresh one where that cannot
+be, or where the environment says `BURNISH_PROGRAM_HOST=off`.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any
 
 import orjson
 
+from tasks import host
 from tasks.errors import (
     BurnishError,
     CodeFailed,
@@ -36,6 +40,7 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 _TAIL_CHARACTERS = 4000
 
 OnProgress = Callable[[dict[str, Any]], None]
+Process = subprocess.Popen[bytes] | host.Forked
 
 
 def run_program(
@@ -76,15 +81,7 @@ def run_program(
     name = module.rpartition(".")[2]
     job_file, log = scratch / f"{name}.job.json", scratch / f"{name}.log"
     job_file.write_bytes(orjson.dumps(job, option=orjson.OPT_INDENT_2))
-    with log.open("wb") as stderr:
-        # -P: the working folder may hold modules that shadow the standard library's.
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module, str(job_file)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env=child_environment(),
-        )
+    process = _start(module, job_file, log)
     try:
         last = _follow(process, on_progress, time_limit)
         if last is None and process.poll() is None:
@@ -92,6 +89,11 @@ def run_program(
     finally:
         _end(process, grace)
     return _outcome(last, process.returncode, name, log)
+
+
+def warm_up() -> None:
+    """Have torch loaded for programs that will be run soon. Does not wait, and never fails."""
+    host.warm_up(child_environment())
 
 
 def child_environment() -> dict[str, str]:
@@ -115,8 +117,21 @@ def child_environment() -> dict[str, str]:
     }
 
 
+def _start(module: str, job_file: Path, log: Path) -> Process:
+    environment = child_environment()
+    with log.open("wb") as stderr:
+        # -P: the working folder may hold modules that shadow the standard library's.
+        return host.start(module, job_file, stderr.fileno(), environment) or subprocess.Popen(
+            [sys.executable, "-P", "-m", module, str(job_file)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=environment,
+        )
+
+
 def _follow(
-    process: subprocess.Popen[bytes], on_progress: OnProgress | None, time_limit: float | None
+    process: Process, on_progress: OnProgress | None, time_limit: float | None
 ) -> dict[str, Any] | None:
     """Pass progress on. Returns the program's last word, or None when it ended or ran too long."""
     deadline = time.monotonic() + time_limit if time_limit else None
@@ -129,7 +144,7 @@ def _follow(
     return None
 
 
-def _lines(process: subprocess.Popen[bytes], deadline: float | None) -> Iterator[dict[str, Any]]:
+def _lines(process: Process, deadline: float | None) -> Iterator[dict[str, Any]]:
     stream = process.stdout.fileno()
     os.set_blocking(stream, False)
     rest = b""
@@ -166,7 +181,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _end(process: subprocess.Popen[bytes], grace: float) -> None:
+def _end(process: Process, grace: float) -> None:
     """Leave no process behind, whatever happened."""
     try:
         if process.poll() is None:

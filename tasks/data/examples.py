@@ -27,14 +27,15 @@ def dataset_shards(store: Store, dataset: Artifact) -> list[Artifact]:
 
 
 def write_examples(room: Room, dataset: Artifact, split: int, out: Path) -> Path:
-    """Write the kept rows of one split as Parquet, sorted by `hash_hi`, `hash_lo` and `label`.
+    """Write the kept rows of one split as Parquet, sorted by `hash_hi`, `hash_lo` and `label`
+    (for language models, `example`).
 
     Args:
         room: Whose store holds the dataset.
         dataset: The artifact of `Loaded`.
         split: `TRAIN`, `VALIDATION` or `TEST`.
         out: The file to write. Columns: `hash_hi`, `hash_lo` (uint64), `text`, `text_pair` where
-            there is one, `label`, and the kept columns (strings).
+            there is one, `example` for language models, `label`, and the kept columns (strings).
 
     Raises:
         DamagedArtifact: A file of the dataset or of a shard is missing or differs.
@@ -107,6 +108,8 @@ def _sorted(file: Path) -> Any:
     with pa.OSFile(str(file)) as source:
         table = pa.ipc.open_file(source).read_all()
     names = ["hash_hi", "hash_lo", "label"]
+    # Rows for language models have equal labels; no two others that are alike so far are kept.
+    names += ["example"] if "example" in table.column_names else []
     table = table.sort_by([(name, "ascending") for name in names])
     return table.select(
         [*names[:2], *(name for name in table.column_names if name not in names[:2])]

@@ -22,7 +22,7 @@ from typing import Any
 
 from tasks.cache import Room
 from tasks.contracts.artifact import Artifact, Source, SourceFile
-from tasks.contracts.recipe import DataRecipe
+from tasks.contracts.recipe import DataRecipe, Task
 from tasks.data.cut import (
     Piece,
     array_to_lines,
@@ -34,6 +34,7 @@ from tasks.data.cut import (
     cut_parquet,
     too_long,
 )
+from tasks.data.forms import CLASSES
 from tasks.data.readers import (
     Format,
     Job,
@@ -125,7 +126,7 @@ _Item = _Known | _Todo | _End
 
 
 def gather(
-    data: DataRecipe, source: Source, room: Room, scratch: Path
+    data: DataRecipe, source: Source, room: Room, scratch: Path, task: Task = CLASSES
 ) -> tuple[list[Read], set[str]]:
     """The shards of a source.
 
@@ -134,6 +135,7 @@ def gather(
         source: What to read.
         room: Where shards are kept, and whether they are to be read anew.
         scratch: A folder that the caller removes.
+        task: What they are read for.
 
     Returns:
         The shards in the source's order, and the digests of those that were read by this call.
@@ -142,12 +144,14 @@ def gather(
         BadData, BadRecipe: The data cannot be read.
         NotFound, NoAccess, HubFailed, StorageFailed: They cannot be fetched.
     """
-    return _Gatherer(data, source, room, scratch).gather()
+    return _Gatherer(data, source, room, scratch, task).gather()
 
 
 class _Gatherer:
-    def __init__(self, data: DataRecipe, source: Source, room: Room, scratch: Path) -> None:
-        self._data, self._source, self._scratch = data, source, scratch
+    def __init__(
+        self, data: DataRecipe, source: Source, room: Room, scratch: Path, task: Task
+    ) -> None:
+        self._data, self._source, self._scratch, self._task = data, source, scratch, task
         self._store = open_store(room.store)
         self._files = Memo("file", "load", room, _CODE, LIBRARIES)
         self._pieces = Memo("shard", "load", room, _CODE, LIBRARIES)
@@ -178,7 +182,7 @@ class _Gatherer:
     def _plan_files(self, format: Format) -> Iterator[_Item]:
         for file in self._source.files:
             suffix = PurePosixPath(file.path).suffix.lower()
-            reading = Reading.of(self._data, format, suffix, self._split_as(file))
+            reading = Reading.of(self._data, format, suffix, self._split_as(file), self._task)
             if not file.size:
                 raise BadData(file.path, "an empty file", "a file with rows", "fill or remove it")
             yield from self._plan_file(file, reading)
@@ -213,12 +217,12 @@ class _Gatherer:
         check_encoding(self._data.encoding)
         limit = int(self._data.max_record_mb * 1e6)
         by_split: dict[int, list[tuple[str, SourceFile]]] = {}
-        for label, file in labelled_files(self._source):
+        for label, file in labelled_files(self._source, self._task == CLASSES):
             if file.size > limit:
                 raise too_long(file.path, limit)
             by_split.setdefault(self._split_as(file), []).append((label, file))
         for split, files in sorted(by_split.items()):
-            reading = Reading.of(self._data, "text-folders", "", split)
+            reading = Reading.of(self._data, "text-folders", "", split, self._task)
             for piece in cut_files([(label, file.digest, file.size) for label, file in files]):
                 yield self._plan_texts(piece, reading, files[piece.start : piece.stop])
 
@@ -338,18 +342,22 @@ def file_format(data: DataRecipe, source: Source) -> Format:
     return _FORMATS[next(iter(suffixes))]
 
 
-def labelled_files(source: Source) -> list[tuple[str, SourceFile]]:
+def labelled_files(source: Source, labelled: bool = True) -> list[tuple[str, SourceFile]]:
     """The files of text folders with their labels, sorted by label and content.
 
     Not by name: a file that is renamed in its folder is the same example.
+
+    Args:
+        source: The files.
+        labelled: Whether a folder's name is a label; else all labels are empty.
 
     Raises:
         BadData: A file lies in no folder.
     """
     found = []
     for file in source.files:
-        label = PurePosixPath(file.path).parent.name
-        if not label:
+        label = PurePosixPath(file.path).parent.name if labelled else ""
+        if labelled and not label:
             raise BadData(
                 file.path,
                 "a text file in no folder",

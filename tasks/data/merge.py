@@ -30,7 +30,7 @@ class Settled:
     Attributes:
         keep: A byte a row, shard after shard: 0 dropped, else the split it is kept in.
         starts: Where each shard's rows begin in `keep`, and the number of all rows.
-        counts: Kept rows by label hash and split.
+        counts: Kept rows by label hash and split; where labels are not counted, the hash is 0.
         duplicates: Rows dropped because another has the same inputs and label.
         leaks: Rows dropped by split, because a split that judges has the same inputs.
         conflicts: Inputs that are kept with more than one label.
@@ -57,7 +57,9 @@ class Settled:
         return shard, row - int(self.starts[shard])
 
 
-def settle(indexes: list[Path], seen: Path, rows_at_once: int = ROWS_AT_ONCE) -> Settled:
+def settle(
+    indexes: list[Path], seen: Path, rows_at_once: int = ROWS_AT_ONCE, by_label: bool = True
+) -> Settled:
     """Decide for every row whether it is kept.
 
     Of rows with equal inputs, only those of the split that judges most strictly stay (test before
@@ -68,6 +70,7 @@ def settle(indexes: list[Path], seen: Path, rows_at_once: int = ROWS_AT_ONCE) ->
         indexes: Each shard's `index.npy`, in reading order.
         seen: Where to write the sorted hashes of the inputs of train and validation.
         rows_at_once: Rows that are looked at together, about.
+        by_label: Whether kept rows are counted by label: memory grows with their number.
     """
     sizes = [np.load(path, mmap_mode="r").shape[0] for path in indexes]
     starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
@@ -76,7 +79,7 @@ def settle(indexes: list[Path], seen: Path, rows_at_once: int = ROWS_AT_ONCE) ->
     raw_seen = seen.with_suffix(".raw")
     with open(raw_seen, "wb") as out:
         for rows, owners in _ranges(indexes, starts, rows_at_once):
-            _settle_range(rows, owners, settled, test, out)
+            _settle_range(rows, owners, settled, by_label, test, out)
     _as_array(raw_seen, seen)
     settled.test_digest = test.hexdigest()
     return settled
@@ -108,7 +111,9 @@ def _ranges(indexes: list[Path], starts: np.ndarray, rows_at_once: int):
             yield np.concatenate(parts), np.concatenate(owners)
 
 
-def _settle_range(rows: np.ndarray, owners: np.ndarray, settled: Settled, test, out) -> None:
+def _settle_range(
+    rows: np.ndarray, owners: np.ndarray, settled: Settled, by_label: bool, test, out
+) -> None:
     if not len(rows):
         return
     order = np.lexsort((owners, rows["raw"], rows["label_hash"], rows["hash_lo"], rows["hash_hi"]))
@@ -123,7 +128,8 @@ def _settle_range(rows: np.ndarray, owners: np.ndarray, settled: Settled, test, 
     settled.duplicates += int(len(rows) - chosen.sum())
     rows, owners, inputs = rows[chosen], owners[chosen], inputs[chosen]
     settled.keep[owners] = rows["split"]
-    pairs = np.stack([rows["label_hash"], rows["split"].astype(np.uint64)], axis=1)
+    labels = rows["label_hash"] if by_label else np.zeros(len(rows), np.uint64)
+    pairs = np.stack([labels, rows["split"].astype(np.uint64)], axis=1)
     unique, counts = np.unique(pairs, axis=0, return_counts=True)
     for (label, split), number in zip(unique.tolist(), counts.tolist(), strict=True):
         settled.counts[label, split] += number

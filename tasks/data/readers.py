@@ -21,7 +21,7 @@ from typing import Any, Literal
 import orjson
 
 from tasks.contracts.base import Contract
-from tasks.contracts.recipe import DataRecipe, SplitRecipe
+from tasks.contracts.recipe import DataRecipe, Form, SplitRecipe, Task
 from tasks.data.cut import (
     LONGEST,
     Piece,
@@ -32,6 +32,7 @@ from tasks.data.cut import (
     not_text,
     too_long,
 )
+from tasks.data.forms import CLASSES, Forms, check_settings, kind
 from tasks.data.splits import SPLIT_WORDS
 from tasks.errors import BadData, BadRecipe
 
@@ -47,7 +48,11 @@ class Reading(Contract):
 
     Attributes:
         format: Of the file.
-        text, text_pair, label, keep_columns, encoding, delimiter, split: As the recipe says.
+        text, text_pair, label, keep_columns, encoding, delimiter, split: As the recipe says; for
+            language models, `text_pair` and `label` are empty.
+        task: As the recipe says.
+        form, named: For language models, the form of a row, and a form's columns that are called
+            otherwise (`data.columns`).
         split_as: The split of the whole file, where file names say it; else 0.
         limit: Most bytes of a record. It refuses or accepts, and changes nothing else.
     """
@@ -64,9 +69,14 @@ class Reading(Contract):
     split: SplitRecipe
     split_as: int
     limit: int
+    task: Task
+    form: Form
+    named: dict[str, str]
 
     @classmethod
-    def of(cls, data: DataRecipe, format: Format, suffix: str, split_as: int) -> Reading:
+    def of(
+        cls, data: DataRecipe, format: Format, suffix: str, split_as: int, task: Task = CLASSES
+    ) -> Reading:
         """The settings for one file.
 
         Args:
@@ -74,40 +84,78 @@ class Reading(Contract):
             format: The file's.
             suffix: Its extension: `.tsv` sets the delimiter.
             split_as: Its split by its name, or 0.
+            task: The recipe's.
 
         Raises:
-            BadRecipe: A kept column has a reserved name.
+            BadRecipe: A kept column has a reserved name, or settings do not fit the task.
         """
+        classes = task == CLASSES
+        check_settings(task, data.form, data.columns)
+        if not classes:
+            _check_language(data, format, task)
         # A label may be kept under its own name: that is the shard's label column.
-        kept = tuple(name for name in data.keep_columns if name != data.label or name != "label")
-        taken = sorted(set(kept) & set(RESERVED))
+        kept = tuple(
+            name
+            for name in data.keep_columns
+            if not classes or name != data.label or name != "label"
+        )
+        reserved = RESERVED if classes else (*RESERVED, "example")
+        taken = sorted(set(kept) & set(reserved))
         if taken:
             raise BadRecipe(
                 "data.keep_columns",
                 f"{taken[0]!r}, a name that the house uses itself",
-                f"names other than {', '.join(RESERVED)}",
+                f"names other than {', '.join(reserved)}",
                 f"rename the column {taken[0]!r} in the data",
             )
         return cls(
             format=format,
             text=data.text,
-            text_pair=data.text_pair,
-            label=data.label,
+            text_pair=data.text_pair if classes else "",
+            label=data.label if classes else "",
             keep_columns=kept,
             encoding=data.encoding,
             delimiter="\t" if suffix == ".tsv" and data.delimiter == "," else data.delimiter,
             split=data.split,
             split_as=split_as,
             limit=int(data.max_record_mb * 1e6),
+            task=task,
+            form="auto" if classes else data.form,
+            # The text column has a setting of its own, which names it here too.
+            named={} if classes else {"text": data.text, **data.columns},
         )
+
+    @property
+    def forms(self) -> Forms:
+        """The forms that rows may have; of a task for language models."""
+        return Forms(self.task, self.form, self.named, self.format in ("parquet", "arrow"))
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Every column that is read, each once."""
-        names = [self.text, self.text_pair, *self.keep_columns]
+        texts = (self.text, self.text_pair) if self.task == CLASSES else self.forms.columns
+        names = [*texts, *self.keep_columns]
         if self.format != "text-folders":
             names += [self.label, self.split.column, self.split.group_by]
         return tuple(dict.fromkeys(filter(None, names)))
+
+
+def _check_language(data: DataRecipe, format: Format, task: Task) -> None:
+    for name in ("text_pair", "labels"):
+        if getattr(data, name):
+            raise BadRecipe(
+                f"data.{name}",
+                f"a setting that only {CLASSES} has",
+                f"none for {task}",
+                "leave it out; data.columns names the columns",
+            )
+    if format == "text-folders" and (task != "completion" or data.form not in ("auto", "text")):
+        raise BadRecipe(
+            "data.format",
+            "text-folders, which hold plain texts",
+            "texts for the task completion, with data.form auto or text",
+            "set task to completion, or read another format",
+        )
 
 
 @dataclass(frozen=True)
@@ -137,6 +185,8 @@ class Rows:
     Attributes:
         texts, pairs, labels, groups: Values; `pairs` and `groups` only where the recipe names such
             a column.
+        forms, examples, answers: For language models, of each row; `labels` are empty then.
+        answer_lengths: Characters of all answers.
         kept: The kept columns' values, row by row.
         splits: Split numbers, where a column says them.
         positions: Places in the piece.
@@ -148,6 +198,10 @@ class Rows:
     texts: list[str] = field(default_factory=list)
     pairs: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
+    forms: list[Form] = field(default_factory=list)
+    examples: list[str] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    answer_lengths: list[int] = field(default_factory=list)
     kept: list[list[str]] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     splits: list[int] = field(default_factory=list)
@@ -171,12 +225,17 @@ def read_rows(job: Job) -> Iterator[Rows]:
         "text-folders": _read_folders,
     }
     rows = Rows()
+    forms = job.reading.forms if job.reading.task != CLASSES else None
     for position, where, record in readers[job.reading.format](job):
         # Only columnar pieces grow so far: text is cut below it.
         if rows.characters >= LONGEST and job.reading.format in ("parquet", "arrow"):
             yield rows
             rows = Rows()
-        _take(rows, position, where, record, job.reading)
+        if forms is None:
+            _take_classified(rows, where, record, job.reading)
+        else:
+            _take_example(rows, where, record, job.reading, forms)
+        _take_rest(rows, position, where, record, job.reading)
     if rows.texts:
         yield rows
 
@@ -184,7 +243,7 @@ def read_rows(job: Job) -> Iterator[Rows]:
 # One row
 
 
-def _take(rows: Rows, position: int, where: str, record: dict[str, Any], reading: Reading) -> None:
+def _take_classified(rows: Rows, where: str, record: dict[str, Any], reading: Reading) -> None:
     text = _text(record, reading.text, "data.text", where, reading.limit)
     rows.texts.append(text)
     rows.characters += len(text)
@@ -193,6 +252,26 @@ def _take(rows: Rows, position: int, where: str, record: dict[str, Any], reading
         rows.pairs.append(pair)
         rows.characters += len(pair)
     rows.labels.append(_label(record, reading.label, where))
+
+
+def _take_example(
+    rows: Rows, where: str, record: dict[str, Any], reading: Reading, forms: Forms
+) -> None:
+    found = forms.take(record, where)
+    if len(found.example) > reading.limit:
+        raise too_long(where, reading.limit)
+    rows.texts.append(found.text)
+    rows.characters += len(found.example)
+    rows.labels.append("")
+    rows.forms.append(found.form)
+    rows.examples.append(found.example)
+    rows.answers.append(found.answer)
+    rows.answer_lengths += found.lengths
+
+
+def _take_rest(
+    rows: Rows, position: int, where: str, record: dict[str, Any], reading: Reading
+) -> None:
     if reading.keep_columns:
         rows.kept.append([_as_string(record.get(name)) for name in reading.keep_columns])
         rows.present.update(name for name in reading.keep_columns if name in record)
@@ -219,7 +298,7 @@ def _text(record: dict[str, Any], name: str, setting: str, where: str, limit: in
     empty = value is None or isinstance(value, str)
     raise BadData(
         where,
-        (f"no text in {name!r}" if empty else f"{_kind(value)} in {name!r}"),
+        (f"no text in {name!r}" if empty else f"{kind(value)} in {name!r}"),
         "a text that is not empty" if empty else "a text",
         f"fill in or remove the row{'' if empty else f'; {setting} must name a column of texts'}",
     )
@@ -244,7 +323,7 @@ def _label(record: dict[str, Any], name: str, where: str) -> str:
         raise BadData(where, f"no label in {name!r}", "a label", "fill in or remove the row")
     raise BadData(
         where,
-        f"{_kind(value)} as label in {name!r}",
+        f"{kind(value)} as label in {name!r}",
         "a text, a whole number or a boolean",
         "name the column of classes as data.label",
     )
@@ -296,11 +375,6 @@ def missing_column(where: str, name: str, setting: str, found: Iterable[str]) ->
     )
 
 
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", bool: "a boolean", int: "a number"}
-    return names.get(type(value), "a number" if isinstance(value, float) else type(value).__name__)
-
-
 # Formats: each gives position, place for messages, and record by record
 
 
@@ -321,7 +395,7 @@ def _read_jsonl(job: Job) -> Iterator[tuple[int, str, dict[str, Any]]]:
             ) from None
         if not isinstance(record, dict):
             raise BadData(
-                where, f"{_kind(record)}, not an object", "one JSON object per line", "correct it"
+                where, f"{kind(record)}, not an object", "one JSON object per line", "correct it"
             )
         yield number, where, record
 
@@ -406,13 +480,20 @@ def _csv_header(job: Job) -> list[str]:
             "one column of each name",
             "rename or remove one",
         )
-    for setting in ("text", "label"):
-        name = getattr(job.reading, setting)
-        if name not in names:
-            raise _other_delimiter(job, names) or missing_column(
-                f"{job.name}:1", name, f"data.{setting}", names
-            )
+    _check_header(job, names)
     return names
+
+
+def _check_header(job: Job, names: list[str]) -> None:
+    where, reading = f"{job.name}:1", job.reading
+    try:
+        if reading.task != CLASSES:
+            reading.forms.check_columns(names, where)
+        for setting in ("text", "label") if reading.task == CLASSES else ():
+            if getattr(reading, setting) not in names:
+                raise missing_column(where, getattr(reading, setting), f"data.{setting}", names)
+    except BadData as error:
+        raise _other_delimiter(job, names) or error from None
 
 
 def _other_delimiter(job: Job, names: list[str]) -> BadData | None:
@@ -437,11 +518,8 @@ def _read_folders(job: Job) -> Iterator[tuple[int, str, dict[str, Any]]]:
         except UnicodeDecodeError as error:
             line = 1 + data.count(b"\n", 0, error.start)
             raise bad_encoding(name, line, job.reading.encoding, error) from None
-        yield (
-            number,
-            name,
-            {job.reading.text: text.removeprefix("\ufeff"), job.reading.label: label},
-        )
+        record = {job.reading.named.get("text", job.reading.text): text.removeprefix("\ufeff")}
+        yield number, name, record | ({job.reading.label: label} if job.reading.label else {})
 
 
 def _read_columnar(job: Job) -> Iterator[tuple[int, str, dict[str, Any]]]:
@@ -489,6 +567,17 @@ def check_table(schema: Any, reading: Reading, name: str) -> bytes:
     Raises:
         BadData: A column is missing, or the text column holds no text.
     """
+    if reading.task == CLASSES:
+        _check_text_columns(schema, reading, name)
+    else:
+        _check_form_columns(schema, reading, name)
+    types = [
+        [each, str(schema.field(each).type)] for each in reading.columns if each in schema.names
+    ]
+    return orjson.dumps([types, class_names(schema, reading.label)])
+
+
+def _check_text_columns(schema: Any, reading: Reading, name: str) -> None:
     import pyarrow as pa
 
     for setting in ("text", "text_pair", "label"):
@@ -497,19 +586,32 @@ def check_table(schema: Any, reading: Reading, name: str) -> bytes:
             raise missing_column(name, column, f"data.{setting}", schema.names)
     for setting in ("text", "text_pair"):
         column = getattr(reading, setting)
-        kind = schema.field(column).type if column else pa.string()
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if str(kind) not in ("string", "large_string", "string_view"):
+        type_ = schema.field(column).type if column else pa.string()
+        type_ = type_.value_type if pa.types.is_dictionary(type_) else type_
+        if str(type_) not in ("string", "large_string", "string_view"):
             raise BadData(
                 name,
-                f"a column {column!r} of type {kind}",
+                f"a column {column!r} of type {type_}",
                 "a column of texts",
                 f"name another column as data.{setting}",
             )
-    types = [
-        [each, str(schema.field(each).type)] for each in reading.columns if each in schema.names
-    ]
-    return orjson.dumps([types, class_names(schema, reading.label)])
+
+
+def _check_form_columns(schema: Any, reading: Reading, name: str) -> None:
+    """Whether there are the columns of a form; what is in them is checked row by row."""
+    import pyarrow as pa
+
+    reading.forms.check_columns(schema.names, name)
+    for column in set(reading.columns) & set(schema.names):
+        type_ = schema.field(column).type
+        if pa.types.is_nested(type_) and "dictionary<" in str(type_):
+            # A batch's bytes do not hold what its numbers stand for.
+            raise BadData(
+                name,
+                f"dictionary-encoded values within the column {column!r}",
+                "plain values in lists and objects",
+                "write the file again without dictionaries, or as Parquet",
+            )
 
 
 def parquet_schema(path: Path) -> Any:

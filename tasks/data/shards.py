@@ -5,7 +5,8 @@ nothing of files, so a piece that moves to another file or place is the same sha
 
 `rows.parquet`: the rows in their order: `text`, `text_pair` where there is one, `label`, the kept
 columns (all strings), `hash_hi` and `hash_lo` (the hash of the inputs), `raw` (the hash of all
-values), `split` (1 train, 2 validation, 3 test);
+values), `split` (1 train, 2 validation, 3 test); for language models also `example`: what the row
+became (tasks/data/forms.py), of which `text` is the input, and an empty `label`;
 `index.npy`: one `INDEX` entry per row, sorted by hash;
 `near.npy`: uint64, shape (rows, 8): what near-duplicates share (tasks/data/minhash.py);
 `stats.json`: counts.
@@ -57,7 +58,7 @@ def read_piece(job: Job) -> list[Path]:
 
 
 def label_hash(label: str) -> int:
-    """64 bits that stand for a label."""
+    """64 bits that stand for a label, or for an example's answer."""
     return int.from_bytes(hashlib.blake2b(label.encode(), digest_size=8).digest(), "little")
 
 
@@ -71,8 +72,8 @@ def write_shard(rows: Rows, reading: Reading, folder: Path) -> None:
     halves = np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 2)
     index["hash_hi"], index["hash_lo"] = halves[:, 0], halves[:, 1]
     index["raw"] = _raw_hashes(rows)
-    known = {label: label_hash(label) for label in set(rows.labels)}
-    index["label_hash"] = [known[label] for label in rows.labels]
+    known = {label: label_hash(label) for label in set(rows.answers or rows.labels)}
+    index["label_hash"] = [known[label] for label in rows.answers or rows.labels]
     index["row"] = np.arange(len(hashes))
     index["split"] = _splits(rows, hashes, reading)
     _write_rows(rows, index, reading, folder / "rows.parquet")
@@ -89,6 +90,7 @@ _SORTED_BY = ("row", "raw", "label_hash", "hash_lo", "hash_hi")
 def _raw_hashes(rows: Rows) -> np.ndarray:
     columns: list[Iterable[Any]] = [rows.texts, rows.labels]
     columns += [rows.pairs] if rows.pairs else []
+    columns += [rows.examples] if rows.examples else []
     columns += [rows.kept] if rows.kept else []
     joined = b"".join(
         hashlib.blake2b(orjson.dumps(row), digest_size=8).digest()
@@ -118,6 +120,8 @@ def _write_rows(rows: Rows, index: np.ndarray, reading: Reading, path: Path) -> 
     columns: dict[str, Any] = {"text": pa.array(rows.texts, pa.string())}
     if rows.pairs:
         columns["text_pair"] = pa.array(rows.pairs, pa.string())
+    if rows.examples:
+        columns["example"] = pa.array(rows.examples, pa.string())
     columns["label"] = pa.array(rows.labels, pa.string())
     for number, name in enumerate(reading.keep_columns):
         columns[name] = pa.array([kept[number] for kept in rows.kept], pa.string())
@@ -133,25 +137,39 @@ def _write_rows(rows: Rows, index: np.ndarray, reading: Reading, path: Path) -> 
 
 
 def _stats(rows: Rows, index: np.ndarray) -> dict[str, Any]:
+    pairs = rows.pairs or [""] * len(rows.texts)
+    lengths = (len(text) + len(pair) for text, pair in zip(rows.texts, pairs, strict=True))
+    return {
+        "rows": len(rows.texts),
+        **(_form_stats(rows) if rows.examples else {"labels": _label_stats(rows, index)}),
+        "lengths": _binned(lengths),
+        "columns": rows.columns,
+        "present": {name: rows.present[name] for name in sorted(rows.present)},
+    }
+
+
+def _label_stats(rows: Rows, index: np.ndarray) -> dict[str, Any]:
     counts: dict[str, Counter] = {}
     first: dict[str, int] = {}
     for label, split, position in zip(rows.labels, index["split"], rows.positions, strict=True):
         counts.setdefault(label, Counter())[int(split)] += 1
         first.setdefault(label, position)
-    pairs = rows.pairs or [""] * len(rows.texts)
-    lengths = Counter(
-        length_bin(len(text) + len(pair)) for text, pair in zip(rows.texts, pairs, strict=True)
-    )
     return {
-        "rows": len(rows.texts),
-        "labels": {
-            label: {"splits": [counts[label][split] for split in SPLIT_NAMES], "at": first[label]}
-            for label in sorted(counts)
-        },
-        "lengths": {str(each): lengths[each] for each in sorted(lengths)},
-        "columns": rows.columns,
-        "present": {name: rows.present[name] for name in sorted(rows.present)},
+        label: {"splits": [counts[label][split] for split in SPLIT_NAMES], "at": first[label]}
+        for label in sorted(counts)
     }
+
+
+def _form_stats(rows: Rows) -> dict[str, Any]:
+    return {
+        "forms": dict(sorted(Counter(rows.forms).items())),
+        "answer_lengths": _binned(rows.answer_lengths),
+    }
+
+
+def _binned(lengths: Iterable[int]) -> dict[str, int]:
+    bins = Counter(map(length_bin, lengths))
+    return {str(each): bins[each] for each in sorted(bins)}
 
 
 _FINE = 16  # bins to an octave: each is at most 1/16 wide

@@ -45,6 +45,7 @@ _NOT_DATA = re.compile(
 )
 _MODEL_FILES = re.compile(r"\.(safetensors|json|txt|model|jinja|tiktoken)$")
 _MODEL_WEIGHTS = re.compile(r"^(model|adapter_model)(-\d+-of-\d+)?\.safetensors$")
+_GGUF_PART = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)", re.I)
 _PICKLED = re.compile(r"\.(bin|pt|pth|ckpt|pkl|pickle)$")
 
 # A file that was changed so recently could be changed again without a newer time stamp.
@@ -64,7 +65,7 @@ def resolve(uri: str | tuple[str, ...], kind: Kind) -> Source:
         NotFound: Nothing is there: no such path, bucket, repository, revision or package, or a
             glob without a match; or not what was pinned.
         NoAccess: Credentials are missing, wrong, or lack the right to read.
-        BadModel: A model without safetensors weights.
+        BadModel: A model without safetensors weights, or several GGUF files.
         HubFailed, StorageFailed: The server did not answer as it should.
     """
     said = uri if isinstance(uri, str) else ", ".join(uri)
@@ -189,6 +190,9 @@ def _only_model(files: list[SourceFile], where: str) -> list[SourceFile]:
     # Subfolders hold the same weights for other frameworks, or what belongs to other uses.
     top = [file for file in files if "/" not in file.path and not file.path.startswith(".")]
     weights = [file for file in top if file.path.endswith(".safetensors")]
+    ggufs = [file for file in top if file.path.lower().endswith(".gguf")]
+    if ggufs and not weights:
+        return _only_gguf(ggufs, where)
     pickled = sorted(file.path for file in top if _PICKLED.search(file.path))
     if not weights and pickled:
         raise BadModel(
@@ -210,6 +214,20 @@ def _only_model(files: list[SourceFile], where: str) -> list[SourceFile]:
     ordinary = {file.path for file in weights if _MODEL_WEIGHTS.match(file.path)}
     extra = {file.path for file in weights} - ordinary if ordinary else set()
     return [file for file in top if _MODEL_FILES.search(file.path) and file.path not in extra]
+
+
+def _only_gguf(files: list[SourceFile], where: str) -> list[SourceFile]:
+    """The one model among GGUF files, with all its parts; see `tasks.unpack`."""
+    # What projects images into a model's space lies beside it, and is none itself.
+    models = [file for file in files if "mmproj" not in file.path.lower()] or files
+    if len({_GGUF_PART.sub("", file.path) for file in models}) > 1:
+        raise BadModel(
+            where,
+            f"{len(models)} GGUF files ({', '.join(file.path for file in models[:3])}…)",
+            "one model",
+            f"name one of them, the least quantised: …/{models[0].path}",
+        )
+    return models
 
 
 def _pinned(uri: str, kind: Kind, files: list[SourceFile]) -> str:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from tasks.cache import Room
 from tasks.contracts.artifact import Artifact, Loaded
-from tasks.contracts.recipe import DataRecipe
+from tasks.contracts.recipe import DataRecipe, Task
 from tasks.data.examples import dataset_shards
 from tasks.data.sources import resolve
 from tasks.load import LoadInputs, load
@@ -60,10 +60,11 @@ def room(folder: Path, **changes: Any) -> Room:
     return Room(store=str(folder / "store"), **changes)
 
 
-def load_data(uri: Any, where: Room, **settings: Any) -> Loaded:
+def load_data(uri: Any, where: Room, task: Task = "text-classification", **settings: Any) -> Loaded:
     """Load data as the flow does, outside of Prefect."""
     data = DataRecipe(uri=str(uri) if isinstance(uri, Path) else uri, **settings)
-    return load.once(LoadInputs(data=data, source=resolve(data.uri, "data")), where)
+    inputs = LoadInputs(data=data, source=resolve(data.uri, "data"), task=task)
+    return load.once(inputs, where)
 
 
 def kept_rows(loaded: Loaded, where: Room) -> dict[str, tuple[str, int]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import gzip
+import importlib.util
 import json
 import os
 import random
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import boto3
@@ -26,6 +28,7 @@ from tasks.data.shards import INDEX
 from tasks.data.sources import resolve
 from tasks.errors import BadData, BadRecipe, BurnishError, DamagedArtifact
 from tasks.load import LoadInputs, load
+from tasks.report import data_markdown
 from tasks.store import open_store
 from tests.tasks.samples import (
     kept_rows,
@@ -641,6 +644,11 @@ class TestMerging:
             assert getattr(whole, name) == getattr(ranges, name), name
         seen = [(tmp_path / f"seen-{n}.npy").read_bytes() for n in (10**6, at_once)]
         assert seen[0] == seen[1]
+        # Counted without labels, all else stays.
+        plain = settle(indexes, tmp_path / "plain.npy", at_once, by_label=False)
+        assert (plain.keep == whole.keep).all()
+        assert set(plain.counts) <= {(0, split) for split in (TRAIN, VALIDATION, TEST)}
+        assert sum(plain.counts.values()) == sum(whole.counts.values())
 
 
 def jsonl(*rows: object) -> bytes:
@@ -963,3 +971,304 @@ class TestBadData:
         path = write_jsonl(tmp_path / "a.jsonl", [*some_rows(50), {"text": "no label"}])
         with pytest.raises(BadData, match=r"a\.jsonl:51: found no column 'label'"):
             load_data(path, room(tmp_path))
+
+
+def faq(name: str) -> Path:
+    """A file of frequently asked questions."""
+    package = importlib.util.find_spec("zaragoza_construction_faq")
+    return Path(package.submodule_search_locations[0]) / "data" / name
+
+
+def questions() -> list[dict[str, str]]:
+    """503 questions and answers, with their category."""
+    return [json.loads(line) for line in faq("faq-en.jsonl").read_text().splitlines()]
+
+
+FAQ_COLUMNS = {"prompt": "q", "completion": "a"}
+
+
+def chats(rows: list[dict[str, str]]) -> list[dict]:
+    """Questions and answers as chat messages, some with a turn more."""
+    return [
+        {
+            "messages": [
+                *([{"role": "system", "content": "Be brief."}] if n % 3 == 0 else []),
+                {"role": "user", "content": row["q"]},
+                {"role": "assistant", "content": row["a"]},
+            ]
+        }
+        for n, row in enumerate(rows)
+    ]
+
+
+def examples_of(loaded, where) -> dict[str, int]:
+    """Split by example, of all kept ones."""
+    return {
+        example: split
+        for split in (TRAIN, VALIDATION, TEST)
+        for table in read_split(where, loaded.artifact, split)
+        for example in table["example"].to_pylist()
+    }
+
+
+class TestLanguageFormats:
+    @pytest.mark.parametrize(
+        "name", ["faq-en-sharegpt.jsonl", "faq-en-alpaca.jsonl", "faq-en.jsonl", "faq-en.csv"]
+    )
+    def test_every_form_gives_the_same_examples(self, tmp_path, name):
+        where = room(tmp_path)
+        how = {} if name.count("-") > 1 else {"columns": FAQ_COLUMNS}
+        loaded = load_data(faq(name), where, "instruction", **how)
+        found = examples_of(loaded, where)
+        assert loaded.labels == ()
+        assert sum(loaded.rows.values()) == len(found) == 503
+        by_question = {json.loads(example)["messages"][0]["content"]: example for example in found}
+        row = questions()[0]
+        assert json.loads(by_question[row["q"]])["messages"][1]["content"] == row["a"]
+        other = load_data(faq("faq-en-alpaca.jsonl"), room(tmp_path / "2"), "instruction")
+        assert found == examples_of(other, room(tmp_path / "2"))
+        assert loaded.test_digest == other.test_digest
+
+    @pytest.mark.parametrize("form", ["parquet", "file", "stream", "json", "text"])
+    def test_nested_messages_in_every_format(self, tmp_path, form):
+        rows = chats(questions())
+        path = tmp_path / f"a.{'arrow' if form in ('file', 'stream') else form}"
+        if form == "json":
+            path.write_text(json.dumps(rows))
+        elif form == "parquet":
+            # Other columns lie between; they are not read.
+            table = pa.Table.from_pylist([{"a": "x" * n, **row} for n, row in enumerate(rows)])
+            pq.write_table(table, path, row_group_size=64)
+        elif form == "text":
+            path = write_csv(
+                tmp_path / "a.csv", [{"messages": json.dumps(row["messages"])} for row in rows]
+            )
+        else:
+            write_arrow(path, rows, form == "stream")
+        loaded = load_data(path, room(tmp_path), "instruction")
+        lines = write_jsonl(tmp_path / "a.jsonl", rows)
+        other = load_data(lines, room(tmp_path / "2"), "instruction")
+        assert examples_of(loaded, room(tmp_path)) == examples_of(other, room(tmp_path / "2"))
+        assert sum(loaded.rows.values()) == 503
+
+    def test_a_table_of_several_forms(self, tmp_path):
+        rows = questions()
+        mixed = chats(rows[:200]) + [
+            {"instruction": row["q"], "output": row["a"]} for row in rows[200:]
+        ]
+        # A table has the columns of its first row.
+        mixed[0] = {"instruction": None, "output": None, **mixed[0]}
+        pq.write_table(pa.Table.from_pylist(mixed), tmp_path / "a.parquet")
+        where = room(tmp_path)
+        report = report_of(load_data(tmp_path / "a.parquet", where, "instruction"), where)
+        assert report["forms"] == {"alpaca": 303, "messages": 200}
+
+    def test_texts_in_folders_and_in_none(self, tmp_path):
+        rows = [{"text": row["text"], "label": row["label"]} for row in some_rows(90)]
+        write_texts(tmp_path / "texts", rows)
+        (tmp_path / "texts" / "loose.txt").write_text("A text in no folder.")
+        where = room(tmp_path)
+        loaded = load_data(tmp_path / "texts", where, "completion", format="text-folders")
+        texts = {json.loads(each)["text"] for each in examples_of(loaded, where)}
+        assert texts == {row["text"] for row in rows} | {"A text in no folder."}
+        # The folder is no label: to move a file changes nothing.
+        os.rename(tmp_path / "texts" / "tech", tmp_path / "texts" / "gadgets")
+        again = load_data(tmp_path / "texts", where, "completion", format="text-folders")
+        assert again.made == loaded.made
+
+    def test_texts_in_another_column(self, tmp_path):
+        rows = [{"body": row["text"]} for row in some_rows(90)]
+        path = write_jsonl(tmp_path / "a.jsonl", rows)
+        where = room(tmp_path)
+        loaded = load_data(path, where, "completion", text="body")
+        assert sum(loaded.rows.values()) == 90
+        again = load_data(path, room(tmp_path / "2"), "completion", columns={"text": "body"})
+        assert loaded.test_digest == again.test_digest
+
+    def test_preferences(self, tmp_path):
+        rows = [
+            {"prompt": row["q"], "chosen": row["a"], "rejected": "I do not know."}
+            for row in questions()
+        ]
+        where = room(tmp_path)
+        loaded = load_data(write_jsonl(tmp_path / "a.jsonl", rows), where, "preference")
+        path = write_examples(where, loaded.artifact, TEST, tmp_path / "test.parquet")
+        table = pq.read_table(path)
+        assert table.column_names == ["hash_hi", "hash_lo", "text", "example", "label"]
+        assert set(table["label"].to_pylist()) == {""}
+        for row in table.to_pylist():
+            example = json.loads(row["example"])
+            assert row["text"] == f"user: {example['prompt'][0]['content']}"
+            assert example["rejected"] == [{"role": "assistant", "content": "I do not know."}]
+
+    def test_kept_columns_and_groups(self, tmp_path):
+        where = room(tmp_path)
+        loaded = load_data(
+            faq("faq-en.jsonl"),
+            where,
+            "instruction",
+            columns=FAQ_COLUMNS,
+            keep_columns=["category"],
+            split={"group_by": "id"},
+        )
+        categories = {row["q"]: row["category"] for row in questions()}
+        for table in read_split(where, loaded.artifact, TEST):
+            for row in table.to_pylist():
+                assert row["category"] == categories[row["text"].removeprefix("user: ")]
+
+    def test_the_task_is_part_of_the_work(self, tmp_path):
+        rows = [{"prompt": row["q"], "completion": row["a"]} for row in questions()]
+        path = write_jsonl(tmp_path / "a.jsonl", rows)
+        where = room(tmp_path)
+        chat, plain = (load_data(path, where, task) for task in ("instruction", "completion"))
+        assert plain.new_shards == plain.shards
+        assert {*map(type, map(json.loads, examples_of(plain, where)))} == {dict}
+        assert not set(examples_of(plain, where)) & set(examples_of(chat, where))
+
+    def test_a_bad_row_is_named(self, tmp_path):
+        rows = chats(questions())
+        rows[300]["messages"].append({"role": "user", "content": "And then?"})
+        for name in ("a.jsonl", "a.parquet"):
+            path = tmp_path / name
+            if name.endswith("l"):
+                write_jsonl(path, rows)
+            else:
+                pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=64)
+            with pytest.raises(BadData, match=rf"{name}:301: found a conversation of 4 turns"):
+                load_data(path, room(tmp_path), "instruction")
+
+    def test_columns_are_missed_before_a_table_is_read(self, tmp_path):
+        with pytest.raises(BadData, match=r"faq-en\.csv:1: .*{prompt: q, completion: a}"):
+            load_data(faq("faq-en.csv"), room(tmp_path), "instruction")
+        path = tmp_path / "a.csv"
+        path.write_text("prompt;completion\na;b\n")
+        with pytest.raises(BadData, match=r"set data\.delimiter to ';'"):
+            load_data(path, room(tmp_path), "completion")
+
+    def test_a_gigantic_record_of_a_table(self, tmp_path):
+        pq.write_table(pa.table({"text": ["a", "b" * 20_000]}), tmp_path / "a.parquet")
+        with pytest.raises(BadData, match=r"a\.parquet:2: found a record of more than 0\.01 MB"):
+            load_data(tmp_path / "a.parquet", room(tmp_path), "completion", max_record_mb=0.01)
+
+
+class TestLanguageRows:
+    def test_several_answers_are_kept_and_copies_are_not(self, tmp_path):
+        rows = [{"prompt": row["q"], "completion": row["a"]} for row in questions()]
+        others = [{**row, "completion": "Ask the municipality."} for row in rows[:40]]
+        copies = [{**row, "prompt": f" {row['prompt'].upper()}\n"} for row in rows[:25]]
+        where = room(tmp_path)
+        path = write_jsonl(tmp_path / "a.jsonl", rows + others + copies + others[:3])
+        loaded = load_data(path, where, "instruction")
+        report = report_of(loaded, where)
+        assert sum(loaded.rows.values()) == len(examples_of(loaded, where)) == 543
+        assert report["duplicates_dropped"] == 28
+        # Some are asked twice in the data themselves.
+        asked = Counter(row["prompt"].casefold() for row in rows + others)
+        several = sum(times > 1 for times in asked.values())
+        assert report["several_answers"]["inputs"] == several >= 40
+        shown = report["several_answers"]["examples"]
+        assert all(len(set(each["answers"])) == len(each["answers"]) > 1 for each in shown)
+        assert "Ask the municipality." in {answer for each in shown for answer in each["answers"]}
+        assert not any("label" in warning for warning in loaded.warnings)
+        for table in read_split(where, loaded.artifact, TRAIN):
+            order = [tuple(row.values()) for row in table.select([0, 1, 3]).to_pylist()]
+            assert order == sorted(order)
+
+    def test_answers_to_one_prompt_stay_together(self, tmp_path):
+        rows = [
+            {"prompt": row["q"], "completion": f"{row['a']} ({n})"}
+            for n in range(3)
+            for row in questions()[:100]
+        ]
+        where = room(tmp_path)
+        loaded = load_data(write_jsonl(tmp_path / "a.jsonl", rows), where, "completion")
+        splits: dict[str, set[int]] = {}
+        for example, split in examples_of(loaded, where).items():
+            splits.setdefault(json.loads(example)["prompt"], set()).add(split)
+        assert len(splits) == 100
+        assert all(len(each) == 1 for each in splits.values())
+
+    def test_the_report(self, tmp_path):
+        rows = [{"text": row["a"]} for row in questions()[:100]]
+        rows += [{"prompt": row["q"], "completion": row["a"]} for row in questions()[100:]]
+        where = room(tmp_path)
+        path = write_jsonl(tmp_path / "a.jsonl", rows)
+        loaded = load_data(path, where, "completion")
+        report = report_of(loaded, where)
+        assert report["forms"] == {"prompt-completion": 403, "text": 100}
+        assert "labels" not in report
+        longest = max(len(row["a"]) for row in questions()[100:])
+        assert 15 / 16 * longest <= report["answer_characters"]["p100"] <= longest
+        text = data_markdown(report, None)
+        assert "- Rows were recognised as: 403 prompt-completion, 100 text." in text
+        assert f"- {report['several_answers']['inputs']} inputs have several answers." in text
+        assert f"| rows | {loaded.rows['train']} |" in text
+        labelled = {"rows": {"train": 1}, "labels": {"a": {}}}
+        for before in (report, labelled):
+            assert "Since the deployed release: +" in data_markdown(report, before)
+        plain = load_data(write_jsonl(path, rows[:100]), where, "completion")
+        assert "answer" not in data_markdown(report_of(plain, where), None)
+
+    def test_near_duplicates_are_shown_with_their_answers(self, tmp_path):
+        rows = [{"prompt": f"{row['q']} {row['a']}", "completion": "Yes."} for row in questions()]
+        near = [{**row, "prompt": row["prompt"] + " Indeed."} for row in rows]
+        where = room(tmp_path)
+        path = write_jsonl(tmp_path / "a.jsonl", rows + near)
+        found = report_of(load_data(path, where, "instruction"), where)["near_duplicates"]
+        assert found["estimate"] > 50
+        assert found["examples"][0]["train"]["answer"] == "Yes."
+
+    def test_adding_rows_reads_only_new_pieces(self, tmp_path, monkeypatch):
+        from tasks.data import cut
+
+        monkeypatch.setattr(cut.cut, "__defaults__", (b"", (0, 0), 10_000))
+        rows = chats(questions())
+        where = room(tmp_path)
+        path = write_jsonl(tmp_path / "a.jsonl", rows[:450])
+        first = load_data(path, where, "instruction")
+        second = load_data(write_jsonl(path, rows), where, "instruction")
+        assert first.new_shards == first.shards > 10
+        assert second.new_shards <= 8 < second.shards
+        before, after = examples_of(first, where), examples_of(second, where)
+        assert {example: after[example] for example in before} == before
+        third = load_data(path, room(tmp_path, repair=("load",)), "instruction")
+        assert third.new_shards == 0
+
+    def test_large_row_groups_become_several_shards(self, tmp_path):
+        rows = [
+            {"prompt": str(number), "completion": "some words " * 300} for number in range(3000)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+        loaded = load_data(tmp_path / "a.parquet", room(tmp_path), "completion")
+        assert loaded.shards == 5
+        assert sum(loaded.rows.values()) == 3000
+
+    @settings(
+        max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
+    @given(seed=st.integers(0, 10**6), files=st.integers(1, 3), more=st.integers(0, 60))
+    def test_no_example_ever_changes_sides(self, tmp_path, seed, files, more):
+        """Whatever is added, in whatever order, files and forms."""
+        draw = random.Random(seed)
+        rows = questions()
+        before = self.load(tmp_path, [self.alpaca(row) for row in rows[:120]], 1)
+        drawn = [draw.choice((self.alpaca, self.sharegpt))(row) for row in rows[: 120 + more]]
+        draw.shuffle(drawn)
+        after = self.load(tmp_path, drawn, files)
+        assert {example: after[example] for example in before} == before
+        assert len(after) == 120 + more
+
+    def load(self, tmp_path, rows, files) -> dict[str, int]:
+        folder = tmp_path / "data"
+        shutil.rmtree(folder, ignore_errors=True)
+        for number in range(files):
+            write_jsonl(folder / f"{number}.jsonl", rows[number::files])
+        where = room(tmp_path)
+        return examples_of(load_data(folder, where, "instruction"), where)
+
+    def alpaca(self, row) -> dict:
+        return {"instruction": row["q"], "input": "", "output": row["a"]}
+
+    def sharegpt(self, row) -> dict:
+        said = (("human", row["q"]), ("gpt", row["a"]))
+        return {"conversations": [{"from": who, "value": what} for who, what in said]}

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tasks import host
 from tasks.errors import (
     BadData,
     CodeFailed,
@@ -20,8 +21,19 @@ from tasks.process import ROOT, child_environment, run_program
 HEADER = "import os, signal, sys, time\nfrom tasks.programs.protocol import run\n"
 
 
+@pytest.fixture(params=["fresh", "forked"])
+def way(request, monkeypatch):
+    """How programs get their processes; forked ones off a host that has loaded nothing."""
+    if request.param == "fresh":
+        monkeypatch.setenv("BURNISH_PROGRAM_HOST", "off")
+    elif not host._possible():
+        pytest.skip("programs are not forked here")
+    monkeypatch.setattr(host, "LIBRARIES", {})
+    return request.param
+
+
 @pytest.fixture
-def program(tmp_path, monkeypatch):
+def program(tmp_path, monkeypatch, way):
     """Makes a program of the body of its main function, and runs it."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
@@ -47,6 +59,20 @@ def gone(pid, seconds=10.0):
 
 
 class TestAProgramThatSucceeds:
+    def test_has_a_process_of_the_kind_that_was_asked_for(self, program, way):
+        assert program("return {'parent': os.getppid() == job['pid']}", {"pid": os.getpid()}) == {
+            "parent": way == "fresh"
+        }
+
+    def test_is_the_main_module_with_its_job_as_argument(self, program):
+        body = """
+            me = sys.modules["__main__"]
+            return {"name": me.__name__, "job": sys.argv[1:], "file": me.__file__ == sys.argv[0]}
+        """
+        found = program(body)
+        assert found["name"] == "__main__" and found["file"]
+        assert [os.path.basename(word) for word in found["job"]] == ["made_up_program.job.json"]
+
     def test_gets_its_job_and_returns_its_result(self, program):
         assert program("return {'twice': 2 * job['n']}", {"n": 21}) == {"twice": 42}
 
@@ -94,6 +120,16 @@ class TestAProgramThatFails:
     def test_without_a_word_is_told_with_its_exit_status(self, program):
         with pytest.raises(CodeFailed, match="exit status 3 and no result"):
             program("os._exit(3)")
+
+    def test_before_its_start_is_told_with_its_log(self, way, tmp_path):
+        with pytest.raises(CodeFailed, match=r"(?s)exit status 1 .*No module named .?no_such"):
+            run_program("no_such_program", {}, scratch=tmp_path)
+
+    def test_by_leaving_early_is_told_with_its_exit_status(self, way, tmp_path, monkeypatch):
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        (tmp_path / "leaves.py").write_text("raise SystemExit(7)")
+        with pytest.raises(CodeFailed, match="exit status 7 and no result"):
+            run_program("leaves", {}, scratch=tmp_path)
 
     def test_by_a_crash_is_told_with_the_signal(self, program):
         with pytest.raises(CodeFailed, match="SIGSEGV"):
@@ -162,7 +198,7 @@ class TestTheParent:
             )
         assert gone(pids[0], 0.5)
 
-    def test_takes_the_program_with_it_when_it_is_killed(self, tmp_path):
+    def test_takes_the_program_with_it_when_it_is_killed(self, tmp_path, way):
         (tmp_path / "sleeper.py").write_text(
             f"{HEADER}def main(job, reporter):\n"
             "    open(job['pid'], 'w').write(str(os.getpid()))\n"
@@ -222,6 +258,11 @@ class TestTheEnvironment:
             monkeypatch.setenv(name, value)
         seen = program("return dict(os.environ)")
         assert not set(secrets) & set(seen)
+
+    def test_is_that_of_the_call(self, program, monkeypatch):
+        for value in ("one", "two"):
+            monkeypatch.setenv("BURNISH_SOMETHING", value)
+            assert program("return dict(os.environ)")["BURNISH_SOMETHING"] == value
 
     def test_keeps_the_rest(self, monkeypatch):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
