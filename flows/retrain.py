@@ -21,6 +21,7 @@ from tasks.contracts.artifact import Finetuned, Loaded, Scored, Tokenized
 from tasks.contracts.candidate import Candidate, Trained
 from tasks.contracts.recipe import Recipe
 from tasks.contracts.release import LogEntry
+from tasks.data.examples import TEST, texts_by_hash
 from tasks.data.sources import resolve
 from tasks.errors import BaselineMoved, BurnishError, CodeFailed, DamagedArtifact
 from tasks.evaluate import ScoreInputs, hardware_kind, score
@@ -29,6 +30,7 @@ from tasks.finetune import FinetuneInputs, finetune
 from tasks.gate import GateInputs, gate
 from tasks.load import LoadInputs, load
 from tasks.plan import make_plan, refuse_early
+from tasks.process import warm_up
 from tasks.publish import (
     data_report,
     finish,
@@ -45,19 +47,25 @@ from tasks.report import (
     close_report,
     data_markdown,
     loss_curve,
+    markdown_table,
     release_facts,
+    samples_markdown,
     verdict_markdown,
 )
 from tasks.store import Store, default_store, open_store
-from tasks.tokenize import TokenizeInputs, tokenize
+from tasks.tokenize import TokenizeInputs, token_samples, tokenize
+from tasks.unpack import unpacked
 
-Refresh = Literal["nothing", "load", "examine", "tokenize", "finetune", "evaluate", "gate"]
+Refresh = Literal[
+    "nothing", "load", "unpack", "examine", "tokenize", "finetune", "evaluate", "gate"
+]
 STEPS = get_args(Refresh)[1:]
 
 # Which step is done again when something of this kind is found damaged.
 MAKERS = {
     "shard": "load",
     "dataset": "load",
+    "base": "unpack",
     "tokenizer": "examine",
     "shard-tokens": "tokenize",
     "tokens": "tokenize",
@@ -219,18 +227,26 @@ def train(recipe: Recipe, room: Room, report: RunReport) -> Trained:
     model = resolve(recipe.model.uri, "model")
 
     report.doing("Loading the data.")
-    loaded = load(LoadInputs(data=recipe.data, source=data), room)
+    asked = LoadInputs(data=recipe.data, source=data, task=recipe.task)
+    if load.known(asked, room) is None:
+        # New data are examined, tokenized and trained on: what that needs loads meanwhile.
+        warm_up()
+    loaded = load(asked, room)
     report.made("load", loaded, _load_sentence(loaded, room.run_id))
     report.section("Data", data_section(loaded, recipe, room))
 
-    inspected = examine(ExamineInputs(model=model, labels=loaded.labels), room)
+    model = unpacked(model, room)
+    inspected = examine(
+        ExamineInputs(
+            model=model,
+            labels=loaded.labels,
+            task=recipe.task,
+            chat_template=recipe.model.chat_template,
+        ),
+        room,
+    )
     report.made("examine", inspected, f"{inspected.architecture}, {inspected.parameters:,} weights")
     refuse_early(recipe, model, loaded, inspected)
-    plan = make_plan(recipe)
-    report.section(
-        "Plan",
-        "\n".join(f"- {name}: {getattr(plan, name)}, for {why}" for name, why in plan.why.items()),
-    )
 
     report.doing("Tokenizing what is new.")
     tokenized = tokenize(
@@ -238,10 +254,21 @@ def train(recipe: Recipe, room: Room, report: RunReport) -> Trained:
             dataset=loaded.artifact,
             tokenizer=inspected.artifact,
             max_length=recipe.training.max_length,
+            task=recipe.task,
+            too_long=recipe.training.too_long,
         ),
         room,
     )
     report.made("tokenize", tokenized, _tokenize_sentence(tokenized, room.run_id))
+    if recipe.task != "text-classification":
+        report.section("What is learnt", samples_markdown(token_samples(tokenized, room)))
+    report.warn(*inspected.warnings, *tokenized.warnings)
+
+    plan = make_plan(recipe, tokenized.tokens)
+    report.section(
+        "Plan",
+        "\n".join(f"- {name}: {getattr(plan, name)}, for {why}" for name, why in plan.why.items()),
+    )
 
     report.doing("Training.")
     finetuned = finetune(
@@ -257,10 +284,14 @@ def train(recipe: Recipe, room: Room, report: RunReport) -> Trained:
             plan=plan,
             ship=recipe.model.ship,
             head_modules=inspected.head_modules,
+            task=recipe.task,
+            gguf=recipe.model.gguf,
+            micro_batch_tokens=recipe.plan.micro_batch_tokens,
         ),
         room,
     )
     report.made("finetune", finetuned, _finetune_sentence(finetuned))
+    report.warn(*finetuned.warnings)
     report.section("Training", loss_curve(finetuned.history))
     return Trained(
         recipe=recipe,
@@ -296,6 +327,7 @@ def judge(
             baseline_seen=deployed.release.provenance if deployed else None,
             rules=recipe.gate,
             slices=recipe.evaluation.slices,
+            task=recipe.task,
             test_digest=trained.loaded.test_digest,
             look_number=ledger.look_number(
                 store,
@@ -310,6 +342,8 @@ def judge(
     report.made("gate", judged, judged.verdict.outcome)
     report.section("Gate", verdict_markdown(judged.verdict))
     report.fact("verdict", judged.verdict.summary)
+    if recipe.evaluation.generate_tokens:
+        report.section("Answers", answers_section(recipe, trained, scored, baseline, room))
     return Candidate(
         scored=scored,
         baseline=baseline,
@@ -379,10 +413,9 @@ def _baseline_inputs(
             model=None,
             base=trained.model,
             tokenizer=trained.inspected.artifact,
-            max_length=recipe.training.max_length,
             quantization="none",
             labels=trained.loaded.labels,
-            **_scoring(recipe, trained),
+            **{"max_length": recipe.training.max_length, **_scoring(recipe, trained)},
         )
     store = open_store(room.store)
     restore(deployed.release, store, recipe.publish.private)
@@ -407,6 +440,20 @@ def _scoring(recipe: Recipe, trained: Trained) -> dict:
         "hardware": hardware_kind() if recipe.gate.max_latency_ms else "",
         "batch_size": recipe.evaluation.batch_size,
         "device": trained.plan.device,
+        "task": recipe.task,
+        **({} if recipe.task == "text-classification" else _language_scoring(recipe)),
+    }
+
+
+def _language_scoring(recipe: Recipe) -> dict:
+    asked = recipe.evaluation
+    return {
+        "max_length": recipe.training.max_length,
+        "generate_tokens": asked.generate_tokens,
+        "must_match": asked.must_match,
+        "must_not_contain": asked.must_not_contain,
+        "json_schema": asked.json_schema,
+        "beta": recipe.training.beta,
     }
 
 
@@ -414,6 +461,28 @@ def _baseline_name(deployed: LogEntry | None, baseline: Scored | None) -> str:
     if deployed:
         return deployed.release.version
     return "untrained base" if baseline else "none"
+
+
+def answers_section(
+    recipe: Recipe, trained: Trained, scored: Scored, baseline: Scored | None, room: Room
+) -> str:
+    """A few answers to test questions, the baseline's beside the candidate's."""
+    import pyarrow.parquet as pq
+
+    from tasks.judging.samples import sample_answers
+
+    store = open_store(room.store)
+
+    def answers(of: Scored):
+        return pq.read_table(store.file(of.artifact, "scores.parquet"))
+
+    samples = sample_answers(
+        answers(scored),
+        answers(baseline) if baseline else None,
+        texts_by_hash(room, trained.loaded.artifact, TEST),
+        metric=recipe.gate.metric,
+    )
+    return markdown_table(("question", "reference", "baseline", "candidate"), samples)
 
 
 def data_section(loaded: Loaded, recipe: Recipe, room: Room) -> str:
@@ -430,8 +499,10 @@ def _load_sentence(loaded: Loaded, run_id: str) -> str:
 
 
 def _tokenize_sentence(tokenized: Tokenized, run_id: str) -> str:
+    learnt = f", {tokenized.learnt:,} of them learnt" if tokenized.learnt else ""
+    left_out = f", {tokenized.left_out:,} left out" if tokenized.left_out else ""
     return (
-        f"{tokenized.tokens:,} tokens, {tokenized.truncated:,} texts cut; "
+        f"{tokenized.tokens:,} tokens{learnt}, {tokenized.truncated:,} texts cut{left_out}; "
         f"{_shards(tokenized, 'tokenized', run_id)}"
     )
 
@@ -443,8 +514,9 @@ def _shards(result: Loaded | Tokenized, verb: str, run_id: str) -> str:
 
 def _finetune_sentence(finetuned: Finetuned) -> str:
     metrics = finetuned.metrics
+    shown = "accuracy" if "f1" in metrics else "loss"
     return (
-        f"{finetuned.steps} steps, validation accuracy {metrics['accuracy']:.4f}, "
+        f"{finetuned.steps} steps, validation {shown} {metrics[shown]:.4f}, "
         f"best epoch {finetuned.best_epoch:g}"
     )
 

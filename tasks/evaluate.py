@@ -7,11 +7,12 @@ before is not scored again.
 from __future__ import annotations
 
 import platform
-from typing import Literal
+from typing import Any, Literal
 
 from tasks.cache import Room, step
 from tasks.contracts.artifact import Artifact, Scored, Source
 from tasks.contracts.base import Contract, digest_of
+from tasks.contracts.recipe import Task
 from tasks.data.examples import TEST, write_examples
 from tasks.data.sources import fetch_folder
 from tasks.process import run_program
@@ -23,11 +24,13 @@ class ScoreInputs(Contract):
 
     Attributes:
         kind: `merged`: the model stands alone. `adapter`: it is loaded on `base`. `untrained`:
-            `base` with a new head, as a first candidate's yardstick.
+            `base` with a new head (a language model: `base` itself), as a first candidate's
+            yardstick.
         model: What ships; None for `untrained`.
         base: The base model, where it is needed.
         tokenizer, max_length: Of an untrained model, which has none of its own that ships: the
-            candidate's, and where the candidate's texts are cut.
+            candidate's, and where the candidate's texts are cut. For language models the length
+            is given for both models, that they are asked for the same tokens.
         quantization: Of the base, for `adapter`.
         labels: Of an untrained head.
         seed: Of an untrained head.
@@ -36,6 +39,10 @@ class ScoreInputs(Contract):
         device: `cpu` or `cuda`, whose sums differ in the last digits.
         hardware: The kind of processor, where latency is measured: timings belong to it.
         batch_size: Examples scored at once.
+        task: What the model is for.
+        generate_tokens: Tokens of an answer that a language model writes; 0: it writes none.
+        must_match, must_not_contain, json_schema: What is asked of every answer.
+        beta: Of the preference loss.
     """
 
     not_in_key = frozenset({"dataset", "batch_size"})
@@ -53,13 +60,27 @@ class ScoreInputs(Contract):
     hardware: str
     batch_size: int
     device: str
+    task: Task = "text-classification"
+    generate_tokens: int = 0
+    must_match: str = ""
+    must_not_contain: tuple[str, ...] = ()
+    json_schema: str = ""
+    beta: float = 0.1
 
 
 @step(
     "evaluate",
     result=Scored,
-    code=("tasks.evaluate", "tasks.programs.score"),
-    libraries=("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "scikit-learn"),
+    code=("tasks.evaluate", "tasks.programs.score", "tasks.programs.score_language"),
+    libraries=(
+        "torch",
+        "transformers",
+        "peft",
+        "bitsandbytes",
+        "tokenizers",
+        "scikit-learn",
+        "jsonschema",
+    ),
 )
 def score(inputs: ScoreInputs, room: Room) -> Scored:
     """Score a model in a fresh process, loaded as a consumer loads it.
@@ -77,28 +98,25 @@ def score(inputs: ScoreInputs, room: Room) -> Scored:
         out.mkdir()
         base = fetch_folder(inputs.base, scratch / "base") if inputs.base else None
         model = store.open(inputs.model) if inputs.model else base
-        result = run_program(
-            "tasks.programs.score",
-            {
-                "model": str(model),
-                "base": str(base) if base else None,
-                "kind": inputs.kind,
-                "tokenizer": str(store.open(inputs.tokenizer)) if inputs.tokenizer else None,
-                "max_length": inputs.max_length,
-                "device": inputs.device,
-                "quantization": inputs.quantization,
-                "labels": list(inputs.labels),
-                "seed": inputs.seed,
-                "examples": str(
-                    write_examples(room, inputs.dataset, TEST, scratch / "test.parquet")
-                ),
-                "batch_size": inputs.batch_size,
-                "measure_latency": bool(inputs.hardware),
-                "out": str(out / "scores.parquet"),
-            },
-            scratch=scratch,
-        )
-        metrics = metrics_of(pq.read_table(out / "scores.parquet"))
+        examples = write_examples(room, inputs.dataset, TEST, scratch / "test.parquet")
+        classes = inputs.task == "text-classification"
+        job = {
+            "model": str(model),
+            "base": str(base) if base else None,
+            "kind": inputs.kind,
+            "tokenizer": str(store.open(inputs.tokenizer)) if inputs.tokenizer else None,
+            "max_length": inputs.max_length,
+            "device": inputs.device,
+            "quantization": inputs.quantization,
+            "examples": str(examples),
+            "batch_size": inputs.batch_size,
+            "measure_latency": bool(inputs.hardware),
+            "out": str(out / "scores.parquet"),
+            **(_classes_job(inputs) if classes else _language_job(inputs)),
+        }
+        program = "tasks.programs.score" if classes else "tasks.programs.score_language"
+        result = run_program(program, job, scratch=scratch)
+        metrics = metrics_of(pq.read_table(out / "scores.parquet"), inputs.task)
         return Scored(
             artifact=store.put("scores", out),
             model_digest=model_digest(inputs),
@@ -109,11 +127,28 @@ def score(inputs: ScoreInputs, room: Room) -> Scored:
         )
 
 
+def _classes_job(inputs: ScoreInputs) -> dict[str, Any]:
+    return {"labels": list(inputs.labels), "seed": inputs.seed}
+
+
+def _language_job(inputs: ScoreInputs) -> dict[str, Any]:
+    return {
+        "task": inputs.task,
+        "generate_tokens": inputs.generate_tokens,
+        "must_match": inputs.must_match,
+        "must_not_contain": list(inputs.must_not_contain),
+        "json_schema": inputs.json_schema,
+        "beta": inputs.beta,
+    }
+
+
 def model_digest(inputs: ScoreInputs) -> str:
-    """What names the scored model: its artifact's digest, or the base and seed of an untrained
-    one."""
+    """What names the scored model: its artifact's digest; of an untrained classifier the base and
+    the seed, of an untrained language model the base."""
     if inputs.model is not None:
         return inputs.model.digest
+    if inputs.task != "text-classification":
+        return digest_of(["untrained", inputs.base.digest])
     return digest_of(["untrained", inputs.base.digest, list(inputs.labels), inputs.seed])
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import orjson
+from pydantic import Field
 
 from tasks.cache import Room, step
 from tasks.contracts.artifact import Artifact, Finetuned, Plan, Source
 from tasks.contracts.base import Contract
-from tasks.contracts.recipe import LoraRecipe, TrainingRecipe
+from tasks.contracts.recipe import LoraRecipe, Task, TrainingRecipe
+from tasks.converter import converter_digest, find_converter
 from tasks.data.sources import fetch_folder
 from tasks.process import run_program
 from tasks.report import TrainingProgress
@@ -24,7 +28,13 @@ class FinetuneInputs(Contract):
         labels: In the order of the model's outputs.
         ship: `merged` or `adapter`.
         head_modules: The new head, which is trained in full.
+        task: What it is trained for.
+        micro_batch_tokens: Tokens of one forward pass of a language model; 0: the program picks.
+        gguf: The type of the GGUF file that ships beside the merged model, or `none`.
+        converter: What makes that file, by its digest; empty where none is made.
     """
+
+    not_in_key = frozenset({"micro_batch_tokens"})
 
     model: Source
     tokenizer: Artifact
@@ -37,12 +47,18 @@ class FinetuneInputs(Contract):
     plan: Plan
     ship: str
     head_modules: tuple[str, ...]
+    task: Task = "text-classification"
+    micro_batch_tokens: int = 0
+    gguf: str = "none"
+    converter: str = Field(
+        default_factory=lambda known: converter_digest() if known["gguf"] != "none" else ""
+    )
 
 
 @step(
     "finetune",
     result=Finetuned,
-    code=("tasks.finetune", "tasks.programs.train"),
+    code=("tasks.finetune", "tasks.programs.train", "tasks.programs.export_gguf"),
     libraries=(
         "torch",
         "transformers",
@@ -60,17 +76,25 @@ class FinetuneInputs(Contract):
 def finetune(inputs: FinetuneInputs, room: Room) -> Finetuned:
     """Train in a program of its own, and store the files that ship.
 
+    Where a GGUF file ships too, it is made of the finished model, and it is tried before training
+    whether it can be: it is the safetensors that are scored.
+
     Raises:
+        BadModel: It cannot be converted to GGUF, and that is asked for.
         TrainingDiverged: The loss became NaN or infinite.
         OutOfDeviceMemory, OutOfHostMemory, Preempted, TimedOut: As the program's end tells.
     """
     store = open_store(room.store)
     with store.scratch() as scratch, TrainingProgress() as progress:
         out = scratch / "model"
+        base = fetch_folder(inputs.model, scratch / "base")
+        if inputs.gguf != "none":
+            trial = {"base": str(base), "tokenizer": str(store.open(inputs.tokenizer))}
+            _export_gguf(inputs.gguf, trial, scratch)
         result = run_program(
             "tasks.programs.train",
             {
-                "base": str(fetch_folder(inputs.model, scratch / "base")),
+                "base": str(base),
                 "base_pin": {"uri": inputs.model.pinned, "digest": inputs.model.digest},
                 "tokenizer": str(store.open(inputs.tokenizer)),
                 "shards": token_files(inputs.tokens, room),
@@ -82,6 +106,8 @@ def finetune(inputs: FinetuneInputs, room: Room) -> Finetuned:
                 "plan": inputs.plan.model_dump(mode="json"),
                 "ship": inputs.ship,
                 "head_modules": list(inputs.head_modules),
+                "task": inputs.task,
+                "micro_batch_tokens": inputs.micro_batch_tokens,
                 "out": str(out),
                 "work": str(scratch / "checkpoints"),
                 "resume_from": None,
@@ -91,7 +117,14 @@ def finetune(inputs: FinetuneInputs, room: Room) -> Finetuned:
             limit_name="training.time_limit_minutes",
             scratch=scratch,
         )
+        if inputs.gguf != "none":
+            _export_gguf(inputs.gguf, {"model": str(out), "out": str(out)}, scratch)
         return Finetuned(artifact=store.put("model", out), **result)
+
+
+def _export_gguf(kind: str, what: dict[str, str], scratch: Path) -> None:
+    job = {"type": kind, "converter": str(find_converter()), "work": str(scratch)}
+    run_program("tasks.programs.export_gguf", job | what, scratch=scratch)
 
 
 def token_files(tokens: Artifact, room: Room) -> list[dict[str, str]]:

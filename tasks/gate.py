@@ -5,7 +5,7 @@ from __future__ import annotations
 from tasks.cache import Room, step
 from tasks.contracts.artifact import Artifact, Scored
 from tasks.contracts.base import Contract
-from tasks.contracts.recipe import GateRecipe
+from tasks.contracts.recipe import GateRecipe, Task
 from tasks.contracts.verdict import Judged
 from tasks.store import open_store
 
@@ -22,6 +22,7 @@ class GateInputs(Contract):
         rules, slices: As the recipe says.
         test_digest: The test set's identity.
         look_number: How many verdicts it has served, this one included.
+        task: What the models are for.
     """
 
     candidate: Scored
@@ -34,6 +35,7 @@ class GateInputs(Contract):
     slices: tuple[str, ...]
     test_digest: str
     look_number: int
+    task: Task = "text-classification"
 
 
 @step(
@@ -69,6 +71,7 @@ def gate(inputs: GateInputs, room: Room) -> Judged:
             baseline_seen=seen(inputs.baseline_seen),
             latency_ms=candidate.milliseconds_per_example,
             size_bytes=candidate.size_bytes,
+            task=inputs.task,
         ),
         inputs.rules,
         inputs.slices,

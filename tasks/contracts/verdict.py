@@ -19,7 +19,7 @@ class RuleOutcome(Contract):
         metric: `accuracy`, `f1`, `latency_ms`, `size_mb`…
         slice: The slice it concerns, `label=sport`; empty for the whole test set.
         candidate, baseline: The metric's value for each; None where it has none.
-        difference: Candidate minus baseline.
+        difference: Candidate minus baseline; of perplexities, as a share of the baseline's.
         interval: Confidence interval of the difference (of the candidate's value for a floor).
         p_value: Of the one-sided test; None where nothing is tested.
         examples: Test examples the rule was applied to.

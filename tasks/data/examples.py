@@ -14,7 +14,15 @@ from tasks.contracts.artifact import Artifact
 from tasks.data.splits import TEST, TRAIN, VALIDATION
 from tasks.store import Store, open_store
 
-__all__ = ["TEST", "TRAIN", "VALIDATION", "dataset_shards", "read_split", "write_examples"]
+__all__ = [
+    "TEST",
+    "TRAIN",
+    "VALIDATION",
+    "dataset_shards",
+    "read_split",
+    "texts_by_hash",
+    "write_examples",
+]
 
 _ROWS_AT_ONCE = 50_000
 _NOT_SHOWN = ("raw", "split")
@@ -51,6 +59,20 @@ def write_examples(room: Room, dataset: Artifact, split: int, out: Path) -> Path
         if writer:
             writer.close()
     return out
+
+
+def texts_by_hash(room: Room, dataset: Artifact, split: int) -> dict[tuple[int, int], str]:
+    """The text of each input of one split, by its hash (hash_hi, hash_lo). Held in memory: for
+    splits that judge.
+
+    Raises:
+        DamagedArtifact: As `write_examples`.
+    """
+    found: dict[tuple[int, int], str] = {}
+    for table in read_split(room, dataset, split):
+        columns = (table[name].to_pylist() for name in ("hash_hi", "hash_lo", "text"))
+        found |= {(hi, lo): text for hi, lo, text in zip(*columns, strict=True)}
+    return found
 
 
 def read_split(

@@ -16,24 +16,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
 
 from tasks.errors import BadModel, BadRecipe, CodeFailed
 from tasks.programs.protocol import describe
+from tasks.programs.tokenizer import read_tokenizer
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.txt",
-    "vocab.json",
-    "spiece.model",
-    "spm.model",
-    "sentencepiece.bpe.model",
-)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 # Left in the tokenizer's settings by whoever loaded or saved it last: they say how that was done,
@@ -56,30 +48,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         BadModel: The tokenizer cannot be read, is slow, or has no pad token: choosing one for it
             would be a guess that training, scoring and serving might each make differently.
     """
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        # transformers would make an empty tokenizer of the model's kind, and say nothing.
-        raise BadModel(
-            "model.uri",
-            "a model without a tokenizer",
-            "tokenizer.json beside config.json",
-            "save the tokenizer into the same folder with save_pretrained",
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:
-        raise BadModel(
-            "model.uri",
-            f"a tokenizer that cannot be read ({_one_line(error)})",
-            "tokenizer files that transformers can load",
-            "save the tokenizer again with AutoTokenizer.save_pretrained",
-        ) from error
-    if not tokenizer.is_fast:
-        raise BadModel(
-            "model.uri",
-            f"a slow tokenizer ({type(tokenizer).__name__})",
-            "a fast tokenizer (tokenizer.json)",
-            "convert it: AutoTokenizer.from_pretrained(…, use_fast=True).save_pretrained(…)",
-        )
+    tokenizer = read_tokenizer(folder)
     if tokenizer.pad_token is None:
         raise BadModel(
             "model.uri",
@@ -151,7 +120,7 @@ def load_classifier(
     if device != "cpu" or quantization == "nf4":
         options["device_map"] = {"": device}
     if quantization == "nf4":
-        options["quantization_config"] = _nf4(dtype, head_modules)
+        options["quantization_config"] = nf4(dtype, head_modules)
     torch.manual_seed(seed)
     model, missing = _read(folder, labels, options)
     heads = _new_modules(model, missing)
@@ -193,12 +162,18 @@ def linear_modules(model: torch.nn.Module, heads: Iterable[str]) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and not f"{name}.".startswith(inside)
+        # GPT-2 and its kin write their linear layers as Conv1D.
+        if isinstance(module, torch.nn.Linear | Conv1D) and not f"{name}.".startswith(inside)
     ]
 
 
 def attach_lora(
-    model: PreTrainedModel, lora: dict[str, Any], heads: Iterable[str], seed: int
+    model: PreTrainedModel,
+    lora: dict[str, Any],
+    heads: Iterable[str],
+    seed: int,
+    task_type: str = "SEQ_CLS",
+    apart: Iterable[str] = (),
 ) -> torch.nn.Module:
     """Wrap a model in a new adapter; adapter and head train in fp32, all else is frozen.
 
@@ -207,6 +182,8 @@ def attach_lora(
         lora: `LoraRecipe` as plain values.
         heads: Modules that are trained in full, besides `lora["modules_to_save"]`.
         seed: Of the adapter's first values.
+        task_type: As peft names it.
+        apart: Modules that get no adapter, besides those that are trained in full.
 
     Raises:
         BadRecipe: A target or module to save does not exist.
@@ -216,11 +193,13 @@ def attach_lora(
 
     heads = sorted({*heads, *lora["modules_to_save"]})
     config = LoraConfig(
-        task_type="SEQ_CLS",
+        task_type=task_type,
         r=lora["r"],
         lora_alpha=lora["alpha"],
         lora_dropout=lora["dropout"],
-        target_modules=_targets(model, lora["target_modules"], heads),
+        use_rslora=lora.get("rslora", False),
+        use_dora=lora.get("dora", False),
+        target_modules=_targets(model, lora["target_modules"], [*heads, *apart]),
         modules_to_save=_known(model, heads),
     )
     silence_dropout(model)
@@ -346,7 +325,7 @@ def _read(
             raise  # Out of memory or disk: no fault of the model.
         raise BadModel(
             "model.uri",
-            f"weights that cannot be loaded ({_one_line(error)})",
+            f"weights that cannot be loaded ({one_line(error)})",
             "a model that AutoModelForSequenceClassification can load",
             "check that the model's files are whole, and that transformers has its architecture",
         ) from error
@@ -356,7 +335,13 @@ def _read(
     return model, set(report["missing_keys"]) | mismatched
 
 
-def _nf4(dtype: torch.dtype | str, skip: Iterable[str]) -> BitsAndBytesConfig:
+def nf4(dtype: torch.dtype | str, skip: Iterable[str]) -> BitsAndBytesConfig:
+    """Quantisation to 4 bits with double quantisation (QLoRA, arXiv:2305.14314).
+
+    Args:
+        dtype: That the layers compute in; `auto` for fp32.
+        skip: Modules that are never quantised.
+    """
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -445,6 +430,7 @@ def _base_reference(pin: dict[str, str]) -> tuple[str, str | None]:
     return f"sha256:{pin['digest']}", None
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """An error's kind and the first line of what it says."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -27,13 +27,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging
 
-from tasks.errors import BadModel, CodeFailed
 from tasks.programs import model as models
-from tasks.programs.protocol import Reporter, describe, run
+from tasks.programs import shipped
+from tasks.programs.protocol import Reporter, run
 
 _OWN_COLUMNS = ("hash_hi", "hash_lo", "text", "text_pair", "label")
 _WARM_UP_CALLS, _TIMED_CALLS = 3, 30
@@ -60,7 +59,7 @@ def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     return {
         "metrics": {},
         "labels": scorer.labels,
-        "size_bytes": sum(p.stat().st_size for p in Path(job["model"]).rglob("*") if p.is_file()),
+        "size_bytes": shipped.size_of(Path(job["model"])),
         "milliseconds_per_example": scorer.latency(examples) if job["measure_latency"] else None,
     }
 
@@ -89,7 +88,7 @@ class Scorer:
         if config.pad_token_id is None:
             config.pad_token_id = self._tokenizer.pad_token_id
         self.labels = [str(config.id2label[number]) for number in range(config.num_labels)]
-        self._max_length = _limit(job, self._tokenizer, config)
+        self._max_length = shipped.token_limit(job.get("max_length"), self._tokenizer, config)
 
     def smoke_test(self, examples: pa.Table) -> None:
         """Classify one example.
@@ -103,12 +102,7 @@ class Scorer:
             what = f"logits of shape {tuple(found.shape)}"
             if not np.isfinite(found).all():
                 what += " that are not finite"
-            raise BadModel(
-                "the model",
-                what,
-                f"finite logits of shape (1, {len(self.labels)})",
-                "train it again; if that does not help, the base model is broken",
-            )
+            raise shipped.wrong_answer(what, f"finite logits of shape (1, {len(self.labels)})")
 
     def encode(self, examples: pa.Table) -> dict[str, Any]:
         """Token ids of each example, cut to the model's length, and the lengths before."""
@@ -179,21 +173,12 @@ def _load(job: dict[str, Any], folder: Path, device: str) -> Any:
             device=device,
         )
         return model
-    try:
+    with shipped.reading("AutoModelForSequenceClassification"):
         if job["kind"] == "adapter":
             return _load_adapter(job, folder, device)
         return AutoModelForSequenceClassification.from_pretrained(
             folder, trust_remote_code=False, use_safetensors=True, device_map={"": device}
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        if type(describe(error)) is not CodeFailed:
-            raise  # Typed already, or out of memory: no fault of the model.
-        raise BadModel(
-            "the model",
-            f"files that cannot be loaded ({type(error).__name__}: {str(error)[:300]})",
-            "a model that AutoModelForSequenceClassification can load",
-            "start the run again: what is damaged is made anew",
-        ) from error
 
 
 def _load_adapter(job: dict[str, Any], folder: Path, device: str) -> Any:
@@ -214,21 +199,13 @@ def _load_adapter(job: dict[str, Any], folder: Path, device: str) -> Any:
         device=device,
     )
     base.config.pad_token_id = config.pad_token_id
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(base, folder)
+    return shipped.put_adapter(base, folder)
 
 
 def _saved_modules(folder: Path) -> list[str]:
     from peft import PeftConfig
 
     return sorted(set(PeftConfig.from_pretrained(folder).modules_to_save or ()))
-
-
-def _limit(job: dict[str, Any], tokenizer: Any, config: Any) -> int:
-    """Tokens that the model reads: a tokenizer that says nothing says 10^30."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or 10**9
-    return int(min(job.get("max_length") or tokenizer.model_max_length, positions))
 
 
 def _scores(

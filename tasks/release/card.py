@@ -83,13 +83,27 @@ to train, {rows["validation"]} to choose the epoch, {rows["test"]} to judge. Exa
 
 LoRA of rank {recipe.lora.r} on a base in {_precision(candidate)}, {recipe.training.epochs} epochs
 at most, learning rate {recipe.training.learning_rate:g}, seed {recipe.training.seed}. What ships:
-{recipe.model.ship}.
+{recipe.model.ship}.{_gguf(candidate)}
 
 ## Provenance
 
 Model `{candidate.finetuned.artifact.digest}`, base model `{candidate.model.digest[:12]}`, recipe
 `{recipe.digest[:12]}`, training key `{candidate.finetuned.key[:12]}`.
 """
+
+
+def _gguf(candidate: Candidate) -> str:
+    kind = candidate.recipe.model.gguf
+    if kind == "none":
+        return ""
+    rounded = "" if kind == "f32" else f", and its weights are rounded to {kind}"
+    return f"""
+
+## GGUF
+
+`model-{kind}.gguf` is the same model for llama.cpp and Ollama (`ollama create NAME -f Modelfile`).
+The metrics and the verdict above are those of the model in safetensors; the GGUF file was not
+scored{rounded}."""
 
 
 def _purpose(candidate: Candidate) -> str:

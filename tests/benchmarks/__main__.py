@@ -9,13 +9,21 @@ import sys
 from tests.benchmarks.measure import ROOT
 
 # The short ones first; each has the machine to itself.
-NAMES = ("gate_simulation", "preparation", "cached_rerun", "whole_flow")
+NAMES = (
+    "gate_simulation",
+    "preparation",
+    "cached_rerun",
+    "whole_flow",
+    "generation",
+    "language_training",
+)
+NEEDS_A_GPU = ("gpu_language",)
 
 
 def main() -> None:
     """Run all, or the one that was asked for; the exit status is that of the first that failed."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--only", choices=NAMES, help="Run this one.")
+    arguments.add_argument("--only", choices=(*NAMES, *NEEDS_A_GPU), help="Run this one.")
     only = arguments.parse_args().only
     for name in [only] if only else NAMES:
         print(f"== {name}", flush=True)

@@ -6,6 +6,10 @@ calls, `paired.superiority_p` and `paired.noninferiority_p`; the first trials of
 condition also go through `judge` itself, which must agree. Slices go through `judge` in every
 trial. Where the sum over all outcomes is affordable, the exact rate stands beside the simulated
 one. Macro F1 is compared by `paired.bootstrap_difference`.
+
+Scores of language models are drawn example by example and compared by `means.p_value`, as `judge`
+does it, with fewer resamples; the first trials go through `judge`, too, whose p-value must be near.
+Losses are weighted by log-normal numbers of tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from scipy import stats
 from tasks.contracts.recipe import GateRecipe
 from tasks.contracts.verdict import Verdict
 from tasks.judging import judge as judging
-from tasks.judging import paired
+from tasks.judging import means, paired
 
 SEED = 20_240
 TRIALS = 1_000
@@ -37,8 +41,14 @@ LEVEL_GOAL = 0.061
 ACCURACY = 0.8
 DISCORDANCES = (0.05, 0.1, 0.2, 0.25)
 SIZES = (300, 2000)
+SCORE_SIZES = (150, 300, 1000)
+SCORE_RESAMPLES = 499
+SCORES_THROUGH_JUDGE = 3
+# Between p-values of 499 and of 9,999 resamples: four standard errors.
+NEAR = 0.09
 RESULTS = Path(__file__).parent / "results"
 Test = Callable[[int, int], float]
+Draw = Callable[[np.random.Generator, int, float], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,8 @@ class Result:
 
     Attributes:
         check: What was asked.
-        examples, discordance, difference: The truth that was drawn from.
+        examples, discordance, difference: The truth that was drawn from; scores have no
+            discordance.
         margin: Of the rule, where it has one.
         trials, seed: So many, from this seed.
         through_judge: Trials that went through `judge`.
@@ -59,7 +70,7 @@ class Result:
 
     check: str
     examples: int
-    discordance: float
+    discordance: float | None
     difference: float
     margin: float | None
     trials: int
@@ -75,7 +86,7 @@ def main() -> None:
     """Run every condition, print it, and write JSON and a table."""
     started = time.monotonic()
     results = []
-    for check in (equal, worse, gains, slices, macro_f1):
+    for check in (equal, worse, gains, slices, macro_f1, score_claims, score_slices):
         for result in check():
             results.append(result)
             print(f"{time.monotonic() - started:6.0f} s  {_row(result)}", flush=True)
@@ -263,6 +274,128 @@ def _bootstrap(check: str, n: int, discordance: float, difference: float, margin
     )
 
 
+# Scores of language models
+
+
+def score_claims() -> list[Result]:
+    """Equal models, models that are worse by the margin, and models with a visible gain."""
+    found = []
+    for name, draw in DRAWS.items():
+        # No test can hold its level for all distributions: of the most skewed one, what it costs.
+        goal = "<= 0.1" if name == "seldom very much worse" else f"<= {LEVEL_GOAL}"
+        for n in SCORE_SIZES:
+            found.append(_score(f"{name}: equal models pass 'better'", draw, n, 0.0, None, goal))
+        found.append(_score(f"{name}: worse by the margin passes", draw, 300, -0.05, 0.05, goal))
+        found.append(_score(f"{name}: a gain of 0.15 passes", draw, 1000, 0.15, None, ">= 0.8"))
+    return found
+
+
+def score_slices() -> list[Result]:
+    """Five slices of 200 losses each, in none of which the candidate is truly worse."""
+    found = []
+    for name, draw in DRAWS.items():
+        if name == "seldom very much worse":
+            continue
+        check = f"{name}: five harmless slices veto"
+        seed = _seed(check, 1000, 0, None)
+        random, vetoed = np.random.default_rng(seed), []
+        for _ in range(TRIALS):
+            parts = [draw(random, 200, 0.0) for _ in range(5)]
+            harms = [
+                means.p_value(-gains, weights, resamples=SCORE_RESAMPLES)
+                for gains, weights in parts
+            ]
+            vetoed.append(bool((paired.holm(harms) <= ALPHA).any()))
+        rate = float(np.mean(vetoed))
+        goal = f"<= {LEVEL_GOAL}"
+        reached = _reached(rate, goal)
+        found.append(
+            Result(check, 1000, None, 0.0, None, TRIALS, seed, 0, rate, None, goal, reached)
+        )
+    return found
+
+
+def _score(
+    check: str, draw: Draw, n: int, difference: float, margin: float | None, goal: str
+) -> Result:
+    seed = _seed(check, n, 0, margin)
+    random, passed = np.random.default_rng(seed), []
+    for trial in range(TRIALS):
+        gains, weights = draw(random, n, difference)
+        p_value = means.p_value(gains, weights, null=-(margin or 0), resamples=SCORE_RESAMPLES)
+        passed.append(p_value <= ALPHA)
+        if trial < SCORES_THROUGH_JUDGE:
+            by_judge = _judged_gains(gains, weights, margin)
+            if abs(by_judge - p_value) > NEAR:
+                raise RuntimeError(f"judge and {check} disagree: {by_judge} and {p_value}")
+    rate = float(np.mean(passed))
+    reached = _reached(rate, goal)
+    through = SCORES_THROUGH_JUDGE
+    return Result(
+        check, n, None, difference, margin, TRIALS, seed, through, rate, None, goal, reached
+    )
+
+
+def _judged_gains(gains: np.ndarray, weights: np.ndarray, margin: float | None) -> float:
+    """The p-value that `judge` gives a claim on losses."""
+    rows, tables = np.arange(len(gains)), []
+    for losses in (50 - gains, np.full(len(gains), 50.0)):
+        columns = {
+            "hash_hi": rows.astype(np.uint64),
+            "hash_lo": rows.astype(np.uint64),
+            "label": np.full(len(rows), ""),
+            "loss": losses,
+            "tokens": weights.astype(np.int32),
+            "length": rows.astype(np.int32),
+        }
+        tables.append(pa.table({name: pa.array(each) for name, each in columns.items()}))
+    better = GateRecipe(metric="loss", claim="better")
+    rules = GateRecipe(metric="loss", margin=margin) if margin else better
+    evidence = judging.Evidence(
+        candidate=tables[0],
+        baseline=tables[1],
+        candidate_labels=(),
+        baseline_labels=(),
+        candidate_seen=None,
+        baseline_seen=None,
+        latency_ms=None,
+        size_bytes=1,
+        task="completion",
+    )
+    (claim,) = [
+        rule for rule in _judge(evidence, rules, ()).rules if rule.rule in ("better", "not worse")
+    ]
+    return claim.p_value
+
+
+def _tokens(random: np.random.Generator, n: int) -> np.ndarray:
+    return np.maximum(1, np.round(random.lognormal(3, 0.6, n)))
+
+
+def _two_losses(random: np.random.Generator, n: int, gain: float) -> tuple[np.ndarray, np.ndarray]:
+    """Two models' losses: log-normal, much alike, and neither better."""
+    common = random.lognormal(0.5, 0.5, n)
+    ours, theirs = (common * random.lognormal(0, 0.3, n) for _ in range(2))
+    return theirs - ours + gain, _tokens(random, n)
+
+
+def _seldom_worse(sigma: float, size: float) -> Draw:
+    """Mostly a little better and seldom much worse: log-normal differences."""
+
+    def draw(random: np.random.Generator, n: int, gain: float) -> tuple[np.ndarray, np.ndarray]:
+        excess = random.lognormal(0, sigma, n) - math.exp(sigma**2 / 2)
+        return gain - size * excess, _tokens(random, n)
+
+    return draw
+
+
+DRAWS: dict[str, Draw] = {
+    "two log-normal losses": _two_losses,
+    "seldom much worse": _seldom_worse(0.5, 1.0),
+    "seldom very much worse": _seldom_worse(1.0, 0.3),
+}
+
+
 # Drawing and judging
 
 
@@ -343,7 +476,7 @@ def _row(result: Result) -> str:
     cells = (
         result.check,
         result.examples,
-        f"{result.discordance:.0%}",
+        "" if result.discordance is None else f"{result.discordance:.0%}",
         f"{result.difference:+.2f}" if result.difference else "0",
         "" if result.margin is None else result.margin,
         f"{result.rate:.3f} ± {1.96 * math.sqrt(result.rate * (1 - result.rate) / TRIALS):.3f}",

@@ -99,20 +99,22 @@ class TestNothingChanged:
         assert place.log()[-1].event.data.verdict.summary in report
         assert place.log()[-1].event.id in report
 
-    def test_neither_torch_nor_scipy_is_loaded(self, place):
+    def test_neither_torch_nor_scipy_is_loaded_nor_a_host_started(self, place):
         recipe = place.folder / "recipe.yaml"
         recipe.write_text(yaml.safe_dump(place.recipe().model_dump(mode="json")))
         code = (
             "import sys\n"
             "from flows.cli import main\n"
+            "from tasks import host\n"
             "try:\n"
             f"    main(['retrain', {str(recipe)!r}])\n"
             "except SystemExit as ended:\n"
             "    print('status', ended.code)\n"
             "print(sorted({'torch', 'transformers', 'scipy', 'sklearn'} & set(sys.modules)))\n"
+            "print(host._host)\n"
         )
         shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert shown.stdout.endswith("status 0\n[]\n"), shown.stdout + shown.stderr
+        assert shown.stdout.endswith("status 0\n[]\nNone\n"), shown.stdout + shown.stderr
         assert "tiny: Up to date" in shown.stdout
 
     def test_a_moved_and_reordered_file_is_the_same_data(self, place):

@@ -16,8 +16,9 @@ from tasks.gate import gate
 from tasks.load import load
 from tasks.store import open_store
 from tasks.tokenize import tokenize
+from tasks.unpack import unpack
 
-STEPS = {item.name: item for item in (load, examine, tokenize, finetune, score, gate)}
+STEPS = {item.name: item for item in (unpack, load, examine, tokenize, finetune, score, gate)}
 
 
 class Inputs(Contract):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from tasks import tokenize as tokenizing
 from tasks.cache import Room
 from tasks.contracts.artifact import Artifact, Loaded, Tokenized
-from tasks.errors import BadModel
+from tasks.errors import BadData, BadModel
 from tasks.programs.tokenize import Encoder, tokenize_shard
 from tasks.store import open_store
 from tasks.tokenize import TokenizeInputs, tokenize
@@ -196,3 +197,95 @@ class TestBadTokenizers:
             (tmp_path / "tokenizer.json").write_text(content)
         with pytest.raises(BadModel, match="a tokenizer that cannot be loaded"):
             Encoder(tmp_path, 16)
+
+
+class TestALanguageModel:
+    """Rows of a completion: `<number> and` goes on as ` more` so many times."""
+
+    @pytest.fixture(scope="class")
+    def language(self, tiny_lm, place, where) -> Artifact:
+        folder = place / "language"
+        shutil.copytree(tiny_lm, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+        return open_store(where.store).put("tokenizer", folder)
+
+    @pytest.fixture
+    def dataset(self, where, tmp_path):
+        """Stores shards of completions as a dataset; returns its inputs of the step."""
+
+        def make(language, *shards, keep=1, **settings) -> TokenizeInputs:
+            store = open_store(where.store)
+            listed, kept = [], {}
+            for number, counts in enumerate(shards):
+                folder = tmp_path / f"shard{number}"
+                folder.mkdir()
+                examples = [
+                    json.dumps({"prompt": f"{n} and", "completion": " more" * n}) for n in counts
+                ]
+                table = {
+                    "text": [f"{n} and" for n in counts],
+                    "example": examples,
+                    "label": [""] * len(counts),
+                    "hash_hi": pa.array([n * 7919 % 1000 for n in counts], pa.uint64()),
+                    "hash_lo": pa.array(counts, pa.uint64()),
+                }
+                pq.write_table(pa.table(table), folder / "rows.parquet")
+                shard = store.put("shard", folder)
+                listed.append({"artifact": shard.model_dump(mode="json")})
+                kept[shard.digest] = np.full(len(counts), keep, np.uint8)
+                kept[shard.digest][-1] = 2
+            folder = tmp_path / "dataset"
+            folder.mkdir()
+            (folder / "dataset.json").write_text(json.dumps({"shards": listed}))
+            np.savez(folder / "keep.npz", **kept)
+            settings = {"task": "completion", "max_length": 16} | settings
+            return TokenizeInputs(
+                dataset=store.put("dataset", folder), tokenizer=language, **settings
+            )
+
+        return make
+
+    def test_has_its_tokens_counted(self, dataset, language, where):
+        found = tokenize.once(dataset(language, [1, 30, 2], [3, 4]), where)
+        # Each prompt has two tokens (three from 10 on), each completion one for a word and the end.
+        assert (found.tokens, found.learnt) == (4 + 5 + 6 + 7 + 16, 2 + 3 + 4 + 5 + 13)
+        assert (found.truncated, found.left_out, found.longest) == (1, 0, 34)
+        assert (found.shards, found.new_shards, found.warnings) == (2, 2, ())
+
+    def test_says_what_is_left_out(self, dataset, language, where):
+        found = tokenize.once(dataset(language, [1, 2, 30, 40, 3], too_long="drop"), where)
+        assert found.left_out == 2
+        assert found.warnings == (
+            "2 of 5 examples are left out: they are longer than 16 tokens (training.max_length, "
+            "training.too_long: drop)",
+        )
+
+    def test_is_refused_if_no_example_is_left(self, dataset, language, where):
+        with pytest.raises(
+            BadData, match="no training example left of 2: they are longer"
+        ) as error:
+            tokenize.once(dataset(language, [30, 40, 3], too_long="drop"), where)
+        assert "the longest has 44 tokens" in error.value.expected
+
+    def test_shows_training_examples_whatever_the_order_of_shards(self, dataset, language, where):
+        found = tokenize.once(dataset(language, [1, 2, 3, 4], [5, 6, 7, 8]), where)
+        shown = read_json(open_store(where.store), found.artifact, "samples.json")
+        # By hash 3 and 6 would come before, but 4 and 8 are for validation.
+        order = sorted((n * 7919 % 1000, n) for n in (1, 2, 3, 5, 6, 7))[:3]
+        assert [each["segments"] for each in shown] == [
+            [
+                {"learnt": False, "text": f"{n} and"},
+                {"learnt": True, "text": " more" * n + "<|im_end|>"},
+            ]
+            for _, n in order
+        ]
+
+    def test_is_other_work_with_another_policy(self, dataset, language, where, tmp_path):
+        inputs = dataset(language, [1, 30, 2])
+        assert tokenize.once(inputs, where).shards == 1
+        dropping = inputs.model_copy(update={"too_long": "drop"})
+        assert tokenize.key(inputs) != tokenize.key(dropping)
+        assert tokenize.once(dropping, where).new_shards == 1
+
+    def test_alone_reads_the_policy(self, loaded, tokenizer):
+        inputs = inputs_of(loaded, tokenizer)
+        assert tokenize.key(inputs) == tokenize.key(inputs.model_copy(update={"too_long": "drop"}))

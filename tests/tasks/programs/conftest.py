@@ -98,6 +98,7 @@ def train_job(tiny_base, shards, news, tmp_path):
         place = tmp_path / f"run{len(made)}"
         made.append(place)
         recipe = {"epochs": 2, "batch_size": 8, "learning_rate": 5e-3, "max_length": MAX_LENGTH}
+        recipe["best_by"] = "accuracy"
         job = {
             "base": str(tiny_base),
             "tokenizer": str(tiny_base),

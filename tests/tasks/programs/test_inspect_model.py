@@ -7,11 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     AutoTokenizer,
     BertForMaskedLM,
     BertForSequenceClassification,
     LlamaConfig,
+    LlamaForCausalLM,
     LlamaModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
@@ -19,7 +22,8 @@ from transformers import (
 )
 
 from tasks.contracts.artifact import Inspected
-from tasks.errors import BadModel
+from tasks.errors import BadModel, BadRecipe
+from tasks.programs.chat import CHATML
 from tasks.programs.inspect_model import main
 from tasks.programs.model import load_tokenizer
 from tests.tasks.programs.conftest import LABELS, Notes, content
@@ -29,9 +33,9 @@ from tests.tasks.programs.conftest import LABELS, Notes, content
 def inspect(tmp_path):
     """Inspects a model's folder."""
 
-    def inspect(base):
+    def inspect(base, task="text-classification", chat_template=""):
         job = {"base": str(base), "tokenizer_out": str(tmp_path / "tokenizer"), "labels": LABELS}
-        return main(job, Notes())
+        return main(job | {"task": task, "chat_template": chat_template}, Notes())
 
     return inspect
 
@@ -99,6 +103,12 @@ class TestAModelThatCanBeTrained:
         weights[name] = torch.full_like(weights[name], float("nan"))
         save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
         assert inspect(base)["parameters"] > 0
+
+
+def change(folder, file="config.json", **settings):
+    """Change a model's configuration."""
+    known = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(known | settings))
 
 
 class TestItsTokenizer:
@@ -169,6 +179,11 @@ class TestAModelIsRefused:
         save_file({"other": torch.zeros(3)}, base / "model.safetensors", metadata={"format": "pt"})
         self.refused(inspect, base, "another architecture")
 
+    def test_with_quantised_weights(self, inspect, base):
+        change(base, quantization_config={"quant_method": "awq", "bits": 4})
+        error = self.refused(inspect, base, r"already quantised \(awq\)")
+        assert "the model that it was made of" in error.fix
+
     def test_with_code_of_its_own(self, inspect, base):
         config = json.loads((base / "config.json").read_text())
         config |= {"model_type": "homemade", "auto_map": {"AutoModel": "evil.Model"}}
@@ -186,3 +201,142 @@ class TestAModelIsRefused:
         tokenizer.add_tokens(["[NEW]"])
         tokenizer.save_pretrained(base)
         self.refused(inspect, base, "30,523 ids for a model with 30,522 embedding rows")
+
+
+class TestALanguageModel:
+    @pytest.fixture
+    def lm(self, tiny_lm, tmp_path):
+        """A copy of the tiny language model, to be spoilt."""
+        return shutil.copytree(tiny_lm, tmp_path / "lm")
+
+    @pytest.fixture
+    def with_tokenizer(self, lm):
+        """Changes the language model's tokenizer."""
+
+        def change(**changes):
+            tokenizer = AutoTokenizer.from_pretrained(lm)
+            for name, value in changes.items():
+                setattr(tokenizer, name, value)
+            (lm / "chat_template.jinja").unlink(missing_ok=True)
+            tokenizer.save_pretrained(lm)
+            return lm
+
+        return change
+
+    def test_is_described_as_the_contract_says(self, inspect, tiny_lm):
+        found = inspect(tiny_lm, "instruction")
+        own = {"schema_version", "artifact", "key", "made"}
+        assert set(found) == set(Inspected.model_fields) - own
+        assert found["architecture"] == "LlamaForCausalLM"
+        assert (found["max_length"], found["vocabulary"]) == (256, 49152)
+        assert found["head_modules"] == []
+        assert found["warnings"] == []
+        assert len(found["linear_modules"]) == 2 * 7
+        assert not any("lm_head" in name for name in found["linear_modules"])
+
+    def test_has_this_shape(self, inspect, tiny_lm):
+        rows, layer = 49152, 32 * (32 + 16 + 16 + 32 + 64 + 64 + 64)
+        assert inspect(tiny_lm, "completion")["shape"] == {
+            "hidden": 32,
+            "layers": 2,
+            "heads": 4,
+            "kv_heads": 2,
+            "head_dim": 8,
+            "intermediate": 64,
+            "vocabulary": rows,
+            "tied": 1,
+            "parameters": rows * 32 + 2 * (layer + 2 * 32) + 32,
+            "linear_parameters": 2 * layer,
+            "largest_linear": 32 * 64,
+            "embedding_parameters": rows * 32,
+            "stored_bytes": 4,
+        }
+
+    def test_may_have_an_output_of_its_own(self, inspect, lm):
+        model = LlamaForCausalLM.from_pretrained(lm)
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        model.to(torch.bfloat16).save_pretrained(lm)
+        shape = inspect(lm, "completion")["shape"]
+        assert (shape["tied"], shape["embedding_parameters"]) == (0, 2 * 49152 * 32)
+        assert shape["stored_bytes"] == 2
+
+    def test_keeps_a_tokenizer_whose_padding_ends_nothing(self, inspect, tiny_lm, tmp_path):
+        assert inspect(tiny_lm, "instruction")["pad_token"] == "<|endoftext|>"
+        saved = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+        assert (saved.pad_token, saved.eos_token) == ("<|endoftext|>", "<|im_end|>")
+        assert saved.chat_template == AutoTokenizer.from_pretrained(tiny_lm).chat_template
+
+    def test_may_have_no_token_to_pad_with(self, inspect, with_tokenizer, tmp_path):
+        assert inspect(with_tokenizer(unk_token=None), "completion")["pad_token"] == ""
+        assert AutoTokenizer.from_pretrained(tmp_path / "tokenizer").pad_token is None
+
+    @pytest.mark.parametrize("task", ["instruction", "preference"])
+    def test_without_a_chat_template_is_refused_for_chat(self, inspect, with_tokenizer, task):
+        lm = with_tokenizer(chat_template=None)
+        with pytest.raises(BadModel, match="without a chat template") as caught:
+            inspect(lm, task)
+        assert caught.value.where == "model.chat_template"
+        assert inspect(lm, "completion")["architecture"] == "LlamaForCausalLM"
+
+    def test_gets_chatml_where_it_has_none(self, inspect, with_tokenizer, tmp_path):
+        lm = with_tokenizer(chat_template=None, eos_token="<|endoftext|>")
+        found = inspect(lm, "instruction", "chatml")
+        saved = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+        assert (saved.chat_template, saved.eos_token) == (CHATML, "<|im_end|>")
+        assert saved.pad_token == "<|endoftext|>"
+        assert not any("chat template" in warning for warning in found["warnings"])
+
+    def test_gets_the_recipes_template_with_a_warning(self, inspect, tiny_lm, tmp_path):
+        template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        found = inspect(tiny_lm, "instruction", template)
+        assert AutoTokenizer.from_pretrained(tmp_path / "tokenizer").chat_template == template
+        assert found["warnings"] == [
+            "the tokenizer's own chat template is replaced by the recipe's (model.chat_template)"
+        ]
+
+    @pytest.mark.parametrize("template", ["{% for %}", "{{ messages[7].content }}"])
+    def test_with_a_template_that_cannot_be_used_is_refused(self, inspect, tiny_lm, template):
+        with pytest.raises(BadRecipe) as caught:
+            inspect(tiny_lm, "instruction", template)
+        assert caught.value.where == "model.chat_template"
+
+    def test_without_the_tokens_of_chatml_is_refused(self, inspect, lm):
+        shutil.rmtree(lm)
+        shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+        LlamaForCausalLM(
+            LlamaConfig(vocab_size=100, intermediate_size=64, **shape)
+        ).save_pretrained(lm)
+        tokenizer = Tokenizer(WordLevel({"a": 0, "<s>": 1, "[UNK]": 2}, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = Whitespace()
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<s>").save_pretrained(lm)
+        with pytest.raises(BadModel, match=r"chatml for a tokenizer without <\|im_start\|> and"):
+            inspect(lm, "instruction", "chatml")
+
+    def test_that_names_other_special_tokens_than_its_tokenizer_is_warned_of(self, inspect, lm):
+        change(lm, eos_token_id=0)
+        change(lm, "generation_config.json", eos_token_id=[0, 2], bos_token_id=7)
+        assert inspect(lm, "completion")["warnings"] == [
+            "the tokenizer's bos_token is 1 (<|im_start|>), but generation_config.json says "
+            "7 (<gh_stars>): the tokenizer's is used",
+            "the tokenizer's eos_token is 2 (<|im_end|>), but config.json says 0 (<|endoftext|>): "
+            "the tokenizer's is used",
+        ]
+
+    def test_with_a_vocabulary_that_has_outgrown_it_is_refused(self, inspect, lm):
+        tokenizer = AutoTokenizer.from_pretrained(lm)
+        tokenizer.add_tokens(["<new>"])
+        tokenizer.save_pretrained(lm)
+        with pytest.raises(BadModel, match="49,153 ids for a model with 49,152 embedding rows"):
+            inspect(lm, "completion")
+
+    def test_must_not_be_an_encoder(self, inspect, tiny_base):
+        with pytest.raises(BadModel, match="'bert', which does not write texts from left"):
+            inspect(tiny_base, "completion")
+
+    def test_must_be_whole(self, inspect, lm):
+        weights = load_file(lm / "model.safetensors")
+        del weights["model.layers.1.mlp.up_proj.weight"]
+        save_file(weights, lm / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(BadModel, match="1 tensors missing"):
+            inspect(lm, "completion")

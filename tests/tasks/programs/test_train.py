@@ -55,6 +55,17 @@ class TestTheSameJob:
         assert first == second
         assert any("eval_accuracy" in line for line in progress)
 
+    def test_gives_the_same_bytes_in_a_fresh_process_and_in_a_forked_one(
+        self, train_job, shards, news, tmp_path, monkeypatch
+    ):
+        data, results = shards([news]), []
+        for way in ("on", "off"):
+            monkeypatch.setenv("BURNISH_PROGRAM_HOST", way)
+            job = train_job(data=data, training={"epochs": 1})
+            result = run_program("tasks.programs.train", job, scratch=tmp_path / way)
+            results.append((result, content(job["out"])))
+        assert results[0] == results[1]
+
     @pytest.mark.parametrize("ship", ["merged", "adapter"])
     def test_gives_the_same_bytes_when_it_is_interrupted(self, train_job, ship):
         whole = train_job(ship=ship, lora={"dropout": 0.1})

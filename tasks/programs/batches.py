@@ -1,0 +1,419 @@
+"""Examples of language models: picked from the shards' tokens, and dealt out to steps, to
+processes and to micro-batches.
+
+A step's examples follow from seed and epoch alone. How they are cut into micro-batches is a
+question of memory only: the loss of a step is a sum over its learnt tokens (or its pairs), divided
+by their number in the whole step, so the cut changes nothing but rounding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch.utils.data import Dataset
+
+from tasks.errors import BadData
+from tasks.programs.examples import SPLIT_NUMBERS
+from tasks.programs.segments import segments_of
+
+_ROWS_AT_ONCE = 4096
+_COLUMNS = {
+    "side": pa.uint8(),
+    "hash_hi": pa.uint64(),
+    "hash_lo": pa.uint64(),
+    "input_ids": pa.list_(pa.int32()),
+    "learnt": pa.list_(pa.uint8()),
+    "length": pa.int32(),
+}
+
+
+class Part(NamedTuple):
+    """One sequence of tokens.
+
+    Attributes:
+        ids: int32: its tokens.
+        learnt: uint8: 1 where the token is a target of the loss. Never the first.
+    """
+
+    ids: np.ndarray
+    learnt: np.ndarray
+
+
+class Example(NamedTuple):
+    """What stays together: one sequence, or the chosen and the rejected one of a pair.
+
+    Attributes:
+        number: Its place among the split's examples.
+        parts: The sequences.
+    """
+
+    number: int
+    parts: tuple[Part, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all parts."""
+        return sum(len(part.ids) for part in self.parts)
+
+    @property
+    def widest(self) -> int:
+        """Tokens of the longest part."""
+        return max(len(part.ids) for part in self.parts)
+
+
+class TokenExamples(Dataset):
+    """The tokens of one split, in the order of their inputs' hashes.
+
+    Attributes:
+        lengths: int64: tokens of each example, all parts together.
+        learnt: int64: those of them that are learnt.
+        widest: Tokens in the longest sequence.
+    """
+
+    def __init__(self, file: Path, parts: int) -> None:
+        """Open what `gather_tokens` wrote.
+
+        Args:
+            file: An Arrow file; it is mapped, not read.
+            parts: Sequences of an example: 1, or 2 for pairs.
+        """
+        # Kept: the arrays below are views into it.
+        self._map = pa.memory_map(str(file))
+        reader = pa.ipc.open_file(self._map)
+        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        self._views = [_views(batch) for batch in batches]
+        self._starts = np.cumsum([0] + [batch.num_rows for batch in batches])
+        self._parts = parts
+        hi, lo, lengths = (
+            np.concatenate([batch.column(name).to_numpy() for batch in batches])
+            for name in ("hash_hi", "hash_lo", "length")
+        )
+        learnt = np.concatenate([_learnt(batch.column("learnt")) for batch in batches])
+        self.widest = int(lengths.max())
+        lengths, learnt = (
+            values.astype(np.int64).reshape(-1, parts).sum(axis=1) for values in (lengths, learnt)
+        )
+        hi, lo = hi[::parts], lo[::parts]
+        self._order = np.lexsort((self._content(hi, lo), lo, hi))
+        self.lengths, self.learnt = lengths[self._order], learnt[self._order]
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, number: int) -> Example:
+        first = int(self._order[number]) * self._parts
+        return Example(number, tuple(self._row(first + side) for side in range(self._parts)))
+
+    def _row(self, row: int) -> Part:
+        batch = int(np.searchsorted(self._starts, row, side="right")) - 1
+        offsets, ids, learnt = self._views[batch]
+        inside = row - self._starts[batch]
+        place = slice(offsets[inside], offsets[inside + 1])
+        return Part(ids[place], learnt[place])
+
+    def _content(self, hi: np.ndarray, lo: np.ndarray) -> np.ndarray:
+        """For examples of equal hashes (one question, several answers): a digest of their tokens,
+        so that their order does not depend on that of the shards either."""
+        digests = np.zeros(len(hi), np.uint64)
+        order = np.lexsort((lo, hi))
+        equal = (np.diff(hi[order]) == 0) & (np.diff(lo[order]) == 0)
+        twins = np.union1d(order[1:][equal], order[:-1][equal])
+        for unit in twins.tolist():
+            digest = hashlib.blake2b(digest_size=8)
+            for side in range(self._parts):
+                part = self._row(unit * self._parts + side)
+                digest.update(part.ids.tobytes() + part.learnt.tobytes())
+            digests[unit] = int.from_bytes(digest.digest(), "big")
+        return digests
+
+
+class Steps:
+    """The examples of each optimizer step, for one process, as a batch sampler.
+
+    The order is a function of seed and epoch alone, so that a resumed epoch goes on with the very
+    steps that the interrupted one had left. All processes together do what one alone would do.
+
+    Args:
+        lengths: Tokens of each example.
+        batch_size: Examples of a step, over all processes.
+        seed: Of the order.
+        rank: Number of this process.
+        world_size: How many there are.
+    """
+
+    def __init__(
+        self, lengths: np.ndarray, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
+        self._rank, self._world_size = rank, world_size
+        self._epoch = 0
+
+    @property
+    def batch_sampler(self) -> Steps:
+        """Itself: the Trainer hands the epoch to the sampler inside a loader's batch sampler."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0 on, that the next iteration is for."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self._lengths) // self._batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self._steps():
+            yield self._share(step)
+
+    def _steps(self) -> list[np.ndarray]:
+        draw = np.random.default_rng([self._seed, self._epoch])
+        order = draw.permutation(len(self._lengths))
+        steps = np.split(order, range(self._batch_size, len(order), self._batch_size))
+        if self._epoch == 0 and len(steps) > 1:
+            # The longest first: what does not fit into memory fails at once, not after hours. The
+            # last step may be short, and stays where it is.
+            longest = max(range(len(steps) - 1), key=lambda n: self._lengths[steps[n]].max())
+            steps[0], steps[longest] = steps[longest], steps[0]
+        return steps
+
+    def _share(self, step: np.ndarray) -> list[int]:
+        """This process's examples: longest first, each goes to whoever has the fewest tokens."""
+        if self._world_size == 1:
+            return step.tolist()
+        loads = [(0, rank) for rank in range(self._world_size)]
+        mine = []
+        for number in step[np.argsort(-self._lengths[step], kind="stable")].tolist():
+            load, rank = heapq.heappop(loads)
+            if rank == self._rank:
+                mine.append(number)
+            heapq.heappush(loads, (load + int(self._lengths[number]), rank))
+        return mine
+
+
+class Batch(NamedTuple):
+    """Examples as a model takes them.
+
+    Attributes:
+        inputs: What the model is called with.
+        places: int64: which of the model's positions, rows one behind the other, have a token
+            after them that is learnt.
+        targets: int64: that token, for each of them.
+        owners: int64: to which sequence of the batch each of them belongs.
+        numbers: The examples, as their places in the split.
+        tokens: Real tokens.
+    """
+
+    inputs: dict[str, Any]
+    places: torch.Tensor
+    targets: torch.Tensor
+    owners: torch.Tensor
+    numbers: list[int]
+    tokens: int
+
+
+def fill(examples: list[Example], budget: int, packing: bool) -> list[list[Example]]:
+    """Cut the examples of a step into micro-batches.
+
+    Packed: best-fit decreasing, which needs hardly more than the least number of micro-batches.
+    Padded: neighbors in length go together.
+
+    Args:
+        examples: In any order.
+        budget: Tokens of a micro-batch, padding included. An example that is longer comes alone.
+        packing: Whether they will be packed.
+    """
+    ordered = sorted(examples, key=lambda example: (-example.widest, example.number))
+    if not packing:
+        return _rows_of_like_width(ordered, budget)
+    ordered.sort(key=lambda example: -example.tokens)
+    bins: list[list[Example]] = []
+    free: list[int] = []
+    for example in ordered:
+        need = example.tokens
+        fitting = [place for place, room in enumerate(free) if room >= need]
+        if fitting:
+            best = min(fitting, key=free.__getitem__)
+            bins[best].append(example)
+            free[best] -= need
+        else:
+            bins.append([example])
+            free.append(budget - need)
+    return bins
+
+
+def in_order(lengths: np.ndarray, budget: int, packing: bool) -> Iterator[list[int]]:
+    """Cut all examples of a split into micro-batches, the longest first; always the same way.
+
+    Args:
+        lengths: Tokens of each example.
+        budget: Tokens of a micro-batch, padding included.
+        packing: Whether they will be packed.
+    """
+    batch: list[int] = []
+    used = 0
+    for number in np.argsort(-lengths, kind="stable").tolist():
+        # Padded, all are as wide as the first.
+        need = int(lengths[number if packing or not batch else batch[0]])
+        if batch and used + need > budget:
+            yield batch
+            batch, used, need = [], 0, int(lengths[number])
+        batch.append(number)
+        used += need
+    if batch:
+        yield batch
+
+
+def make_batch(examples: list[Example], packing: bool, device: str) -> Batch:
+    """Lay examples out as tensors.
+
+    Args:
+        examples: Of one micro-batch.
+        packing: One behind the other in one row, or each in a row of its own, padded on the right.
+        device: Where the model is.
+    """
+    parts = [part for example in examples for part in example.parts]
+    lengths = [len(part.ids) for part in parts]
+    width = sum(lengths) if packing else max(lengths)
+    starts = np.cumsum([0, *lengths[:-1]]) if packing else np.arange(len(parts)) * width
+    # What follows a padded example changes nothing before it: attention only looks back.
+    ids = np.zeros(width if packing else width * len(parts), np.int64)
+    places, owners = [], []
+    for owner, (part, start) in enumerate(zip(parts, starts.tolist(), strict=True)):
+        ids[start : start + len(part.ids)] = part.ids
+        # A token is predicted from the place before it.
+        learnt = np.flatnonzero(part.learnt[1:])
+        places.append(learnt + start)
+        owners.append(np.full(len(learnt), owner))
+    where = np.concatenate(places)
+    inputs = {"input_ids": _moved(ids.reshape(1 if packing else len(parts), -1), device)}
+    if packing:
+        inputs |= segments_of(lengths, device)
+    return Batch(
+        inputs,
+        _moved(where, device),
+        _moved(ids[where + 1], device),
+        _moved(np.concatenate(owners), device),
+        [example.number for example in examples],
+        sum(lengths),
+    )
+
+
+def gather_tokens(
+    shards: list[dict[str, str]], keep_file: Path, split: str, out: Path, pairs: bool
+) -> TokenExamples:
+    """Copy one split's sequences out of the shards' tokens.
+
+    Args:
+        shards: For each, its `digest` and its `tokens` (a Parquet file).
+        keep_file: For each shard digest, the split number of every row.
+        split: `train`, `validation` or `test`.
+        out: The Arrow file to write.
+        pairs: Whether an example is a chosen and a rejected sequence.
+
+    Raises:
+        BadData: The split has nothing to learn, or the tokens are not those of the data.
+    """
+    writer: pa.RecordBatchFileWriter | None = None
+    with np.load(keep_file, allow_pickle=False) as keep, pa.OSFile(str(out), "wb") as sink:
+        for shard in shards:
+            chosen = keep[shard["digest"]] == SPLIT_NUMBERS[split]
+            for batch in _sequences(shard, chosen, pairs):
+                if writer is None:
+                    writer = pa.ipc.new_file(sink, batch.schema)
+                writer.write_batch(batch)
+        if writer is not None:
+            writer.close()
+    if writer is None:
+        raise BadData(
+            f"{split} split",
+            "no examples with tokens to learn",
+            "at least one",
+            "add data, or raise the share of this split (data.split); if answers are cut off, "
+            "raise training.max_length",
+        )
+    return TokenExamples(out, 2 if pairs else 1)
+
+
+def _sequences(shard: dict[str, str], chosen: np.ndarray, pairs: bool) -> Iterator[pa.RecordBatch]:
+    left = None
+    for batch in pq.ParquetFile(shard["tokens"], memory_map=True).iter_batches(
+        _ROWS_AT_ONCE, columns=["row", *_COLUMNS]
+    ):
+        table = pa.Table.from_batches([batch])
+        if left is not None:
+            table = pa.concat_tables([left, table])
+        # A pair stays whole, whatever the batches of the file.
+        whole = len(table) // 2 * 2 if pairs else len(table)
+        left = table.slice(whole) if whole < len(table) else None
+        yield from _learnable(table.slice(0, whole), shard, chosen, pairs)
+    if left is not None:
+        raise _foreign(shard, "half a pair")
+
+
+def _learnable(
+    table: pa.Table, shard: dict[str, str], chosen: np.ndarray, pairs: bool
+) -> Iterator[pa.RecordBatch]:
+    """The chosen rows of a table, without those that have nothing to learn."""
+    rows = table.column("row").to_numpy()
+    if len(rows) and rows.max() >= len(chosen):
+        raise _foreign(shard, f"row {rows.max()} of {len(chosen)}")
+    if pairs and (table.column("side").to_numpy() != np.arange(len(rows)) % 2).any():
+        raise _foreign(shard, "a chosen without its rejected answer")
+    learns = _learnt(table.column("learnt").combine_chunks()) > 0
+    if pairs:
+        learns = np.repeat(learns.reshape(-1, 2).all(axis=1), 2)
+    table = table.filter(pa.array(chosen[rows] & learns)).select(list(_COLUMNS))
+    if len(table):
+        yield from table.cast(pa.schema(_COLUMNS)).combine_chunks().to_batches()
+
+
+def _learnt(marks: pa.ListArray) -> np.ndarray:
+    """The number of marked tokens in each row."""
+    offsets = marks.offsets.to_numpy()
+    sums = np.concatenate([[0], np.cumsum(marks.values.to_numpy(), dtype=np.int64)])
+    return sums[offsets[1:]] - sums[offsets[:-1]]
+
+
+def _rows_of_like_width(ordered: list[Example], budget: int) -> list[list[Example]]:
+    batches: list[list[Example]] = []
+    for example in ordered:
+        last = batches[-1] if batches else []
+        rows = sum(len(each.parts) for each in [*last, example])
+        # The first of a batch is its widest.
+        if last and rows * last[0].widest <= budget:
+            last.append(example)
+        else:
+            batches.append([example])
+    return batches
+
+
+def _views(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ids, learnt = batch.column("input_ids"), batch.column("learnt")
+    if not ids.offsets.equals(learnt.offsets):
+        raise BadData(
+            "tokens",
+            "rows with more or fewer marks than tokens",
+            "one mark for each token",
+            "start the run again with --refresh tokenize",
+        )
+    return ids.offsets.to_numpy(), ids.values.to_numpy(), learnt.values.to_numpy()
+
+
+def _moved(values: np.ndarray, device: str) -> torch.Tensor:
+    return torch.from_numpy(values).to(device, non_blocking=True)
+
+
+def _foreign(shard: dict[str, str], found: str) -> BadData:
+    return BadData(
+        f"shard {shard['digest'][:12]}",
+        found,
+        "the tokens of the data that is trained on",
+        "start the run again with --refresh tokenize",
+    )

@@ -1,0 +1,164 @@
+"""Attention for examples that lie one behind the other in one row, each seeing itself alone.
+
+Registered with transformers as `segments`. A model called with `segments_of(lengths)` runs its
+attention example by example: no padding, no mask, and no example sees another. Without these
+arguments every row is one example.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+
+NAME = "segments"
+# What some models want of their attention beyond scaled dot products.
+_NOT_DONE_HERE = ("softcap", "s_aux", "position_bias", "head_mask")
+
+
+class NotDoneHere(Exception):
+    """The model's attention is more than scaled dot products of what came before."""
+
+
+def register() -> None:
+    """Make the attention known to transformers. Doing it twice does no harm."""
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, _no_mask)
+
+
+def segments_of(lengths: list[int], device: str) -> dict[str, Any]:
+    """What a model must be called with, besides `input_ids`: by the names of transformers'
+    FlashAttention arguments, so that FlashAttention understands them as well.
+
+    Args:
+        lengths: Tokens of each example, in their order.
+        device: Where the model is.
+    """
+    ends = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)).to(device)
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    longest = max(lengths)
+    return {
+        "position_ids": torch.from_numpy(positions)[None].to(device),
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+@torch.compiler.disable
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int = 0,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each example; the signature is that of `AttentionInterface`.
+
+    Args:
+        module: The attention layer.
+        query: (rows, heads, tokens, size).
+        key, value: The same, with as many heads or a divisor of their number.
+        attention_mask: Always None: `_no_mask` made it.
+        dropout: Of the attention weights.
+        scaling: Of the scores; None for 1 / sqrt(size).
+        sliding_window: How many tokens each token sees, itself among them; None for all.
+        cu_seq_lens_q: int32: where each example of the only row begins, and the end of the last.
+        max_length_q: Tokens in the longest example.
+        **options: What other kinds of attention need.
+
+    Returns:
+        (rows, tokens, heads, size), and None for the weights.
+
+    Raises:
+        NotDoneHere: See `NotDoneHere`.
+    """
+    asked = [name for name in _NOT_DONE_HERE if options.get(name) is not None]
+    if asked or attention_mask is not None or getattr(module, "is_causal", True) is False:
+        raise NotDoneHere(", ".join(asked) or "a mask")
+    if cu_seq_lens_q is None:
+        return _plain(query, key, value, dropout, scaling, sliding_window).transpose(1, 2), None
+    if query.is_cuda and _varlen_works(query) and not dropout:
+        return _on_cuda(query, key, value, scaling, sliding_window, cu_seq_lens_q, max_length_q)
+    lengths = cu_seq_lens_q.diff().tolist()
+    # Split, not sliced: the gradient of a split is one concatenation, that of each slice a whole
+    # tensor of zeros around it.
+    parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    done = [_plain(*part, dropout, scaling, sliding_window).transpose(1, 2) for part in parts]
+    return torch.cat(done, dim=1), None
+
+
+def _plain(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    length = query.shape[2]
+    mask = None
+    if window is not None and window < length:
+        place = torch.arange(length, device=query.device)
+        behind = place[:, None] - place
+        mask = (behind >= 0) & (behind < window)
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        scale=scaling,
+        is_causal=mask is None,
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+
+
+def _varlen_works(query: torch.Tensor) -> bool:
+    # FlashAttention's own limits.
+    return (
+        query.dtype in (torch.bfloat16, torch.float16)
+        and query.shape[-1] <= 256
+        and query.shape[-1] % 8 == 0
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+def _on_cuda(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+    ends: torch.Tensor,
+    longest: int,
+) -> tuple[torch.Tensor, None]:
+    from torch.nn.attention.varlen import varlen_attn
+
+    flat = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
+    done = varlen_attn(
+        *flat,
+        ends,
+        ends,
+        longest,
+        longest,
+        scale=scaling,
+        # How far each token sees to the left and to the right; -1 is without limit.
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+    return done[None], None
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    return None

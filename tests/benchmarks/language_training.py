@@ -1,0 +1,446 @@
+"""Real tokens per second of LoRA fine-tuning a language model on the CPU, against what others do.
+
+    python -m tests.benchmarks.language_training [--shapes tiny] [--parts training] [--peers FOLDER]
+
+Every run is a fresh process with the same weights, the same token ids, the same precision, and
+about as many real tokens an optimizer step. They run in turns. Loss on held-out examples after the
+same tokens must agree, or nothing is written. The others are installed on demand, see `peers`.
+
+Parts: `training`: all tokens are learnt, so that nobody can skip any; `chat`: two fifths are, as
+with answers only; `compile`: ours, with and without torch.compile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks import measure
+from tests.benchmarks.language_data import SHAPES, Shape, prepare
+from tests.benchmarks.measure import Command, Timed
+from tests.benchmarks.peers import install
+
+ROUNDS = 3
+SKIPPED_STEPS = 2
+"""Of the last epoch, before the steady rate is taken."""
+LOSS_TOLERANCE = 0.01
+"""By which share losses may differ: packed rows are not filled to the brim, so that an epoch has a
+step more; examples come in another order; adapters begin elsewhere."""
+PARTS = {"training": 1.0, "chat": 0.4, "compile": 1.0}
+"""For each part, the share of tokens that is learnt."""
+MANY_TOKENS = 2_000_000
+GOALS = {"Trainer": 2.5, "TRL, packed": 2.2, "LLaMA-Factory, neat packing": 1.3}
+OURS, COMPILED = "Burnish", "Burnish, compiled"
+PEERS = Path(__file__).parent / "peers"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to train.
+
+    Attributes:
+        python: Of its environment.
+        script: What it runs, `-m MODULE` or a file.
+        options: Its own, in the specification.
+        epochs: Passes over the examples.
+    """
+
+    python: Path
+    script: tuple[str, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    epochs: int = 1
+
+
+def main() -> None:
+    """Measure, and write what was found."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--rounds", type=int, default=ROUNDS)
+    arguments.add_argument("--shapes", default="tiny,smollm2", help="Several by commas.")
+    arguments.add_argument("--parts", default=",".join(PARTS), help="Several by commas.")
+    arguments.add_argument("--peers", type=Path, default=install.FOLDER, help="Environments.")
+    arguments.add_argument("--without", default="", help="Contenders to leave out, by semicolons.")
+    given = arguments.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="language-training-"))
+    try:
+        report = run(
+            folder,
+            given.shapes.split(","),
+            given.parts.split(","),
+            given.rounds,
+            *contenders(given.peers, set(filter(None, given.without.split(";")))),
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    title = "Fine-tuning a language model on the CPU"
+    measure.write("language_training", title, report, page(report))
+
+
+def run(
+    folder: Path,
+    shapes: Sequence[str],
+    parts: Sequence[str],
+    rounds: int,
+    rivals: Mapping[str, Contender],
+    left_out: Mapping[str, str],
+) -> dict[str, Any]:
+    """All measurements.
+
+    Args:
+        folder: For models, examples and what is trained.
+        shapes: Names in `SHAPES`.
+        parts: Names in `PARTS`.
+        rounds: That count.
+        rivals: Ours among them.
+        left_out: For each contender that is not there, why.
+    """
+    code = measure.copy_code(folder)
+    # Ours is run from the copy; the module that makes its job lies here.
+    code["PYTHONPATH"] += f":{measure.ROOT}"
+    load = measure.wait_for_quiet()
+    found = []
+    for name in shapes:
+        shape = SHAPES[name]
+        for part in parts:
+            spec = prepare(shape, folder / name, PARTS[part])
+            some = compiling(rivals[OURS], shape) if part == "compile" else dict(rivals)
+            runs = measure.alternate(
+                {
+                    who: commands(rival, spec, folder / f"{name}-{part}", who, code)
+                    for who, rival in some.items()
+                },
+                rounds,
+                folder,
+            )
+            found.append({"shape": name, "part": part, **figures(spec, some, runs)})
+    return {
+        "rounds": rounds,
+        "load_average": load,
+        "left_out": dict(left_out),
+        "versions": peer_versions(rivals),
+        "comparisons": found,
+    }
+
+
+# Who takes part
+
+
+def contenders(folder: Path, without: set[str]) -> tuple[dict[str, Contender], dict[str, str]]:
+    """All that can be had, and why the others cannot.
+
+    Args:
+        folder: Of the environments.
+        without: Names that are not wanted.
+    """
+    here = Path(sys.executable)
+    found = {OURS: Contender(here, ("-m", "tests.benchmarks.ours_training"))}
+    found["Trainer"] = Contender(here, (str(PEERS / "plain_trainer.py"),))
+    makers: dict[str, tuple[Callable[[Path], Path], str, dict[str, Any]]] = {
+        "TRL, packed": (install.trl, "trl_sft.py", TRL_PACKED),
+        "TRL, defaults": (install.trl, "trl_sft.py", {"per_device_train_batch_size": 8}),
+        "LLaMA-Factory, neat packing": (install.llama_factory, "llama_factory.py", NEAT_PACKING),
+    }
+    left_out = {}
+    for name, (make, script, options) in makers.items():
+        if name in without:
+            left_out[name] = "not asked for"
+            continue
+        try:
+            found[name] = Contender(make(folder), (str(PEERS / script),), options)
+        except (subprocess.CalledProcessError, OSError) as error:
+            left_out[name] = f"could not be installed ({error})"
+    return {name: each for name, each in found.items() if name not in without}, left_out
+
+
+TRL_PACKED = {
+    "packing": True,
+    "packing_strategy": "bfd",
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 2,
+    "gradient_checkpointing": False,
+}
+"""Rows of the longest example's length, two a step. One at a time: TRL lays the rows of a batch one
+behind the other, and without FlashAttention the mask of twice the tokens is four times as large."""
+NEAT_PACKING = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
+
+
+def compiling(ours: Contender, shape: Shape) -> dict[str, Contender]:
+    """Ours with and without compiling, for as many epochs."""
+    several = {"epochs": shape.compiled_epochs}
+    return {
+        OURS: Contender(ours.python, ours.script, ours.options, **several),
+        COMPILED: Contender(ours.python, ours.script, {**ours.options, "compile": True}, **several),
+    }
+
+
+def commands(
+    rival: Contender, spec: dict[str, Any], folder: Path, who: str, code: dict[str, str]
+) -> Callable[[int], Command]:
+    """What makes a contender's command for a round, in a folder of its own."""
+
+    def command(number: int) -> Command:
+        scratch = folder / f"{''.join(filter(str.isalnum, who))}-{number}"
+        scratch.mkdir(parents=True, exist_ok=True)
+        own = {"scratch": str(scratch), "options": rival.options, "epochs": rival.epochs}
+        file = scratch / "spec.json"
+        file.write_text(json.dumps({**spec, **own}))
+        # Only ours may see Burnish: a folder named `tasks` must not come before theirs.
+        environment = {key: value for key, value in code.items() if key != "PYTHONPATH"}
+        environment["HF_DATASETS_CACHE"] = str(scratch / "datasets")
+        if rival.script[0] == "-m":
+            environment["PYTHONPATH"] = code["PYTHONPATH"]
+        return Command([rival.python, *rival.script, file], environment)
+
+    return command
+
+
+def peer_versions(rivals: Mapping[str, Contender]) -> dict[str, dict[str, str]]:
+    """What the others run on."""
+    asked = {"TRL, packed": "trl", "LLaMA-Factory, neat packing": "llamafactory"}
+    return {
+        name: install.versions(rivals[who].python, (name, "torch", "transformers", "peft"))
+        for who, name in asked.items()
+        if who in rivals
+    }
+
+
+# What they said
+
+
+def figures(
+    spec: dict[str, Any], rivals: Mapping[str, Contender], runs: Mapping[str, Sequence[Timed]]
+) -> dict[str, Any]:
+    """Medians and ratios of one comparison.
+
+    Raises:
+        RuntimeError: The contenders did not do the same.
+    """
+    facts = {who: [last_line(once) for once in each] for who, each in runs.items()}
+    same(spec, rivals, facts)
+    each = {who: summary(spec, rivals[who], facts[who]) for who in runs}
+    return {
+        "tokens": spec["train_tokens"],
+        "learnt_tokens": spec["learnt_tokens"],
+        "precision": spec["precision"],
+        "median_length": spec["median_length"],
+        "longest_example": spec["longest_example"],
+        "contenders": each,
+        "ratios": ratios(each, "steady"),
+        "whole_call_ratios": ratios(each, "whole_call"),
+        "ratios_by_cpu": ratios(each, "steady_by_cpu"),
+        "compiling": compile_cost(each) if COMPILED in each else None,
+        "disturbance": measure.disturbance([runs]),
+        "single": {**measure.as_lists(runs)},
+    }
+
+
+def ratios(each: Mapping[str, dict[str, Any]], rate: str) -> dict[str, float]:
+    """How many times as fast ours is; 0 where nothing was measured."""
+    ours = each[OURS][rate]
+    return {
+        who: round(ours / other[rate], 3) if other[rate] else 0.0
+        for who, other in each.items()
+        if who != OURS
+    }
+
+
+def last_line(once: Timed) -> dict[str, Any]:
+    """The facts that a contender prints last."""
+    return json.loads(once.output.splitlines()[-1])
+
+
+def same(
+    spec: dict[str, Any],
+    rivals: Mapping[str, Contender],
+    facts: Mapping[str, Sequence[dict[str, Any]]],
+    tolerance: float = LOSS_TOLERANCE,
+) -> None:
+    """Refuse a comparison of unequal work.
+
+    Raises:
+        RuntimeError: Tokens, trained parameters or losses differ.
+    """
+    trained = {who: {once["trained_parameters"] for once in each} for who, each in facts.items()}
+    if len(set.union(*trained.values())) > 1:
+        raise RuntimeError(f"not as many trained parameters: {trained}")
+    losses = [once["eval_loss"] for each in facts.values() for once in each]
+    if max(losses) > (1 + tolerance) * min(losses):
+        found = {who: [once["eval_loss"] for once in each] for who, each in facts.items()}
+        raise RuntimeError(f"not the same loss after the same tokens: {found}")
+    for who, each in facts.items():
+        whole = spec["train_tokens"] * rivals[who].epochs
+        # Ours tells a rounded rate, and need not tell of its very last step.
+        seen = [once["samples"][-1][2] for once in each if once["samples"]]
+        exact = "steps" not in each[0]
+        if any(not (exact or 0.5 * whole < some < 1.001 * whole) for some in seen) or (
+            exact and set(seen) != {whole}
+        ):
+            raise RuntimeError(f"{who} saw {seen} tokens instead of {whole}")
+
+
+def summary(
+    spec: dict[str, Any], rival: Contender, facts: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """One contender's medians."""
+    tokens = spec["train_tokens"] * rival.epochs
+    steady_rates = [steady(once["samples"], rival.epochs) for once in facts]
+    by_cpu = [steady(once["samples"], rival.epochs, clock=3) for once in facts]
+    calls = [once["seconds"] for once in facts]
+    return {
+        "tokens": tokens,
+        "steady": round(statistics.median(steady_rates), 1),
+        "steady_each": [round(rate, 1) for rate in steady_rates],
+        "whole_call": round(tokens / statistics.median(calls), 1),
+        "call_seconds": [round(seconds, 2) for seconds in calls],
+        "steady_by_cpu": round(statistics.median(by_cpu), 1),
+        "whole_call_by_cpu": round(
+            tokens / statistics.median(once["cpu_seconds"] for once in facts), 1
+        ),
+        "eval_loss": [round(once["eval_loss"], 4) for once in facts],
+        "steps": facts[0].get("steps") or facts[0]["samples"][-1][0],
+        "peak_mb": max(once["peak_mb"] for once in facts),
+        "attention": facts[0]["attention"],
+        "trained_parameters": facts[0]["trained_parameters"],
+    }
+
+
+def steady(samples: Sequence[Sequence[float]], epochs: int, clock: int = 1) -> float:
+    """Real tokens per second in the last epoch, its first steps left out.
+
+    Args:
+        samples: Step, seconds, tokens, processor seconds: at the end of steps, maybe not of each.
+        epochs: Over which the steps are spread evenly.
+        clock: Which of them is the time: 1 or 3.
+
+    Returns:
+        0 where there are too few samples.
+    """
+    if not samples:
+        return 0.0
+    start = math.ceil(samples[-1][0] / epochs) * (epochs - 1) + SKIPPED_STEPS
+    counted = [sample for sample in samples if sample[0] >= start]
+    first, last = counted[0], counted[-1]
+    seconds = last[clock] - first[clock]
+    return (last[2] - first[2]) / seconds if seconds else 0.0
+
+
+def compile_cost(each: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """What compiling costs once, and what it gives for each token.
+
+    Cost = seconds of the compiled call - its tokens / its steady rate - the same difference of the
+    call without (evaluations, first steps). N tokens then take cost + N / steady rate, without
+    compiling N / steady rate.
+    """
+    plain, compiled = each[OURS], each[COMPILED]
+    extra = [
+        statistics.median(one["call_seconds"]) - one["tokens"] / one["steady"]
+        for one in (plain, compiled)
+    ]
+    cost = max(extra[1] - extra[0], 0.0)
+    saved = 1 / plain["steady"] - 1 / compiled["steady"]
+    without = MANY_TOKENS / plain["steady"]
+    with_it = cost + MANY_TOKENS / compiled["steady"]
+    return {
+        "cost_seconds": round(cost, 1),
+        "steady_gain": round(compiled["steady"] / plain["steady"], 3),
+        "pays_from_tokens": round(cost / saved) if saved > 0 else None,
+        "tokens": MANY_TOKENS,
+        "seconds_without": round(without),
+        "seconds_with": round(with_it),
+        "gain": round(without / with_it, 3),
+    }
+
+
+# The page
+
+
+def page(report: dict[str, Any]) -> list[str]:
+    """Tables and words."""
+    words = [
+        "Real tokens per second (padding is not counted), medians of "
+        f"{report['rounds']} fresh processes each, in turns. Same weights, same token ids, same "
+        "precision, LoRA on all linear layers without dropout, AdamW, about 2,000 real tokens a "
+        f"step. *Steady*: the last epoch without its first {SKIPPED_STEPS} steps, by its own "
+        "progress. *Whole call*: the training call with the validation after each epoch, without "
+        "imports and without reading model and data. *Loss* is of held-out examples after "
+        "training, which must agree.",
+        *(f"{name}: left out, {why}." for name, why in report["left_out"].items()),
+        *(
+            f"{name} ran on "
+            + ", ".join(f"{what} {version}" for what, version in found.items())
+            + "."
+            for name, found in report["versions"].items()
+        ),
+    ]
+    for found in report["comparisons"]:
+        words += section(found)
+    return words
+
+
+def section(found: dict[str, Any]) -> list[str]:
+    """One comparison."""
+    rows = []
+    for who, one in found["contenders"].items():
+        goal = GOALS.get(who) if found["part"] == "training" else None
+        ratio = found["ratios"].get(who)
+        rows.append(
+            (
+                who,
+                f"{one['steady']:,.0f}",
+                ratio or "",
+                f"{goal:g}: {'yes' if ratio >= goal else 'no'}" if goal else "",
+                f"{one['whole_call']:,.0f}",
+                found["whole_call_ratios"].get(who, ""),
+                found["ratios_by_cpu"].get(who, ""),
+                one["steps"],
+                f"{statistics.median(one['eval_loss']):.3f}",
+                f"{one['peak_mb']:,}",
+                one["attention"],
+            )
+        )
+    head = (
+        "",
+        "steady",
+        "ours is times",
+        "goal reached",
+        "whole call",
+        "ours is times",
+        "steady, by processor time: ours is times",
+        "steps",
+        "loss",
+        "peak MB",
+        "attention",
+    )
+    words = [
+        f"## {found['shape']}: {found['part']}",
+        f"{found['tokens']:,} real tokens an epoch, {found['learnt_tokens']:,} of them learnt, "
+        f"{found['precision']}; lengths: median {found['median_length']:g}, longest "
+        f"{found['longest_example']}. {found['disturbance'].capitalize()}.",
+        measure.table(head, rows),
+    ]
+    if cost := found["compiling"]:
+        pays = cost["pays_from_tokens"]
+        words.append(
+            f"Compiling costs {cost['cost_seconds']:g} s once (seconds of the call less its tokens "
+            "at the steady rate, less the same difference without compiling), and makes a token "
+            f"{cost['steady_gain']:g} times as fast: "
+            + (f"it pays from {pays:,} tokens on. " if pays else "it never pays. ")
+            + f"{cost['tokens']:,} tokens would take {cost['seconds_with']:,} s (cost + tokens / "
+            f"steady rate) instead of {cost['seconds_without']:,} s: {cost['gain']:g} times as "
+            "fast."
+        )
+    return words
+
+
+if __name__ == "__main__":
+    main()

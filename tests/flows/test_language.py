@@ -1,0 +1,120 @@
+"""Whole runs of language models: chat, completion and preference, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.cli import apply_setting
+from flows.retrain import retrain
+from tasks.contracts.recipe import Recipe
+from tasks.objects import open_objects
+from tasks.release import ledger
+from tasks.store import Store
+from tests.flows.conftest import report_of, task_states
+from tests.tasks.samples import some_rows, write_jsonl
+
+
+def questions(count: int) -> list[dict[str, str]]:
+    """Rows of the construction FAQ, with their columns' own names."""
+    package = Path(find_spec("zaragoza_construction_faq").submodule_search_locations[0])
+    lines = (package / "data" / "faq-en.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [{"q": row["q"], "a": row["a"][:200]} for row in rows][:count]
+
+
+class Place:
+    """A recipe for a language model, its data and its store, all in one folder."""
+
+    def __init__(self, folder: Path, base: Path, task: str, rows: list[dict], **data: Any) -> None:
+        self.folder, self.base, self.task, self.more = folder, base, task, data
+        write_jsonl(folder / "data.jsonl", rows)
+
+    def run(self, **changes: Any):
+        """Run the flow; returns its final state."""
+        data = {
+            "name": "tiny",
+            "task": self.task,
+            "data": {"uri": str(self.folder / "data.jsonl"), **self.more},
+            "model": {"uri": str(self.base)},
+            "lora": {"r": 4, "dropout": 0},
+            "training": {"epochs": 2, "max_length": 96, "learning_rate": 0.01, "batch_size": 8},
+            "evaluation": {"slices": ["length"]},
+            "gate": {"min_examples": 10, "margin": 0.1, "slice_veto": False},
+            "publish": {"targets": [str(self.folder / "releases")]},
+            "store": str(self.folder / "store"),
+        }
+        for path, value in changes.items():
+            apply_setting(data, f"{path.replace('__', '.')}={value}")
+        return retrain(Recipe.model_validate(data), return_state=True)
+
+    def deployed(self):
+        store = Store(open_objects(str(self.folder / "store")))
+        return ledger.deployed(store, "tiny", "production")
+
+
+@pytest.fixture
+def chat(tmp_path, tiny_lm, prefect_env):
+    columns = {"prompt": "q", "completion": "a"}
+    return Place(tmp_path, tiny_lm, "instruction", questions(120), columns=columns)
+
+
+@pytest.mark.slow
+class TestChat:
+    def test_is_released_then_up_to_date_then_trained_on_more(self, chat):
+        state = chat.run(evaluation__generate_tokens=8)
+        assert state.name == "Released", state.message
+        report = report_of(state)
+        assert "## What is learnt" in report and "▶ " in report and "· <|im_start|>user" in report
+        assert "| question | reference | baseline | candidate |" in report
+        first = chat.deployed()
+        assert {"loss", "perplexity", "rouge_l"} <= set(first.event.data.metrics)
+
+        again = chat.run(evaluation__generate_tokens=8)
+        assert again.name == "Up to date", again.message
+        assert task_states(again)["finetune"] == "Cached"
+
+        write_jsonl(chat.folder / "data.jsonl", questions(160))
+        more = chat.run(evaluation__generate_tokens=8)
+        assert more.name in ("Released", "Rejected"), more.message
+        assert task_states(more)["finetune"] == "Completed"
+
+    def test_an_adapter_on_a_quantised_base_is_judged_as_it_ships(self, chat):
+        state = chat.run(model__ship="adapter", quantization="nf4", training__epochs=1)
+        assert state.name == "Released", state.message
+        files = {file.name for file in (chat.folder / "releases").rglob("*") if file.is_file()}
+        assert {"adapter_model.safetensors", "adapter_config.json", "chat_template.jinja"} <= files
+
+
+@pytest.mark.slow
+class TestCompletion:
+    def test_news_are_learnt_and_released(self, tmp_path, tiny_lm, prefect_env):
+        rows = [{"text": row["text"]} for row in some_rows(200)]
+        place = Place(tmp_path, tiny_lm, "completion", rows)
+        state = place.run()
+        assert state.name == "Released", state.message
+        assert place.deployed().event.data.metrics["perplexity"] > 1
+
+
+@pytest.mark.slow
+class TestPreference:
+    def test_pairs_are_learnt_and_released(self, tmp_path, tiny_lm, prefect_env):
+        asked = questions(160)
+        rows = [{"prompt": row["q"], "chosen": row["a"], "rejected": "No."} for row in asked]
+        place = Place(tmp_path, tiny_lm, "preference", rows)
+        state = place.run()
+        assert state.name in ("Released", "Rejected"), state.message
+        assert "accuracy" in report_of(state)
+
+
+class TestRefusals:
+    def test_a_conversation_that_nobody_answers_is_named(self, tmp_path, tiny_lm, prefect_env):
+        good = {"messages": [{"role": "user", "content": "Hi"}]}
+        place = Place(tmp_path, tiny_lm, "instruction", [good] * 3)
+        state = place.run()
+        assert state.name == "Bad data"
+        assert "data.jsonl:1" in state.message and "assistant" in state.message

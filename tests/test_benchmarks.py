@@ -1,0 +1,153 @@
+"""The benchmarks of language models: what they compare is equal, and they run, with tiny shapes.
+
+What they find is no matter here: that is for a quiet machine.
+"""
+
+import json
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.benchmarks import generation, gpu_language, language_training, measure
+from tests.benchmarks.language_data import PAD, SHAPES, draw_examples, draw_lengths
+from tests.benchmarks.language_training import OURS, PEERS, Contender
+from tests.benchmarks.peers import install
+
+SMOKE = SHAPES["smoke"]
+
+
+class TestExamples:
+    def test_lengths_have_the_sum_that_is_asked_for(self):
+        tiny = SHAPES["tiny"]
+        lengths = draw_lengths(tiny, tiny.examples, tiny.tokens, np.random.default_rng(1))
+        assert lengths.sum() == tiny.tokens == 41_291
+        assert lengths.min() >= 8
+        assert lengths.max() <= tiny.longest
+
+    def test_the_same_seed_draws_the_same(self):
+        one, other = (draw_examples(SMOKE, 9, 0, 1.0, seed=4) for _ in range(2))
+        assert np.array_equal(one.ids, other.ids)
+        assert np.array_equal(one.starts, other.starts)
+
+    def test_no_real_token_is_a_pad_token(self):
+        assert PAD not in draw_examples(SMOKE, 50, 0, 1.0, seed=4).ids
+
+    @pytest.mark.parametrize(("share", "low", "high"), [(1.0, 0.9, 1.0), (0.4, 0.3, 0.5)])
+    def test_as_many_tokens_are_learnt_as_asked_for_but_never_the_first(self, share, low, high):
+        found = draw_examples(SMOKE, 50, 0, share, seed=4)
+        assert low < found.learnt.mean() < high
+        assert not found.learnt[found.starts[:-1]].any()
+
+
+class TestSteadyRate:
+    def test_the_first_steps_do_not_count(self):
+        samples = [
+            (1, 9.0, 100, 1.0),
+            (2, 10.0, 200, 2.0),
+            (3, 11.0, 300, 2.5),
+            (4, 12.0, 420, 3.0),
+        ]
+        assert language_training.steady(samples, epochs=1) == 110
+        assert language_training.steady(samples, epochs=1, clock=3) == 220
+
+    def test_only_the_last_epoch_counts(self):
+        samples = [
+            (step, float(step if step < 4 else step + 50), 10 * step) for step in range(1, 9)
+        ]
+        assert language_training.steady(samples, epochs=2) == 10
+
+    def test_too_few_samples_say_nothing(self):
+        assert language_training.steady([], epochs=1) == 0
+        assert language_training.steady([(3, 1.0, 10, 1.0)], epochs=1) == 0
+
+
+class TestCostOfCompiling:
+    def test_cost_and_gain_are_those_of_the_stated_formula(self):
+        plain = {"call_seconds": [12.0], "tokens": 1000, "steady": 100.0}
+        compiled = {"call_seconds": [37.0], "tokens": 1000, "steady": 200.0}
+        each = {OURS: plain, language_training.COMPILED: compiled}
+        found = language_training.compile_cost(each)
+        # 37 - 1000 / 200 = 32 s against 12 - 1000 / 100 = 2 s.
+        assert found["cost_seconds"] == 30
+        assert found["pays_from_tokens"] == 6000
+        assert found["seconds_with"] == 30 + 2_000_000 / 200
+        assert found["gain"] == pytest.approx(20_000 / 10_030, abs=1e-3)
+
+
+def judge(**changes):
+    """Whether two contenders did the same, of which one did something else."""
+    fact = {"trained_parameters": 5, "eval_loss": 2.0, "samples": [(1, 1.0, 100, 1.0)]}
+    facts = {"a": [fact], "b": [fact | changes]}
+    rivals = {name: Contender(None, ()) for name in facts}
+    language_training.same({"train_tokens": 100}, rivals, facts)
+
+
+class TestUnequalWork:
+    def test_equal_work_passes(self):
+        judge()
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"trained_parameters": 6}, {"eval_loss": 2.1}, {"samples": [(1, 1.0, 90, 1.0)]}],
+    )
+    def test_unequal_work_is_refused(self, changes):
+        with pytest.raises(RuntimeError):
+            judge(**changes)
+
+
+class TestOperations:
+    def test_they_are_counted_as_the_page_says(self):
+        # 2 layers of q, k, v, o and three of the size between, and the head.
+        weights = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64) + 32 * 256
+        adapter = 2 * 16 * (64 * 2 + 48 * 2 + 3 * 96)
+        seen = 12 * 32 * 2 * 5
+        found = gpu_language.operations(SMOKE, np.array([10, 10]))
+        assert found == 4 * weights + 6 * adapter + seen
+
+
+class TestConversations:
+    def test_they_are_questions_of_many_lengths_each_with_an_example(self, tmp_path):
+        drawn = generation.draw_conversations(20)
+        words = [len(each[0]["content"].split()) for each in drawn]
+        assert max(words) > 3 * min(words)
+        generation.save_examples(drawn, tmp_path / "test.parquet")
+        rows = pq.read_table(tmp_path / "test.parquet").to_pylist()
+        assert [json.loads(row["example"])["messages"][0] for row in rows] == [
+            each[0] for each in drawn
+        ]
+
+
+class TestPeers:
+    def test_an_environment_that_is_ready_is_not_made_again(self, tmp_path):
+        (tmp_path / "trl").mkdir()
+        (tmp_path / "trl" / "ready").touch()
+        assert install.trl(tmp_path) == tmp_path / "trl" / "bin" / "python"
+
+
+@pytest.mark.slow
+class TestRuns:
+    @pytest.fixture(autouse=True)
+    def no_waiting(self, monkeypatch):
+        monkeypatch.setattr(measure, "wait_for_quiet", lambda: 0.0)
+        monkeypatch.setattr(measure, "DISTURBED", 1.0)
+
+    def test_ours_and_the_plain_trainer_do_the_same(self, tmp_path):
+        rivals = {
+            OURS: Contender(sys.executable, ("-m", "tests.benchmarks.ours_training")),
+            "Trainer": Contender(sys.executable, (str(PEERS / "plain_trainer.py"),)),
+        }
+        report = language_training.run(tmp_path, ["smoke"], ["chat"], 1, rivals, {})
+        [found] = report["comparisons"]
+        assert set(found["contenders"]) == set(rivals)
+        assert found["learnt_tokens"] < 0.6 * found["tokens"]
+        assert "| Trainer |" in "\n".join(language_training.page(report))
+
+    def test_the_script_for_gpus_runs_without_one(self, tmp_path):
+        rivals, _ = gpu_language.contenders(SMOKE, "cpu")
+        chosen = {who: rivals[who] for who in (OURS, "Trainer")}
+        report = gpu_language.run(tmp_path, SMOKE, "cpu", 1, chosen)
+        assert report["failed"] == {}
+        assert all(one["share_of_ceiling"] > 0 for one in report["contenders"].values())
+        assert "| Trainer |" in "\n".join(gpu_language.page(report))
