@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import types
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -205,23 +204,6 @@ def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList | None:
     return max(lists, key=len, default=None)
 
 
-def fuse_adapters(model: torch.nn.Module) -> None:
-    """Let plain LoRA layers add their part in one matrix product, scaled as it is added.
-
-    The results are those of peft, which scales and adds in passes of their own over each layer's
-    whole output, forwards and backwards.
-
-    Args:
-        model: With one adapter. Layers of other kinds (DoRA) stay as they are.
-    """
-    # peft takes seconds to import, and what only scores needs none of it.
-    from peft.tuners.lora import LoraLayer
-
-    for module in model.modules():
-        if isinstance(module, LoraLayer) and not module.lora_variant and module.lora_A:
-            module.forward = types.MethodType(_adapted, module)
-
-
 def merge(model: torch.nn.Module, dtype: torch.dtype) -> PreTrainedModel:
     """Add the adapter to its base, layer by layer, in fp32, and round each once.
 
@@ -272,22 +254,6 @@ def _head_name(folder: Path) -> str:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
         return head_name(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
-
-
-def _adapted(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """x W + scaling * (dropout(x) A) B, of a LoRA layer."""
-    result = module.base_layer(x)
-    if module.disable_adapters:
-        return result
-    (name,) = module.active_adapters
-    inner = module.lora_A[name](module.lora_dropout[name](x))
-    flat = torch.addmm(
-        result.reshape(-1, result.shape[-1]),
-        inner.reshape(-1, inner.shape[-1]),
-        module.lora_B[name].weight.T,
-        alpha=module.scaling[name],
-    )
-    return flat.view(result.shape)
 
 
 def _texts(model: PreTrainedModel, device: str, *lengths: int) -> list[torch.Tensor]:

@@ -88,7 +88,6 @@ class Language:
     ) -> LanguageTrainer:
         """What trains the model."""
         job, plan = self._job, self._job["plan"]
-        causal.fuse_adapters(model)
         forward = Forward(model.get_base_model(), plan, self.warnings)
         if plan["checkpointing"]:
             model.gradient_checkpointing_enable({"use_reentrant": False})

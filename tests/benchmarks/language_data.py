@@ -269,6 +269,7 @@ def prepare(shape: Shape, folder: Path, learnt: float = 1.0, seed: int = 20_261)
         "weight_decay": 0.01,
         "epochs": 1,
         "seed": 17,
+        "examples": shape.examples,
         "train_tokens": int(train.starts[-1]),
         "learnt_tokens": int(train.learnt.sum()),
         "validation_tokens": int(validation.starts[-1]),

@@ -279,12 +279,16 @@ def same(
         raise RuntimeError(f"not the same loss after the same tokens: {found}")
     for who, each in facts.items():
         whole = spec["train_tokens"] * rivals[who].epochs
-        # Ours tells a rounded rate, and need not tell of its very last step.
         seen = [once["samples"][-1][2] for once in each if once["samples"]]
-        exact = "steps" not in each[0]
-        if any(not (exact or 0.5 * whole < some < 1.001 * whole) for some in seen) or (
-            exact and set(seen) != {whole}
-        ):
+        if "steps" in each[0]:
+            # Ours tells a rounded rate, not of each step; so its steps are counted.
+            wanted = math.ceil(spec["examples"] / spec["batch"]) * rivals[who].epochs
+            equal = {once["steps"] for once in each} == {wanted} and max(seen, default=0) < (
+                1.001 * whole
+            )
+        else:
+            equal = set(seen) == {whole}
+        if not equal:
             raise RuntimeError(f"{who} saw {seen} tokens instead of {whole}")
 
 
