@@ -17,7 +17,7 @@ from prefect.states import Completed, Failed, State
 
 from tasks.announce import announce, deliver
 from tasks.cache import Room
-from tasks.contracts.artifact import Finetuned, Loaded, Scored, Tokenized
+from tasks.contracts.artifact import Finetuned, Loaded, Scored, Source, Tokenized
 from tasks.contracts.candidate import Candidate, Trained
 from tasks.contracts.recipe import Recipe
 from tasks.contracts.release import LogEntry
@@ -425,11 +425,16 @@ def _baseline_inputs(
     return ScoreInputs(
         kind=made_by.model.ship,
         model=deployed.release.artifact,
-        base=resolve(provenance["sources"]["model"]["pinned"], "model") if adapter else None,
+        base=_base_of(provenance, room) if adapter else None,
         quantization=made_by.quantization if adapter else "none",
         labels=(),
         **_scoring(recipe, trained),
     )
+
+
+def _base_of(provenance: dict, room: Room) -> Source:
+    """The base model that a release's adapter belongs to."""
+    return unpacked(resolve(provenance["sources"]["model"]["pinned"], "model"), room)
 
 
 def _scoring(recipe: Recipe, trained: Trained) -> dict:

@@ -137,9 +137,14 @@ class _Batch:
         positions = (self._mask[:, :width].cumsum(1) - 1).clamp(min=0)
         self._positions, self._width = positions, width
         self._cache = _cache(model, width + tokens)
+        # A processor is busy with one prompt already: read together, they are only padded.
+        self._read_alone = self._padded and self._cache is not None and model.device.type == "cpu"
 
     def following(self, options: dict[str, Any]) -> torch.Tensor:
         """The token that comes next, for each row: int64 (rows)."""
+        if self._read_alone:
+            self._read_alone = False
+            return self._read_one_by_one(options)
         found = self._model(
             input_ids=self._ids,
             # Attention without a mask is faster, and the same where nothing is padded.
@@ -151,6 +156,23 @@ class _Batch:
         )
         self._cache = found.past_key_values
         return found.logits[:, -1].argmax(-1)
+
+    def _read_one_by_one(self, options: dict[str, Any]) -> torch.Tensor:
+        """As `following`, of prompts that nothing was written behind yet."""
+        following = []
+        for row, mask in enumerate(self._mask[:, : self._width]):
+            start = int(self._width - mask.sum())
+            found = self._model(
+                input_ids=self._ids[row : row + 1, start:],
+                past_key_values=DynamicCache(config=self._model.config),
+                use_cache=True,
+                **options,
+            )
+            pairs = zip(self._cache.layers, found.past_key_values.layers, strict=True)
+            for layer, read in pairs:
+                layer.put(row, len(self._mask), start, read.keys, read.values)
+            following.append(found.logits[:, -1].argmax(-1))
+        return torch.cat(following)
 
     def go_on(self, following: torch.Tensor) -> None:
         """Put a token behind each row."""
@@ -184,6 +206,21 @@ class _Roomy(DynamicLayer):
         self._used = new.stop
         self._show()
         return self.keys, self.values
+
+    def put(
+        self, row: int, rows: int, start: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> None:
+        """Take what was read of one row's prompt, which begins at `start`, behind its padding."""
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+            self._keys, self._values = (
+                states.new_zeros((rows, states.shape[1], self.room, states.shape[3]))
+                for states in (keys, values)
+            )
+        self._used = start + keys.shape[-2]
+        self._keys[row, :, start : self._used] = keys[0]
+        self._values[row, :, start : self._used] = values[0]
+        self._show()
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         self._keys, self._values = self._keys[indices], self._values[indices]
