@@ -16,8 +16,10 @@ from prefect.runtime import flow_run as this_run
 from prefect.states import Completed, Failed, State
 
 from tasks.announce import announce, deliver
+from tasks.asking import key_of
 from tasks.cache import Room
-from tasks.contracts.artifact import Finetuned, Loaded, Scored, Source, Tokenized
+from tasks.compare import CompareInputs, compare
+from tasks.contracts.artifact import Comparisons, Finetuned, Loaded, Scored, Source, Tokenized
 from tasks.contracts.candidate import Candidate, Trained
 from tasks.contracts.recipe import Recipe
 from tasks.contracts.release import LogEntry
@@ -28,6 +30,8 @@ from tasks.evaluate import ScoreInputs, hardware_kind, score
 from tasks.examine import ExamineInputs, examine
 from tasks.finetune import FinetuneInputs, finetune
 from tasks.gate import GateInputs, gate
+from tasks.guard import load_guard
+from tasks.harness import check_harness, harness, harness_inputs, harness_markdown
 from tasks.load import LoadInputs, load
 from tasks.plan import make_plan, refuse_early
 from tasks.process import warm_up
@@ -57,7 +61,16 @@ from tasks.tokenize import TokenizeInputs, token_samples, tokenize
 from tasks.unpack import unpacked
 
 Refresh = Literal[
-    "nothing", "load", "unpack", "examine", "tokenize", "finetune", "evaluate", "gate"
+    "nothing",
+    "load",
+    "unpack",
+    "examine",
+    "tokenize",
+    "finetune",
+    "evaluate",
+    "compare",
+    "harness",
+    "gate",
 ]
 STEPS = get_args(Refresh)[1:]
 
@@ -71,6 +84,8 @@ MAKERS = {
     "tokens": "tokenize",
     "model": "finetune",
     "scores": "evaluate",
+    "comparisons": "compare",
+    "harness": "harness",
     "verdict": "gate",
 }
 ATTEMPTS = 3
@@ -183,6 +198,8 @@ def run_once(recipe: Recipe, room: Room, report: RunReport) -> State:
     report.doing("Checking that every target can be written.")
     for target in open_targets(recipe):
         target.check_access()
+    key_of(recipe.evaluation.judge)
+    check_harness(recipe)
 
     finish_abandoned(recipe, room, report)
 
@@ -247,6 +264,10 @@ def train(recipe: Recipe, room: Room, report: RunReport) -> Trained:
     )
     report.made("examine", inspected, f"{inspected.architecture}, {inspected.parameters:,} weights")
     refuse_early(recipe, model, loaded, inspected)
+    guard = load_guard(recipe, inspected.artifact, room)
+    if guard:
+        rows = guard.loaded.rows["test"]
+        report.made("guard set", guard.loaded, f"{rows:,} examples, for {guard.task}")
 
     report.doing("Tokenizing what is new.")
     tokenized = tokenize(
@@ -302,6 +323,7 @@ def train(recipe: Recipe, room: Room, report: RunReport) -> Trained:
         inspected=inspected,
         tokenized=tokenized,
         finetuned=finetuned,
+        guard=guard,
     )
 
 
@@ -317,6 +339,9 @@ def judge(
         baseline = score(inputs, room)
         report.made("baseline", baseline, _metrics_sentence(baseline))
 
+    comparisons = judge_answers(recipe, trained, scored, baseline, room, report)
+    run_harness(recipe, trained, deployed, room, report)
+    guarded = guard_scores(recipe, trained, deployed, room, report)
     judged = gate(
         GateInputs(
             candidate=scored,
@@ -336,6 +361,8 @@ def judge(
                 scored.model_digest,
                 baseline.model_digest if baseline else "",
             ),
+            **guarded,
+            comparisons=comparisons,
         ),
         room,
     )
@@ -350,6 +377,82 @@ def judge(
         judged=judged,
         **{name: getattr(trained, name) for name in Trained.model_fields},
     )
+
+
+def judge_answers(
+    recipe: Recipe,
+    trained: Trained,
+    scored: Scored,
+    baseline: Scored | None,
+    room: Room,
+    report: RunReport,
+) -> Comparisons | None:
+    """What the recipe's judge says of both models' answers; None without a judge or a baseline."""
+    if not recipe.evaluation.judge.url or baseline is None:
+        return None
+    report.doing("Asking the judge which answers are better.")
+    compared = compare(
+        CompareInputs(
+            candidate=scored.artifact,
+            baseline=baseline.artifact,
+            test_digest=trained.loaded.test_digest,
+            dataset=trained.loaded.artifact,
+            judge=recipe.evaluation.judge,
+        ),
+        room,
+    )
+    report.made("judge", compared, _judge_sentence(compared))
+    return compared
+
+
+def run_harness(
+    recipe: Recipe, trained: Trained, deployed: LogEntry | None, room: Room, report: RunReport
+) -> None:
+    """Show what the recipe's harness tasks say of candidate and baseline."""
+    if not recipe.evaluation.harness:
+        return
+    report.doing("Running the harness.")
+    candidate = harness(harness_inputs(recipe, _candidate_inputs(recipe, trained)), room)
+    report.made("harness", candidate, f"{len(candidate.results)} tasks")
+    baseline = None
+    if inputs := _baseline_inputs(recipe, trained, deployed, room):
+        baseline = harness(harness_inputs(recipe, inputs), room)
+        report.made("harness, baseline", baseline, f"{len(baseline.results)} tasks")
+    report.section("Harness", harness_markdown(candidate, baseline))
+
+
+def guard_scores(
+    recipe: Recipe, trained: Trained, deployed: LogEntry | None, room: Room, report: RunReport
+) -> dict:
+    """Candidate and baseline on the guard set, as the gate takes them; nothing without one.
+
+    On a first run the base model is the baseline, whatever the test examples are judged by.
+    """
+    if trained.guard is None:
+        return {}
+    report.doing("Scoring candidate and baseline on the guard set.")
+    of_guard = {
+        "test_digest": trained.guard.loaded.test_digest,
+        "dataset": trained.guard.loaded.artifact,
+        "hardware": "",
+        "task": trained.guard.task,
+        # Only the loss counts.
+        "generate_tokens": 0,
+        "must_match": "",
+        "must_not_contain": (),
+        "json_schema": "",
+    }
+    both = {
+        "candidate": _candidate_inputs(recipe, trained),
+        "baseline": _baseline_inputs(recipe, trained, deployed, room)
+        or _untrained_inputs(recipe, trained),
+    }
+    found: dict = {"guard_task": trained.guard.task}
+    for name, inputs in both.items():
+        scored = score(inputs.model_copy(update=of_guard), room)
+        report.made(f"guard set, {name}", scored, _metrics_sentence(scored))
+        found[f"guard_{name}"] = scored
+    return found
 
 
 def release(candidate: Candidate, seen: int, room: Room, report: RunReport) -> State:
@@ -408,15 +511,7 @@ def _baseline_inputs(
     if deployed is None:
         if recipe.gate.first_run == "floors":
             return None
-        return ScoreInputs(
-            kind="untrained",
-            model=None,
-            base=trained.model,
-            tokenizer=trained.inspected.artifact,
-            quantization="none",
-            labels=trained.loaded.labels,
-            **{"max_length": recipe.training.max_length, **_scoring(recipe, trained)},
-        )
+        return _untrained_inputs(recipe, trained)
     store = open_store(room.store)
     restore(deployed.release, store, recipe.publish.private)
     provenance = provenance_of(deployed.release, store)
@@ -435,6 +530,18 @@ def _baseline_inputs(
 def _base_of(provenance: dict, room: Room) -> Source:
     """The base model that a release's adapter belongs to."""
     return unpacked(resolve(provenance["sources"]["model"]["pinned"], "model"), room)
+
+
+def _untrained_inputs(recipe: Recipe, trained: Trained) -> ScoreInputs:
+    return ScoreInputs(
+        kind="untrained",
+        model=None,
+        base=trained.model,
+        tokenizer=trained.inspected.artifact,
+        quantization="none",
+        labels=trained.loaded.labels,
+        **{"max_length": recipe.training.max_length, **_scoring(recipe, trained)},
+    )
 
 
 def _scoring(recipe: Recipe, trained: Trained) -> dict:
@@ -523,6 +630,14 @@ def _finetune_sentence(finetuned: Finetuned) -> str:
     return (
         f"{finetuned.steps} steps, validation {shown} {metrics[shown]:.4f}, "
         f"best epoch {finetuned.best_epoch:g}"
+    )
+
+
+def _judge_sentence(compared: Comparisons) -> str:
+    return (
+        f"{compared.judge}: preferred {compared.preferred:.4f}, {compared.wins} wins, "
+        f"{compared.ties} ties ({compared.turned} turned with the order, {compared.unreadable} "
+        f"without a verdict), {compared.losses} losses"
     )
 
 

@@ -130,6 +130,13 @@ class HubFailed(BurnishError):
     retry_helps = True
 
 
+class JudgeFailed(BurnishError):
+    """The model that judges answers could not be asked, or understood."""
+
+    cause = "judge"
+    retry_helps = True
+
+
 class DamagedArtifact(BurnishError):
     """An artifact's files are missing or differ from its manifest.
 

@@ -30,11 +30,12 @@ class FinetuneInputs(Contract):
         head_modules: The new head, which is trained in full.
         task: What it is trained for.
         micro_batch_tokens: Tokens of one forward pass of a language model; 0: the program picks.
+        tight_memory: Whether memory goes back to the system at once, which takes longer (CPU).
         gguf: The type of the GGUF file that ships beside the merged model, or `none`.
         converter: What makes that file, by its digest; empty where none is made.
     """
 
-    not_in_key = frozenset({"micro_batch_tokens"})
+    not_in_key = frozenset({"micro_batch_tokens", "tight_memory"})
 
     model: Source
     tokenizer: Artifact
@@ -49,6 +50,7 @@ class FinetuneInputs(Contract):
     head_modules: tuple[str, ...]
     task: Task = "text-classification"
     micro_batch_tokens: int = 0
+    tight_memory: bool = False
     gguf: str = "none"
     converter: str = Field(
         default_factory=lambda known: converter_digest() if known["gguf"] != "none" else ""
@@ -108,6 +110,7 @@ def finetune(inputs: FinetuneInputs, room: Room) -> Finetuned:
                 "head_modules": list(inputs.head_modules),
                 "task": inputs.task,
                 "micro_batch_tokens": inputs.micro_batch_tokens,
+                "tight_memory": inputs.tight_memory,
                 "out": str(out),
                 "work": str(scratch / "checkpoints"),
                 "resume_from": None,
@@ -116,9 +119,11 @@ def finetune(inputs: FinetuneInputs, room: Room) -> Finetuned:
             time_limit=inputs.training.time_limit_minutes * 60,
             limit_name="training.time_limit_minutes",
             scratch=scratch,
+            processes=inputs.plan.world_size,
         )
         if inputs.gguf != "none":
             _export_gguf(inputs.gguf, {"model": str(out), "out": str(out)}, scratch)
+        result["tokens_per_second"] = progress.tokens_per_second
         return Finetuned(artifact=store.put("model", out), **result)
 
 

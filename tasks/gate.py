@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tasks.cache import Room, step
-from tasks.contracts.artifact import Artifact, Scored
+from tasks.contracts.artifact import Artifact, Comparisons, Scored
 from tasks.contracts.base import Contract
 from tasks.contracts.recipe import GateRecipe, Task
 from tasks.contracts.verdict import Judged
@@ -23,6 +23,9 @@ class GateInputs(Contract):
         test_digest: The test set's identity.
         look_number: How many verdicts it has served, this one included.
         task: What the models are for.
+        guard_candidate, guard_baseline: What each made of the guard set; None where there is none.
+        guard_task: What the guard set was read for.
+        comparisons: What a judge said of the answers; None where there is none.
     """
 
     candidate: Scored
@@ -36,12 +39,16 @@ class GateInputs(Contract):
     test_digest: str
     look_number: int
     task: Task = "text-classification"
+    guard_candidate: Scored | None = None
+    guard_baseline: Scored | None = None
+    guard_task: Task = "instruction"
+    comparisons: Comparisons | None = None
 
 
 @step(
     "gate",
     result=Judged,
-    code=("tasks.gate", "tasks.judging.judge"),
+    code=("tasks.gate", "tasks.judging.judge", "tasks.judging.preferences"),
     libraries=("numpy", "scipy", "statsmodels", "scikit-learn"),
 )
 def gate(inputs: GateInputs, room: Room) -> Judged:
@@ -50,7 +57,8 @@ def gate(inputs: GateInputs, room: Room) -> Judged:
     import pyarrow.parquet as pq
 
     # Loads scipy and scikit-learn: a run that is up to date needs neither.
-    from tasks.judging.judge import Evidence, judge
+    from tasks.judging.judge import Evidence, Guard, judge
+    from tasks.judging.preferences import with_preferred
 
     store = open_store(room.store)
 
@@ -61,10 +69,18 @@ def gate(inputs: GateInputs, room: Room) -> Judged:
         return artifact and np.load(store.file(artifact, "seen.npy"), allow_pickle=False)
 
     candidate, baseline = inputs.candidate, inputs.baseline
+    tables = scores(candidate), scores(baseline)
+    if inputs.comparisons:
+        compared = store.file(inputs.comparisons.artifact, "comparisons.parquet")
+        tables = with_preferred(*tables, pq.read_table(compared))
+    guard = None
+    if inputs.guard_candidate and inputs.guard_baseline:
+        guarded = scores(inputs.guard_candidate), scores(inputs.guard_baseline)
+        guard = Guard(*guarded, inputs.guard_task)
     verdict = judge(
         Evidence(
-            candidate=scores(candidate),
-            baseline=scores(baseline),
+            candidate=tables[0],
+            baseline=tables[1],
             candidate_labels=candidate.labels,
             baseline_labels=baseline.labels if baseline else None,
             candidate_seen=seen(inputs.candidate_seen),
@@ -81,6 +97,7 @@ def gate(inputs: GateInputs, room: Room) -> Judged:
         baseline_entry=inputs.baseline_entry,
         test_digest=inputs.test_digest,
         look_number=inputs.look_number,
+        guard=guard,
     )
     with store.scratch() as scratch:
         out = scratch / "verdict"

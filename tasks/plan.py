@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from tasks.contracts.artifact import Inspected, Loaded, Plan, Source
+from tasks.contracts.forecast import Forecast
 from tasks.contracts.recipe import Recipe
 from tasks.converter import VARIABLE, find_converter, how_to_install, knows, lacks_module
 from tasks.errors import BadRecipe, StorageFailed
+from tasks.memory import memory_for
 from tasks.objects import FolderObjects
 from tasks.store import open_store
 
@@ -27,13 +29,14 @@ SAID = "the recipe says so"
 DISK_COPIES = 4
 
 
-def make_plan(recipe: Recipe, tokens: int = 0) -> Plan:
+def make_plan(recipe: Recipe, tokens: int = 0, told: Forecast | None = None) -> Plan:
     """Settle how it is trained on the machine that trains: what `recipe.plan` says, and for the
     rest what suits the device and the task.
 
     Args:
         recipe: What is to be trained.
         tokens: Real tokens of one epoch, where they are known.
+        told: What training will take, where that is known: it was told of the plan without it.
     """
     gpus = count_gpus()
     device = "cuda" if gpus else "cpu"
@@ -45,7 +48,7 @@ def make_plan(recipe: Recipe, tokens: int = 0) -> Plan:
     }
     picks["attention"] = _attention(recipe, device, packed=picks["packing"][0])
     picks["optimizer"] = _optimizer(recipe, device, language)
-    picks["checkpointing"] = _switch(recipe.plan.checkpointing, False, "memory is not short")
+    picks["checkpointing"] = _checkpointing(recipe, told)
     picks["compile"] = _compile(recipe, language, tokens)
     picks["world_size"] = _processes(recipe, gpus)
     fields = {name: value for name, (value, _) in picks.items()}
@@ -85,6 +88,14 @@ def _optimizer(recipe: Recipe, device: str, language: bool) -> tuple[str, str]:
     if language and recipe.quantization == "nf4":
         return "paged_adamw_8bit", "with QLoRA memory is short: its state can move to the host"
     return "adamw_torch_fused", "one kernel for all parameters"
+
+
+def _checkpointing(recipe: Recipe, told: Forecast | None) -> tuple[bool, str]:
+    if told is None or told.unknown:
+        return _switch(recipe.plan.checkpointing, False, "memory is not told to be short")
+    short = "without it, the longest example would not fit into memory"
+    why = short if told.checkpointing else "memory is not short"
+    return _switch(recipe.plan.checkpointing, told.checkpointing, why)
 
 
 def _compile(recipe: Recipe, language: bool, tokens: int) -> tuple[bool, str]:
@@ -142,6 +153,58 @@ def refuse_early(recipe: Recipe, model: Source, loaded: Loaded, inspected: Inspe
     _refuse_length(recipe, inspected)
     _refuse_gguf(recipe, inspected)
     _refuse_disk(recipe, model)
+
+
+def refuse_memory(recipe: Recipe, told: Forecast) -> None:
+    """Refuse what will not fit into memory, and say what would.
+
+    Raises:
+        BadRecipe: Training, or merging the adapter, needs more than there is.
+    """
+    if told.fits or told.unknown or not told.memory:
+        return
+    room = told.memory - told.reserve
+    where = "plan.device_memory_gb" if recipe.plan.device_memory_gb else "training.max_length"
+    what = "card" if told.device == "cuda" else "machine"
+    expected = (
+        f"at most {_gb(room)} ({_gb(told.memory)} of the {what}, less {_gb(told.reserve)} that are "
+        "left alone)"
+    )
+    if told.peak <= room:
+        raise BadRecipe(
+            where,
+            f"{_gb(told.shipping)} to merge the adapter into its base on the {what} (training "
+            f"itself needs {_gb(told.peak)})",
+            expected,
+            "set model.ship to adapter, or use a larger card",
+        )
+    parts = sorted(told.parts.items(), key=lambda part: -part[1])[:3]
+    raise BadRecipe(
+        where,
+        f"{_gb(told.peak)} to train with {told.micro_batch_tokens:,} tokens at once ("
+        + ", ".join(f"{name} {_gb(size)}" for name, size in parts)
+        + ")",
+        expected,
+        _memory_advice(told),
+    )
+
+
+def _memory_advice(told: Forecast) -> str:
+    """What helps, with what it brings: first what is enough, then what is not."""
+    enough = [each for each in told.remedies if each.fits]
+    lacking = sorted((each for each in told.remedies if not each.fits), key=lambda each: each.peak)
+    said = [f"{each.change} would bring it to {_gb(each.peak)}" for each in enough]
+    said += [f"{each.change} only to {_gb(each.peak)}" for each in lacking[: 3 - len(said)]]
+    if not enough:
+        what = "a card" if told.device == "cuda" else "a machine"
+        said.append(
+            f"use {what} of {_gb(memory_for(told.peak, told.device))}, or a smaller base model"
+        )
+    return "; ".join(said)
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
 
 
 def _refuse_small_test(recipe: Recipe, loaded: Loaded) -> None:

@@ -4,7 +4,8 @@ Programs load torch, and may crash, run out of memory or hang; the flow must sur
 which it was. A program also reads data and models from outside, so it gets no credentials.
 
 The process is forked off one that has loaded torch (`tasks.host`), or a fresh one where that cannot
-be, or where the environment says `BURNISH_PROGRAM_HOST=off`.
+be, or where the environment says `BURNISH_PROGRAM_HOST=off`. A program that trains on several
+processes is a fresh one, `tasks.programs.several`, which starts the others.
 """
 
 from __future__ import annotations
@@ -36,7 +37,13 @@ from tasks.errors import (
 ROOT = Path(__file__).resolve().parent.parent
 
 _SECRET = re.compile(r"^(AWS|PREFECT)_|TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re.I)
+# What tells a process that it is one of several. Some clusters set it for all that they run.
+_RANKS = re.compile(
+    r"^(RANK|LOCAL_RANK|GROUP_RANK|ROLE_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|GROUP_WORLD_SIZE"
+    r"|ROLE_WORLD_SIZE|ROLE_NAME|MASTER_ADDR|MASTER_PORT|TORCHELASTIC_.*|ACCELERATE_.*|FSDP_.*)$"
+)
 _SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_TO_LEAVE, _SECONDS_TO_LEAVE_TOGETHER = 0.2, 5.0
 _TAIL_CHARACTERS = 4000
 
 OnProgress = Callable[[dict[str, Any]], None]
@@ -52,6 +59,7 @@ def run_program(
     time_limit: float | None = None,
     limit_name: str = "time limit",
     grace: float = 60.0,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """Run a program and wait for its result.
 
@@ -66,12 +74,14 @@ def run_program(
         time_limit: Seconds until the program is stopped; None for no limit.
         limit_name: The recipe field that sets the limit, for the error.
         grace: Seconds between the request to stop and the kill.
+        processes: How many run the program together. Progress and result are the first one's.
 
     Returns:
         The program's result.
 
     Raises:
         BurnishError: The program's own typed error.
+            Of several processes, that of the one that failed first.
         OutOfHostMemory: It was killed by SIGKILL.
         Preempted: It was stopped by SIGTERM.
         TimedOut: It ran past the limit.
@@ -81,13 +91,20 @@ def run_program(
     name = module.rpartition(".")[2]
     job_file, log = scratch / f"{name}.job.json", scratch / f"{name}.log"
     job_file.write_bytes(orjson.dumps(job, option=orjson.OPT_INDENT_2))
-    process = _start(module, job_file, log)
+    together = processes > 1
+    process = (
+        _start_several(processes, module, job_file, log)
+        if together
+        else _start(module, job_file, log)
+    )
     try:
-        last = _follow(process, on_progress, time_limit)
+        last = _follow(process, on_progress, time_limit, together)
         if last is None and process.poll() is None:
             raise _timed_out(name, limit_name, time_limit or 0.0)
     finally:
-        _end(process, grace)
+        _end(process, grace, _SECONDS_TO_LEAVE_TOGETHER if together else _SECONDS_TO_LEAVE)
+    if together and _killed(process.returncode) and _may_follow_from_another(last):
+        last = None
     return _outcome(last, process.returncode, name, log)
 
 
@@ -98,7 +115,11 @@ def warm_up() -> None:
 
 def child_environment() -> dict[str, str]:
     """This process's environment as a program gets it: no credentials, no network, no tracking."""
-    kept = {key: value for key, value in os.environ.items() if not _SECRET.search(key)}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not _SECRET.search(key) and not _RANKS.match(key)
+    }
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return kept | {
         "PYTHONPATH": os.pathsep.join(paths),
@@ -130,18 +151,48 @@ def _start(module: str, job_file: Path, log: Path) -> Process:
         )
 
 
+def _start_several(count: int, module: str, job_file: Path, log: Path) -> Process:
+    launcher = [sys.executable, "-P", "-m", "tasks.programs.several", str(count)]
+    with log.open("wb") as stderr:
+        return subprocess.Popen(
+            [*launcher, module, str(job_file)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=child_environment(),
+        )
+
+
 def _follow(
-    process: Process, on_progress: OnProgress | None, time_limit: float | None
+    process: Process, on_progress: OnProgress | None, time_limit: float | None, together: bool
 ) -> dict[str, Any] | None:
-    """Pass progress on. Returns the program's last word, or None when it ended or ran too long."""
+    """Pass progress on. Returns the program's last word, or None when it ended or ran too long.
+
+    Where processes work together, the first error may be that of one whose peer died without a
+    word: then how they all ended must be awaited.
+    """
     deadline = time.monotonic() + time_limit if time_limit else None
+    found: dict[str, Any] | None = None
     for line in _lines(process, deadline):
         event = line.pop("event", None)
         if event in ("result", "error"):
-            return {event: line[event]}
-        if event == "progress" and on_progress:
+            last = {event: line[event]}
+            if not together or not _may_follow_from_another(last):
+                return last
+            found = found or last
+        elif event == "progress" and on_progress:
             on_progress(line)
-    return None
+    return found
+
+
+def _may_follow_from_another(last: dict[str, Any] | None) -> bool:
+    """Whether a process may have failed in this way because another one had ended."""
+    weak = (CodeFailed.__name__, Preempted.__name__)
+    return bool(last) and last.get("error", {}).get("type") in weak
+
+
+def _killed(status: int) -> bool:
+    return status < 0 and status != -signal.SIGTERM
 
 
 def _lines(process: Process, deadline: float | None) -> Iterator[dict[str, Any]]:
@@ -181,13 +232,13 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _end(process: Process, grace: float) -> None:
+def _end(process: Process, grace: float, patience: float) -> None:
     """Leave no process behind, whatever happened."""
     try:
         if process.poll() is None:
             # After its last word a program exits by itself; else it is asked to.
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0.2)
+                process.wait(patience)
         if process.poll() is None:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -157,6 +157,7 @@ class RunReport:
             "Warnings",
             "Gate",
             "Answers",
+            "Harness",
             "Published",
             "Training",
             "What is learnt",
@@ -215,10 +216,15 @@ def close_report(run_id: Any, outcome: str, explanation: str) -> None:
 
 
 class TrainingProgress:
-    """Training's progress lines, as log lines and a progress artifact."""
+    """Training's progress lines, as log lines and a progress artifact.
+
+    Attributes:
+        tokens_per_second: As last said; 0 before.
+    """
 
     def __enter__(self) -> TrainingProgress:
         self._artifact = None
+        self.tokens_per_second = 0.0
         self._shown = self._logged = 0.0
         self._history: list[dict[str, float]] = []
         return self
@@ -233,6 +239,7 @@ class TrainingProgress:
 
     def update(self, line: dict[str, Any]) -> None:
         """Take one progress line of the training program."""
+        self.tokens_per_second = line.get("tokens_per_second") or self.tokens_per_second
         if "step" in line and ("loss" in line or "eval_loss" in line):
             self._history.append(line)
         now = time.monotonic()

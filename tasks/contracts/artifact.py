@@ -222,6 +222,8 @@ class Finetuned(StepResult):
     steps: int
     trained_parameters: int
     warnings: tuple[str, ...] = ()
+    tokens_per_second: float = 0.0
+    """Real tokens, as the program last said; 0 where it did not. Of the machine that made this."""
 
 
 class Scored(StepResult):
@@ -239,3 +241,32 @@ class Scored(StepResult):
     milliseconds_per_example: float | None = None
     """Only measured where a rule has a latency budget. Of a language model that writes answers: per
     token."""
+
+
+class Comparisons(StepResult):
+    """Which answers a judge preferred. The artifact (kind `comparisons`) holds
+    `comparisons.parquet`, one row per pair: `hash_hi`, `hash_lo` (uint64), `candidate`, `baseline`
+    (the answers), `preferred` (1: the candidate's, 0: the baseline's, 0.5: neither), and for each
+    of both orders `first_verdict`, `first_said`, `second_verdict`, `second_said`."""
+
+    judge: str
+    """Its name."""
+    preferred: float
+    """Mean over the pairs."""
+    wins: int
+    ties: int
+    losses: int
+    turned: int
+    """Ties in which the judge named the same place both times."""
+    unreadable: int
+    """Ties in which the judge gave no verdict."""
+
+
+class Benchmarked(StepResult):
+    """What tasks of lm-evaluation-harness say of one model. The artifact (kind `harness`) holds
+    `results.json` with the same."""
+
+    results: dict[str, dict[str, float]]
+    """By task, its metrics."""
+    examples: dict[str, int]
+    """By task, how many were asked."""

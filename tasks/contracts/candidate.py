@@ -12,8 +12,20 @@ from tasks.contracts.artifact import (
     Tokenized,
 )
 from tasks.contracts.base import Contract
-from tasks.contracts.recipe import Recipe
+from tasks.contracts.recipe import Recipe, Task
 from tasks.contracts.verdict import Judged
+
+
+class GuardSet(Contract):
+    """Texts that must not be forgotten, ready to be scored.
+
+    Attributes:
+        loaded: Its rows, all of them test examples.
+        task: What they were read for: completion or instruction.
+    """
+
+    loaded: Loaded
+    task: Task
 
 
 class Trained(Contract):
@@ -27,6 +39,7 @@ class Trained(Contract):
     inspected: Inspected
     tokenized: Tokenized
     finetuned: Finetuned
+    guard: GuardSet | None = None
 
 
 class Candidate(Trained):

@@ -7,9 +7,18 @@ Every field has a title, a description and bounds, and a default wherever one ma
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from tasks.contracts.base import Contract, digest_of
 from tasks.errors import BadRecipe
@@ -26,15 +35,18 @@ Metric = Literal[
     "token_f1",
     "rouge_l",
     "checks",
+    "preferred",
 ]
+_OF_TEXTS: tuple[Metric, ...] = ("loss", "perplexity")
+_OF_ANSWERS: tuple[Metric, ...] = ("exact_match", "token_f1", "rouge_l", "checks", "preferred")
 METRICS: dict[str, tuple[Metric, ...]] = {
     "text-classification": ("accuracy", "precision", "recall", "f1"),
-    "completion": ("loss", "perplexity", "exact_match", "token_f1", "rouge_l", "checks"),
-    "instruction": ("loss", "perplexity", "exact_match", "token_f1", "rouge_l", "checks"),
+    "completion": (*_OF_TEXTS, *_OF_ANSWERS),
+    "instruction": (*_OF_TEXTS, *_OF_ANSWERS),
     "preference": ("accuracy", "loss"),
 }
 """What the gate can hold a task's candidate to; the first is what `auto` means."""
-GENERATED = ("exact_match", "token_f1", "rouge_l", "checks")
+GENERATED = _OF_ANSWERS
 """Metrics of what a language model writes: they need `evaluation.generate_tokens`."""
 LOWER_IS_BETTER = ("loss", "perplexity")
 Form = Literal["auto", "text", "prompt-completion", "alpaca", "messages", "sharegpt", "preference"]
@@ -344,6 +356,108 @@ class PlanRecipe(Contract):
     )
 
 
+class GuardRecipe(Contract):
+    """Texts that a language model must not forget while it learns others."""
+
+    not_in_key = frozenset({"uri"})
+
+    uri: str | tuple[str, ...] = Field(
+        "",
+        title="Source",
+        description="As data.uri: a file, folder or glob; s3://bucket/prefix; "
+        "hf://owner/name@revision; package:module/path. Every row of it judges. Empty: no guard.",
+    )
+    format: Literal["auto", "jsonl", "csv", "parquet", "arrow", "text-folders"] = Field(
+        "auto", title="Format", description="As data.format."
+    )
+    form: Literal["auto", "text", "prompt-completion", "alpaca", "messages", "sharegpt"] = Field(
+        "auto",
+        title="Form of a row",
+        description="As data.form. What is no text is scored as an answer, in chat.",
+    )
+    columns: dict[str, str] = Field(
+        {}, title="Columns by another name", description="As data.columns."
+    )
+
+    @property
+    def data(self) -> DataRecipe:
+        """How the texts are read."""
+        return DataRecipe(uri=self.uri, format=self.format, form=self.form, columns=self.columns)
+
+
+class JudgeRecipe(Contract):
+    """A language model that says which of two answers is the better one."""
+
+    not_in_key = frozenset({"api_key_env", "time_out_seconds", "parallel"})
+
+    url: str = Field(
+        "",
+        title="URL",
+        description="Base URL of a server that speaks OpenAI's chat completions, such as "
+        "http://127.0.0.1:8000/v1. Empty: no judge.",
+    )
+    model: str = Field("", title="Model", description="The judge's name at that server.")
+    prompt: str = Field(
+        "",
+        title="Prompt",
+        description="With {question}, {answer_a}, {answer_b} and, if wanted, {reference}; the "
+        "judge must end with [[A]], [[B]] or [[C]] (neither). Empty: a built-in one.",
+    )
+    api_key_env: str = Field(
+        "",
+        title="Key's variable",
+        description="Name of the environment variable that holds the server's key, never the key "
+        "itself. Empty: it needs none.",
+    )
+    max_examples: int = Field(
+        300,
+        ge=1,
+        le=100_000,
+        title="Most examples",
+        description="That are judged, each twice: with the answers in either order.",
+    )
+    time_out_seconds: float = Field(
+        120, gt=0, le=3600, title="Time-out (seconds)", description="Of one question to the judge."
+    )
+    parallel: int = Field(
+        4, ge=1, le=256, title="At once", description="Questions that are asked at the same time."
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _plain_url(cls, value: str) -> str:
+        if not value:
+            return value
+        parts = urlsplit(value)
+        # Never said again: what is wrong with it may be a key in it.
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("it must begin with http:// or https:// and name a server")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("it must have no user, query or fragment: a key goes by api_key_env")
+        return value.rstrip("/")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _a_name(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+            raise ValueError("it must be the name of an environment variable, not the key itself")
+        return value
+
+    @field_validator("prompt")
+    @classmethod
+    def _whole_prompt(cls, value: str) -> str:
+        missing = [part for part in ("{question}", "{answer_a}", "{answer_b}") if part not in value]
+        if value and missing:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        return value
+
+    @model_validator(mode="after")
+    def _has_a_model(self) -> JudgeRecipe:
+        if self.url and not self.model:
+            raise ValueError("url is given, but no model: say which one judges")
+        return self
+
+
 class EvaluationRecipe(Contract):
     """How candidate and baseline are looked at."""
 
@@ -372,8 +486,44 @@ class EvaluationRecipe(Contract):
         title="JSON schema",
         description="A JSON Schema (as JSON) that each answer must satisfy.",
     )
+    guard: GuardRecipe = Field(
+        default_factory=GuardRecipe,
+        title="Guard set",
+        description="Texts that must not be forgotten (language models).",
+    )
+    judge: JudgeRecipe = Field(
+        default_factory=JudgeRecipe,
+        title="Judge",
+        description="A model that compares the candidate's answers with the baseline's.",
+    )
+    harness: tuple[str, ...] = Field(
+        (),
+        title="Harness tasks",
+        description="Names of tasks of lm-evaluation-harness (language models), for the report "
+        "alone; it must be installed: pip install 'burnish[harness]'.",
+    )
+    harness_folder: str = Field(
+        "",
+        title="Harness folder",
+        description="With task files (YAML) of your own; their data may lie beside them.",
+    )
+    harness_limit: int = Field(
+        0, ge=0, title="Harness limit", description="Examples of each task. 0: all."
+    )
 
     not_in_key = frozenset({"batch_size"})
+
+    @field_validator("must_match", "json_schema")
+    @classmethod
+    def _usable(cls, value: str, info: ValidationInfo) -> str:
+        # The very code that will check answers; imported late, for few recipes need it.
+        from tasks.judging.answers import Checks
+
+        try:
+            Checks(**{info.field_name: value})
+        except BadRecipe as error:
+            raise ValueError(f"{error.expected} is asked for, not {error.found}") from None
+        return value
 
 
 class GateRecipe(Contract):
@@ -388,8 +538,9 @@ class GateRecipe(Contract):
     metric: Literal["auto"] | Metric = Field(
         "auto",
         title="Metric",
-        description="accuracy, exact_match and checks are tested exactly; the others by a paired "
-        "bootstrap. auto: accuracy for classes and preferences, loss for language.",
+        description="accuracy, exact_match, checks and preferred (by evaluation.judge) are tested "
+        "exactly; the others by a paired bootstrap. auto: accuracy for classes and preferences, "
+        "loss for language.",
     )
     margin: float = Field(
         0.02, ge=0, lt=1, title="Margin", description="For 'not worse': the loss that is accepted."
@@ -402,6 +553,13 @@ class GateRecipe(Contract):
         title="Floors",
         description="Least value of a metric, such as {accuracy: 0.9}; of loss and perplexity, the "
         "greatest.",
+    )
+    guard_margin: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        title="Guard margin",
+        description="Nats per token by which the loss on the guard set may rise.",
     )
     max_latency_ms: float | None = Field(
         None, gt=0, title="Latency budget (ms)", description="Per example, in scoring."
@@ -554,6 +712,7 @@ class Recipe(Contract):
                 f"the gate asks for {', '.join(generated)}, but evaluation.generate_tokens is 0: "
                 "say how many tokens an answer may have"
             )
+        self._check_extras({*asked["gate.metric"], *self.gate.floors})
         if self.data.form not in ("auto", *FORMS[self.task]):
             raise ValueError(
                 f"data.form is {self.data.form}, which {self.task} cannot be trained on: "
@@ -562,6 +721,38 @@ class Recipe(Contract):
         if self.model.gguf != "none" and self.model.ship == "adapter":
             raise ValueError("model.gguf is made from the merged model: set model.ship to merged")
         return self
+
+    def _check_extras(self, metrics: set[str]) -> None:
+        """Whether guard and judge have what they need."""
+        guard, judge = self.evaluation.guard, self.evaluation.judge
+        if guard.uri and self.task == "text-classification":
+            raise ValueError("evaluation.guard is for language models: leave it out")
+        if self.evaluation.harness and self.task == "text-classification":
+            raise ValueError("evaluation.harness is for language models: leave it out")
+        if judge.url and "preferred" not in METRICS[self.task]:
+            raise ValueError(f"evaluation.judge compares answers, which {self.task} has none of")
+        if judge.url and not self.evaluation.generate_tokens:
+            raise ValueError(
+                "evaluation.judge compares answers, but evaluation.generate_tokens is 0: say how "
+                "many tokens an answer may have"
+            )
+        if "preferred" not in metrics:
+            return
+        if not judge.url:
+            raise ValueError(
+                "the gate asks for preferred, but evaluation.judge has no url: say which model "
+                "judges"
+            )
+        if self.gate.first_run == "floors":
+            raise ValueError(
+                "gate.first_run is 'floors', but preferred needs a baseline to be preferred to: "
+                "set it to 'untrained base'"
+            )
+        if judge.max_examples < self.gate.min_examples:
+            raise ValueError(
+                f"evaluation.judge.max_examples is {judge.max_examples}, but the gate asks for "
+                f"{self.gate.min_examples} (gate.min_examples)"
+            )
 
     def settled(self) -> Recipe:
         """The recipe with every `auto` that depends on the task alone replaced by what it means."""
@@ -625,7 +816,9 @@ def _explain(problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     found = problem.get("input")
-    if isinstance(found, dict | list | tuple | BaseModel) or problem["type"] == "missing":
+    # What stands where a key's name is expected may be the key.
+    secret = location[-2:-1] == ["judge"]
+    if secret or isinstance(found, dict | list | tuple | BaseModel) or problem["type"] == "missing":
         return f"{path}: {message}"
     return f"{path}: found {found!r}; {message}"
 

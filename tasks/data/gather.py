@@ -126,7 +126,12 @@ _Item = _Known | _Todo | _End
 
 
 def gather(
-    data: DataRecipe, source: Source, room: Room, scratch: Path, task: Task = CLASSES
+    data: DataRecipe,
+    source: Source,
+    room: Room,
+    scratch: Path,
+    task: Task = CLASSES,
+    split_as: int = 0,
 ) -> tuple[list[Read], set[str]]:
     """The shards of a source.
 
@@ -136,6 +141,7 @@ def gather(
         room: Where shards are kept, and whether they are to be read anew.
         scratch: A folder that the caller removes.
         task: What they are read for.
+        split_as: The split of every row; 0: as `data.split` says.
 
     Returns:
         The shards in the source's order, and the digests of those that were read by this call.
@@ -144,14 +150,21 @@ def gather(
         BadData, BadRecipe: The data cannot be read.
         NotFound, NoAccess, HubFailed, StorageFailed: They cannot be fetched.
     """
-    return _Gatherer(data, source, room, scratch, task).gather()
+    return _Gatherer(data, source, room, scratch, task, split_as).gather()
 
 
 class _Gatherer:
     def __init__(
-        self, data: DataRecipe, source: Source, room: Room, scratch: Path, task: Task
+        self,
+        data: DataRecipe,
+        source: Source,
+        room: Room,
+        scratch: Path,
+        task: Task,
+        split_as: int,
     ) -> None:
         self._data, self._source, self._scratch, self._task = data, source, scratch, task
+        self._all_as = split_as
         self._store = open_store(room.store)
         self._files = Memo("file", "load", room, _CODE, LIBRARIES)
         self._pieces = Memo("shard", "load", room, _CODE, LIBRARIES)
@@ -247,8 +260,8 @@ class _Gatherer:
         return self._pieces.key({"piece": piece.digest, "reading": reading.key_part()})
 
     def _split_as(self, file: SourceFile) -> int:
-        if self._data.split.by != "files":
-            return 0
+        if self._all_as or self._data.split.by != "files":
+            return self._all_as
         split = split_by_name(file.path)
         if not split:
             raise BadData(

@@ -28,6 +28,7 @@ NUMBERS: dict[str, Any] = {
     "token_f1": pa.types.is_floating,
     "rouge_l": pa.types.is_floating,
     "checks": pa.types.is_floating,
+    "preferred": pa.types.is_floating,
 }
 """Columns that are no strings, and what tells their type."""
 
@@ -146,6 +147,10 @@ class Answers(ABC):
         """Those rows alone."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return type(self)(**{name: _where(part, rows) for name, part in parts.items()})
+
+    def measured(self, metric: str) -> Self:
+        """The rows on which a metric was measured: all, but for what a judge was asked about."""
+        return self
 
     @abstractmethod
     def words(self, metric: str) -> MetricWords:

@@ -27,6 +27,7 @@ from tasks.judging.evidence import (
     problems,
     what_is_known,
 )
+from tasks.judging.guard import Guard, guard_rule
 from tasks.judging.rules import LENGTHS, POWER, TELLING_LOSS
 from tasks.judging.scores import Scores
 
@@ -39,6 +40,7 @@ __all__ = [
     "TELLING_LOSS",
     "UNTRAINED",
     "Evidence",
+    "Guard",
     "judge",
     "metrics_of",
     "slice_metrics",
@@ -56,6 +58,7 @@ def judge(
     baseline_entry: int,
     test_digest: str,
     look_number: int,
+    guard: Guard | None = None,
 ) -> Verdict:
     """Decide whether the candidate may replace the baseline.
 
@@ -74,6 +77,7 @@ def judge(
         baseline_entry: Number of the log entry that deployed the baseline; 0 where there is none.
         test_digest: The test set's identity.
         look_number: How many verdicts the test set has served, this one included.
+        guard: Both models' scores on the guard set, where there is one.
 
     Returns:
         The verdict. Evidence that is incomplete, contradictory or not a number never raises: it
@@ -82,6 +86,9 @@ def judge(
     if rules.metric == "auto":
         rules = rules.model_copy(update={"metric": METRICS[evidence.task][0]})
     outcomes, examples, dropped = _apply(evidence, rules, slices, baseline)
+    if guard is not None:
+        seen = evidence.candidate_seen, evidence.baseline_seen
+        outcomes.append(guard_rule(guard, rules, baseline, *seen))
     promoted = all(rule.passed or not rule.vetoes for rule in outcomes)
     return Verdict(
         outcome="promoted" if promoted else "rejected",
@@ -137,9 +144,12 @@ def _apply(
             *applied.budgets(evidence, rules, kind.latency_unit),
         ]
         return alone, len(kept), dropped
-    before, known = _comparable(every, evidence), _comparable(kept, evidence)
+    before, known = (_comparable(rows, evidence).measured(rules.metric) for rows in (every, kept))
     if not len(known):
-        reason = "No test example that counts has a label that the baseline knows."
+        lacking = "has a label that the baseline knows"
+        if not isinstance(every, Labels):
+            lacking = f"was measured by {rules.metric}"
+        reason = f"No test example that counts {lacking}."
         return [applied.error(reason)], 0, dropped
     compared = [
         applied.enough(known, dropped, evidence, rules),

@@ -173,9 +173,10 @@ def floors(kept: Answers, rules: GateRecipe) -> list[RuleOutcome]:
     """The least value of each metric that the recipe asks for; of a loss, the greatest."""
     found = []
     for metric, floor in sorted(rules.floors.items()):
-        value, interval = kept.value(metric, rules.confidence)
+        rows = kept.measured(metric)
+        value, interval = rows.value(metric, rules.confidence)
         found.append(
-            floor_outcome(metric, kept.words(metric), "", value, floor, interval, len(kept), rules)
+            floor_outcome(metric, rows.words(metric), "", value, floor, interval, len(rows), rules)
         )
     return found
 

@@ -44,6 +44,7 @@ WORDS = {
     "token_f1": MetricWords("token F1"),
     "rouge_l": MetricWords("ROUGE-L"),
     "checks": MetricWords("share of checks"),
+    "preferred": MetricWords("share of preferred answers"),
 }
 # By the tokens, where two models cut texts into other tokens, a loss says nothing.
 _BY_TOKENS = ("loss", "perplexity")
@@ -133,6 +134,11 @@ class ScoredAnswers(Answers):
     candidate: dict[str, np.ndarray]
     baseline: dict[str, np.ndarray]
 
+    def measured(self, metric: str) -> ScoredAnswers:
+        if metric != "preferred":
+            return self
+        return self.where(np.isfinite(self.candidate[metric]))
+
     def words(self, metric: str) -> MetricWords:
         if metric == "loss" and self.task == "preference":
             return MetricWords("loss", " nats per pair", lower=True)
@@ -143,8 +149,8 @@ class ScoredAnswers(Answers):
 
     def compare(self, rules: GateRecipe, margin: float) -> Compared:
         ours, theirs = self._pair(rules.metric)
-        if _is_binary(rules.metric, ours, theirs):
-            return exact_claim(ours == 1, theirs == 1, rules, margin)
+        if _is_exact(rules.metric, ours, theirs):
+            return _with_means(exact_claim(ours == 1, theirs == 1, rules, margin), ours, theirs)
         if not self._weights(rules.metric).sum():
             return _NOTHING
         # A perplexity that is higher by 2% is a loss that is higher by log(1.02).
@@ -158,8 +164,9 @@ class ScoredAnswers(Answers):
 
     def harm(self, rows: np.ndarray, rules: GateRecipe, family: int) -> Compared:
         ours, theirs = self._pair(rules.metric)
-        if _is_binary(rules.metric, ours, theirs):
-            return exact_harm(ours == 1, theirs == 1, rows, rules, family)
+        if _is_exact(rules.metric, ours, theirs):
+            seen = exact_harm(ours == 1, theirs == 1, rows, rules, family)
+            return _with_means(seen, ours[rows], theirs[rows])
         part = self.where(rows)
         if not part._weights(rules.metric).sum():
             return _NOTHING
@@ -288,6 +295,9 @@ def _value(metric: str, values: np.ndarray, weights: np.ndarray) -> float:
 
 def _number_problems(model: str, name: str, values: np.ndarray) -> Iterator[str]:
     spoken = WORDS[name].name
+    if name == "preferred" and not (values := values[~np.isnan(values)]).size:
+        yield f"No answer of the {model} was judged."
+        return
     if bad := int((~(np.abs(values) < _MOST)).sum()):
         yield (
             f"The {model}'s {spoken} is not a finite number on {words.count(bad, 'test example')}."
@@ -301,6 +311,18 @@ def _number_problems(model: str, name: str, values: np.ndarray) -> Iterator[str]
 
 def _is_binary(metric: str, *values: np.ndarray) -> bool:
     return metric not in _BY_TOKENS and all(np.isin(each, (0, 1)).all() for each in values)
+
+
+def _is_exact(metric: str, *values: np.ndarray) -> bool:
+    # A judge's wins and losses are discordant pairs; its ties are concordant ones, so that "better"
+    # is the sign test of wins against losses.
+    return metric == "preferred" or _is_binary(metric, *values)
+
+
+def _with_means(compared: Compared, candidate: np.ndarray, baseline: np.ndarray) -> Compared:
+    # Where there are ties, the means are not the shares of wins.
+    found = {"candidate": float(candidate.mean()), "baseline": float(baseline.mean())}
+    return Compared(**{**vars(compared), **found})
 
 
 def _with_p_value(compared: Compared, p_value: float) -> Compared:

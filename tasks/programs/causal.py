@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
 )
+from transformers.distributed import DistributedConfig
 
 from tasks.errors import BadModel, BadRecipe, CodeFailed
 from tasks.programs import model as models
@@ -33,6 +34,7 @@ def load_causal(
     quantization: str = "none",
     device: str = "cpu",
     attention: str = "sdpa",
+    shares: int = 1,
 ) -> PreTrainedModel:
     """Read a causal language model.
 
@@ -42,6 +44,8 @@ def load_causal(
         quantization: `none` or `nf4` (with double quantisation). The output embedding never is.
         device: `cpu` or `cuda`.
         attention: The attention implementation of transformers, or `segments`.
+        shares: How many processes hold the model together, each a share of every layer (FSDP2).
+            What is added to it later, each has in full.
 
     Returns:
         The model, in evaluation mode.
@@ -51,8 +55,10 @@ def load_causal(
     """
     segments.register()
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
-    if device != "cpu" or quantization == "nf4":
-        options["device_map"] = {"": device}
+    if shares > 1:
+        options["distributed_config"] = DistributedConfig(fsdp_size=shares)
+    elif device != "cpu" or quantization == "nf4":
+        options["device_map"] = {"": models.place(device)}
     try:
         if quantization == "nf4":
             options["quantization_config"] = models.nf4(dtype, [_head_name(folder)])
@@ -82,6 +88,8 @@ def load_causal(
             "language model with its head",
         )
     models.guard_4bit(model)
+    if quantization == "nf4" and device == "cpu":
+        _let_go_of_files(model)
     return model.eval()
 
 
@@ -248,6 +256,14 @@ def settle_generation(model: PreTrainedModel, ends: list[int], pad: int | None) 
     except ValueError:
         # A temperature without sampling, most often: such files exist, but cannot be written.
         config.do_sample = True
+
+
+def _let_go_of_files(model: PreTrainedModel) -> None:
+    """Copy what was not quantised: it lies in the mapped files, and as long as anything does, all
+    that was read of them to be quantised stays in memory with it."""
+    for parameter in model.parameters():
+        if not hasattr(parameter, "quant_state"):
+            parameter.data = parameter.data.clone()
 
 
 def _head_name(folder: Path) -> str:

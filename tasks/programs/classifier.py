@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
 from tasks.programs import model as models
-from tasks.programs.examples import ByLength, Examples, InOrder, PadBatch, gather
+from tasks.programs import ranks
+from tasks.programs.examples import (
+    NOT_LEARNT,
+    ByLength,
+    Examples,
+    InOrder,
+    MicroBatches,
+    PadBatch,
+    gather,
+)
 from tasks.programs.loop import CLASSIFICATION, arguments, diverged
 from tasks.programs.metrics import ClassificationMetrics
 
@@ -31,7 +44,13 @@ class Classification:
     def examples(self, split: str, file: Path) -> Examples:
         """The examples of a split, in a file that is made for them."""
         job = self._job
-        return gather(job["shards"], Path(job["keep"]), job["labels"], split, file)
+
+        def made(now: bool) -> Examples:
+            if not now:
+                return Examples(file)
+            return gather(job["shards"], Path(job["keep"]), job["labels"], split, file)
+
+        return ranks.first_makes(made)
 
     def model(self, merging: bool = False) -> Any:
         """Base and new adapter: as it trains, or on the dequantised base, to be merged.
@@ -66,13 +85,13 @@ class Classification:
             train_dataset=train,
             eval_dataset=validation,
             data_collator=PadBatch(self._tokenizer()),
-            compute_metrics=_compute_metrics(Path(self._job["work"]) / "evaluate"),
-            preprocess_logits_for_metrics=_predicted,
+            compute_loss_func=_loss,
             callbacks=callbacks,
         )
-        # Else the Trainer leaves it to the model to divide the loss by the number of
-        # micro-batches, which classification models do not do.
+        # Else the model is told how many examples a step has, which classifiers do not ask.
         trainer.model_accepts_loss_kwargs = False
+        trainer.batch_size = self._job["training"]["batch_size"]
+        trainer.judge = ClassificationMetrics(Path(self._job["work"]) / f"evaluate-{ranks.rank()}")
         return trainer
 
     def merge(self, model: Any) -> Any:
@@ -88,7 +107,7 @@ class Classification:
 
     def _arguments(self, examples: int) -> Any:
         job = self._job
-        share = job["training"]["batch_size"] // job["plan"]["world_size"] or 1
+        share = -(-job["training"]["batch_size"] // ranks.count())
         most = min(job.get("micro_batch") or share, share)
         # A divisor: the batch of an optimizer step stays what the recipe says.
         micro = next(size for size in range(most, 0, -1) if share % size == 0)
@@ -106,17 +125,29 @@ class ClassifierTrainer(Trainer):
     """A Trainer whose batches follow from the seed, and that stops at the first bad loss.
 
     Attributes:
-        last_loss: Of the latest step.
+        batch_size: Examples of a step, of all processes together.
+        judge: Computes metrics.
     """
 
-    last_loss = math.nan
+    batch_size: int
+    judge: ClassificationMetrics
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> ByLength:
-        size = self._train_batch_size * self.args.gradient_accumulation_steps
-        return ByLength(self.train_dataset.lengths, size, self.args.seed)
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> InOrder:
-        return InOrder(eval_dataset.lengths)
+    def get_train_dataloader(self) -> DataLoader:
+        """Micro-batches of this process's share of each step."""
+        order = ByLength(self.train_dataset.lengths, self.batch_size, self.args.seed)
+        share = MicroBatches(
+            order,
+            self.batch_size,
+            self._train_batch_size,
+            self.args.process_index,
+            self.args.world_size,
+        )
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=share,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
 
     def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
         """One forward and backward pass.
@@ -125,17 +156,48 @@ class ClassifierTrainer(Trainer):
             TrainingDiverged: The loss is not finite.
         """
         loss = super().training_step(*args, **options)
-        self.last_loss = float(loss) * self.current_gradient_accumulation_steps
-        if not math.isfinite(self.last_loss):
-            raise diverged(f"loss {self.last_loss} at step {self.state.global_step + 1}")
+        if not math.isfinite(value := float(loss)):
+            raise diverged(f"loss {value} at step {self.state.global_step + 1}")
         return loss
 
+    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Metrics of the validation split; of a batch, only the classes are kept."""
+        data = self.eval_dataset if eval_dataset is None else eval_dataset
+        # For each example the class and the label, and the loss of all at the end.
+        table = torch.zeros(2, len(data), dtype=torch.int64, device=self.args.device)
+        total = torch.zeros(1, dtype=torch.float64, device=self.args.device)
+        self.model.eval()
+        for numbers in self._share(data):
+            batch = self.data_collator([data[number] for number in numbers])
+            batch = self._prepare_inputs(batch)
+            labels = batch.pop("labels")
+            with self.compute_loss_context_manager():
+                logits = self.model(**batch).logits.float()
+            table[:, numbers] = torch.stack([logits.argmax(dim=-1), labels])
+            total += F.cross_entropy(logits, labels, reduction="sum").double()
+        table, total = (self.accelerator.reduce(part, "sum") for part in (table, total))
+        found = {"loss": total.item() / len(data), **self.judge(*table.cpu().numpy())}
+        found = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(found)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
 
-def _compute_metrics(scratch: Path) -> Any:
-    metrics = ClassificationMetrics(scratch)
-    return lambda found: metrics(found.predictions, found.label_ids)
+    def _share(self, data: Examples) -> Iterator[list[int]]:
+        order, size = np.array(list(InOrder(data.lengths))), self.args.eval_batch_size
+        parts = np.split(order, range(size, len(order), size))
+        for part in parts[self.args.process_index :: self.args.world_size]:
+            yield part.tolist()
 
 
-def _predicted(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    # Only the class is needed: logits of all examples would pile up in memory.
-    return (logits[0] if isinstance(logits, tuple) else logits).argmax(dim=-1)
+def _loss(
+    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
+) -> torch.Tensor:
+    """A micro-batch's part of the mean loss of its step's examples."""
+    count = (labels != NOT_LEARNT).sum() if num_items_in_batch is None else num_items_in_batch
+    losses = F.cross_entropy(
+        outputs.logits.float(), labels, ignore_index=NOT_LEARNT, reduction="sum"
+    )
+    return losses / count

@@ -21,6 +21,9 @@ from torch.utils.data import Dataset, Sampler
 from tasks.errors import BadData
 
 SPLIT_NUMBERS = {"train": 1, "validation": 2, "test": 3}
+NOT_LEARNT = -100
+"""The label of an example that has no part in the loss."""
+
 _ROWS_AT_ONCE = 8192
 _BATCHES_PER_POOL = 50
 
@@ -30,6 +33,8 @@ class Examples(Dataset):
 
     Attributes:
         lengths: Tokens in each example.
+
+    The example -1 is one that is not learnt, for company.
     """
 
     def __init__(self, file: Path) -> None:
@@ -56,10 +61,11 @@ class Examples(Dataset):
         return len(self._order)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        row = int(self._order[number])
+        learnt = number >= 0
+        row = int(self._order[number if learnt else self.lengths.argmin()])
         part = int(np.searchsorted(self._starts, row, side="right")) - 1
         inside = row - self._starts[part]
-        example: dict[str, Any] = {"labels": int(self._labels[row])}
+        example: dict[str, Any] = {"labels": int(self._labels[row]) if learnt else NOT_LEARNT}
         for name in self._columns:
             offsets, values = self._batches[part][name]
             example[name] = values[offsets[inside] : offsets[inside + 1]]
@@ -105,6 +111,54 @@ class ByLength(Sampler[int]):
         for number in order:
             yield from batches[number].tolist()
         yield from shuffled[whole:].tolist()
+
+
+class MicroBatches:
+    """One process's share of each step, in micro-batches, as a batch sampler.
+
+    All processes have equally many micro-batches; where a step does not come out even, the example
+    -1 fills up.
+
+    Args:
+        order: Of the examples, step by step.
+        batch_size: Examples of a step, over all processes. The last step may have fewer.
+        size: Of a micro-batch.
+        rank: Number of this process.
+        world_size: How many there are.
+    """
+
+    def __init__(
+        self, order: ByLength, batch_size: int, size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self._order = order
+        self._batch_size, self._size = batch_size, size
+        self._rank, self._world_size = rank, world_size
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self._order), self._batch_size)
+        return whole * self._parts(self._batch_size) + self._parts(rest)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(self._order)
+        for start in range(0, len(order), self._batch_size):
+            step = order[start : start + self._batch_size]
+            step += [-1] * (-len(step) % self._world_size)
+            share = step[self._rank :: self._world_size]
+            for first in range(0, len(share), self._size):
+                yield share[first : first + self._size]
+
+    @property
+    def batch_sampler(self) -> MicroBatches:
+        """Itself: the Trainer hands the epoch to the sampler inside a loader's batch sampler."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0 on, that the next iteration is for."""
+        self._order.set_epoch(epoch)
+
+    def _parts(self, examples: int) -> int:
+        share = -(-examples // self._world_size)
+        return -(-share // self._size)
 
 
 class InOrder(Sampler[int]):

@@ -5,24 +5,28 @@ own code, its adapter, the loss, backward pass and optimizer of `tasks.programs.
 ledger of all memory. Only the configuration of the base is read.
 
 Job:
-    base: folder; lora: recipe part; quantization: none or nf4; plan: `Plan`.
-    checkpointing: on, off or auto: whether it must be picked.
-    micro_batch_tokens: of one forward pass; 0: picked.
-    most_tokens: that a micro-batch may have: what the optimizer's batch has.
-    max_length: tokens that no example exceeds; longest: tokens of the longest example (of both
-        sides of a pair together).
+    base: folder; lora: recipe part; quantization: none or nf4; plan: `Plan`; ship: merged or
+        adapter.
+    checkpointing: on, off, or auto for whatever memory asks for.
+    micro_batch_tokens: of one forward pass; 0: as many as fit.
+    longest: tokens of the longest example (of both sides of a pair together): no micro-batch can
+        have fewer.
+    most_tokens: of an optimizer step, on one device: no micro-batch needs more.
     learnt: share of the tokens that are learnt.
-    ship: merged or adapter.
-    memory: bytes that there are for training, on the device; 0 where nobody knows.
+    memory: bytes that training may take on one device; 0 where nobody knows.
 
-Result: the fields of `tasks.contracts.forecast.Forecast` that are not about data or time.
+Result: `parts`, `checkpointing`, `micro_batch_tokens`, `trained_parameters`, `shipping`, `fits`,
+    `remedies` and `unknown`: see `tasks.contracts.forecast.Forecast`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import math
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +38,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
+from tasks.errors import BurnishError
 from tasks.programs import causal, losses, segments
 from tasks.programs import model as models
 from tasks.programs.batches import Batch, Example, Part, make_batch
@@ -50,11 +55,18 @@ PARTS = (WEIGHTS, CONSTANTS, ADAPTERS, GRADIENTS, OPTIMIZER, ACTIVATIONS, TRANSI
 _DEPTHS = (3, 5)
 # Examples in a traced micro-batch: memory depends on its tokens, time on the examples.
 _MOST_SEGMENTS = 8
-_LEAST_TOKENS, _MOST_TOKENS = 256, 65536
-_CPU_TOKENS = 4096
+# More tokens at once are no faster.
+_MOST_TOKENS, _CPU_TOKENS = 65536, 4096
+_ROUNDED, _TRIES = 64, 6
+# Tokens; a shorter training.max_length is no advice.
+_SHORTEST = 256
 # nf4 with double quantisation (arXiv:2305.14314, section 3): half a byte a weight, one byte for
 # each block of 64, and four for each 256 of those.
 _BLOCK, _OUTER_BLOCK = 64, 256
+# What a process needs besides, whatever the model. On a CPU: code and tables of the libraries that
+# a first step brings in, measured on the 6M shape of `tests.benchmarks.memory_forecast`. On a GPU:
+# the workspace that CUBLAS_WORKSPACE_CONFIG=:4096:8 gives cuBLAS; not measured.
+_OVERHEAD = {"cpu": 75 * 2**20, "cuda": 32 * 2**20}
 # bitsandbytes keeps the optimizer's state of smaller tensors in fp32.
 _LEAST_8BIT = 4096
 
@@ -104,7 +116,23 @@ def peak(setting: Setting) -> dict[str, int]:
         fewer, more = (trace(setting, depth) for depth in _DEPTHS)
         phases = {phase: _extended(fewer[phase], more[phase], layers) for phase in more}
     fullest = max(phases.values(), key=lambda parts: sum(parts.values()))
-    return {part: round(fullest.get(part, 0)) for part in PARTS}
+    fullest[OVERHEAD] = _OVERHEAD[setting.plan["device"]]
+    parts = {part: round(fullest.get(part, 0)) for part in PARTS}
+    return _of_one_process(parts, setting, layers or 1)
+
+
+def _of_one_process(parts: dict[str, int], setting: Setting, layers: int) -> dict[str, int]:
+    """What one of several processes needs. Formulas, not measured: with `ddp` each gradient has a
+    copy in a bucket; with `fsdp` what lasts is shared out, and two layers at a time are whole."""
+    count = setting.plan.get("world_size", 1)
+    if count == 1:
+        return parts
+    if setting.plan["sharding"] == "ddp":
+        return parts | {GRADIENTS: parts[GRADIENTS] + parts[ADAPTERS]}
+    lasting = (WEIGHTS, CONSTANTS, ADAPTERS, GRADIENTS, OPTIMIZER)
+    whole = 2 * (parts[WEIGHTS] + parts[CONSTANTS]) // layers
+    shared = {part: math.ceil(parts[part] / count) for part in lasting}
+    return parts | shared | {TRANSIENT: parts[TRANSIENT] + whole}
 
 
 def trace(setting: Setting, depth: int | None = None) -> dict[str, dict[str, int]]:
@@ -252,9 +280,7 @@ def _fill(model: torch.nn.Module, ledger: Ledger, dtype: torch.dtype) -> None:
                 ledger.own([module._buffers[name]], WEIGHTS)
 
 
-def _nf4_weight(
-    shape: tuple[int, ...], dtype: torch.dtype, ledger: Ledger
-) -> torch.nn.Parameter:
+def _nf4_weight(shape: tuple[int, ...], dtype: torch.dtype, ledger: Ledger) -> torch.nn.Parameter:
     from bitsandbytes.functional import QuantState
 
     numbers = math.prod(shape)
@@ -439,3 +465,185 @@ def _native_dropout(module: torch.nn.Dropout, hidden: torch.Tensor) -> torch.Ten
     if not module.training or not module.p:
         return hidden
     return torch.native_dropout(hidden, module.p, True)[0]
+
+
+def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """See the module's description."""
+    logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    reporter.progress(always=True, stage="training without memory")
+    try:
+        return _Planner(job).told()
+    except BurnishError:
+        raise
+    except Exception as error:
+        # An architecture that fake tensors cannot run is still one that may be trained.
+        traceback.print_exc()
+        return {"unknown": f"{type(error).__name__}: {models.one_line(error)}"[:300]}
+
+
+class _Planner:
+    """Finds the micro-batch that fits, and what would help where none does."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self._job, self._memory = job, job["memory"]
+        self._longest = max(2, job["longest"])
+        self._known: dict[Setting, dict[str, int]] = {}
+
+    def told(self) -> dict[str, Any]:
+        """The program's result."""
+        wanted = self._job["checkpointing"]
+        # Without it steps are a third faster, so it comes second.
+        for checkpointing in {"on": (True,), "off": (False,)}.get(wanted, (False, True)):
+            setting = self._fitting(checkpointing)
+            if setting is not None:
+                return self._result(setting, fits=True)
+        setting = self._setting(wanted != "off", self._least())
+        return self._result(setting, fits=False)
+
+    def _result(self, setting: Setting, fits: bool) -> dict[str, Any]:
+        parts = self._peak(setting)
+        shipping = _shipping(setting, self._job["ship"])
+        if self._memory and setting.cuda and shipping > self._memory:
+            fits = False
+        return {
+            "unknown": "",
+            "parts": parts,
+            "checkpointing": setting.checkpointing,
+            "micro_batch_tokens": setting.tokens,
+            "trained_parameters": parts[ADAPTERS] // 4,
+            "shipping": shipping,
+            "fits": fits,
+            "remedies": [] if fits else self._remedies(setting),
+        }
+
+    def _fitting(self, checkpointing: bool) -> Setting | None:
+        """The largest micro-batch that fits; None if not even the least does."""
+        least, most = self._setting(checkpointing, self._least()), self._most()
+        best = replace(least, tokens=max(least.tokens, most))
+        best = replace(best, accumulates=best.tokens < self._job["most_tokens"])
+        if self._fits(best):
+            return best
+        if best.tokens == least.tokens or not self._fits(least):
+            return None
+        return self._between(least, best)
+
+    def _between(self, fits: Setting, too_much: Setting) -> Setting:
+        # Memory is linear in the tokens, but for what does not depend on them at all.
+        low, high = (sum(self._peak(each).values()) for each in (fits, too_much))
+        slope = (high - low) / (too_much.tokens - fits.tokens)
+        tokens = fits.tokens + int((self._memory - low) / slope)
+        for _ in range(_TRIES):
+            rounded = tokens // _ROUNDED * _ROUNDED
+            if rounded <= fits.tokens:
+                break
+            candidate = replace(fits, tokens=rounded)
+            if self._fits(candidate):
+                return candidate
+            tokens = int(tokens * 0.95)
+        return fits
+
+    def _remedies(self, setting: Setting) -> list[dict[str, Any]]:
+        """What each change alone would bring, then all of them together; where that is not
+        enough, then with shorter examples too."""
+        changes = self._changes(setting)
+        found, together = [], setting
+        for words, changed in changes:
+            found.append((words, replace(setting, **changed)))
+            together = replace(together, **changed)
+        all_words = " and ".join(words for words, _ in changes)
+        if len(changes) > 1:
+            found.append((all_words, together))
+        now = sum(self._peak(setting).values())
+        remedies = [
+            {"change": words, "peak": total, "fits": total <= self._memory}
+            for words, changed in found
+            if (total := sum(self._peak(changed).values())) < now
+        ]
+        for base, also in ((setting, ""), (together, all_words)):
+            if not any(each["fits"] for each in remedies):
+                remedies += self._shorter(base, also)
+        return remedies
+
+    def _changes(self, setting: Setting) -> list[tuple[str, dict[str, Any]]]:
+        changes: list[tuple[str, dict[str, Any]]] = []
+        if setting.quantization == "none":
+            changes.append(("quantization: nf4", {"quantization": "nf4"}))
+        if not setting.checkpointing:
+            changes.append(("plan.checkpointing: on", {"checkpointing": True}))
+        if setting.tokens > self._longest:
+            changes.append((f"plan.micro_batch_tokens: {self._longest}", {"tokens": self._longest}))
+        if setting.lora["dropout"]:
+            lora = {**setting.lora, "dropout": 0.0}
+            changes.append(("lora.dropout: 0", {"lora": lora}))
+        return changes
+
+    def _shorter(self, setting: Setting, also: str) -> list[dict[str, Any]]:
+        """The longest example that would fit, if any that is worth training on does."""
+        per = self._longest // self._job["max_length"] or 1
+        shortest = replace(setting, tokens=_SHORTEST * per, longest=_SHORTEST * per)
+        if setting.longest <= shortest.longest or not self._fits(shortest):
+            return []
+        full = replace(setting, tokens=self._longest)
+        tokens = self._between(shortest, full).tokens
+        total = sum(self._peak(replace(setting, tokens=tokens, longest=tokens)).values())
+        words = f"training.max_length: {tokens // per}"
+        words = f"{also} and {words}" if also else words
+        return [{"change": words, "peak": total, "fits": total <= self._memory}]
+
+    def _fits(self, setting: Setting) -> bool:
+        return not self._memory or sum(self._peak(setting).values()) <= self._memory
+
+    def _least(self) -> int:
+        return max(self._longest, self._job["micro_batch_tokens"])
+
+    def _most(self) -> int:
+        if self._job["micro_batch_tokens"]:
+            return self._least()
+        limit = _CPU_TOKENS if self._job["plan"]["device"] == "cpu" else _MOST_TOKENS
+        return max(self._longest, min(limit, self._job["most_tokens"]))
+
+    def _setting(self, checkpointing: bool, tokens: int) -> Setting:
+        job = self._job
+        return Setting(
+            base=Path(job["base"]),
+            lora=_Frozen(job["lora"]),
+            quantization=job["quantization"],
+            plan=_Frozen(job["plan"]),
+            checkpointing=checkpointing,
+            tokens=tokens,
+            longest=self._longest,
+            learnt=job["learnt"],
+            accumulates=tokens < job["most_tokens"],
+        )
+
+    def _peak(self, setting: Setting) -> dict[str, int]:
+        key = replace(setting, lora=_Frozen(setting.lora))
+        if key not in self._known:
+            self._known[key] = peak(setting)
+        return self._known[key]
+
+
+class _Frozen(dict):
+    """Plain values that can be part of a key."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(json.dumps(self, sort_keys=True))
+
+
+def _shipping(setting: Setting, ship: str) -> int:
+    """Bytes that writing the model takes on the device: see `tasks.programs.train.ship`."""
+    if ship != "merged":
+        return 0
+    config = _config(setting.base)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    number = models.DTYPES[setting.plan["precision"]].itemsize
+    weights = sum(each.numel() for each in model.parameters())
+    largest = max(each.numel() for each in model.parameters())
+    # The largest one once more in fp32, with what is added to it and their sum.
+    return weights * number + 3 * 4 * largest
+
+
+if __name__ == "__main__":
+    run(main)

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
-from tasks.programs import causal, losses, segments
+from tasks.programs import causal, losses, ranks, segments
 from tasks.programs import model as models
 from tasks.programs.batches import (
     Batch,
@@ -58,7 +58,13 @@ class Language:
     def examples(self, split: str, file: Path) -> TokenExamples:
         """The examples of a split, in a file that is made for them."""
         job = self._job
-        return gather_tokens(job["shards"], Path(job["keep"]), split, file, self.pairs)
+
+        def made(now: bool) -> TokenExamples:
+            if not now:
+                return TokenExamples(file, 2 if self.pairs else 1)
+            return gather_tokens(job["shards"], Path(job["keep"]), split, file, self.pairs)
+
+        return ranks.first_makes(made)
 
     def model(self, merging: bool = False) -> Any:
         """Base and new adapter: as it trains, or on the dequantised base, to be merged.
@@ -74,6 +80,7 @@ class Language:
             quantization=job["quantization"],
             device=plan["device"],
             attention=plan["attention"],
+            shares=plan["world_size"] if plan["sharding"] == "fsdp" else 1,
         )
         if merging and job["quantization"] == "nf4":
             base = base.dequantize(dtype=dtype)
@@ -95,7 +102,7 @@ class Language:
             _compile(model.get_base_model(), self.warnings)
         longest = max(train.widest, validation.widest)
         budget = job.get("micro_batch_tokens") or _budget(model.get_base_model(), plan, longest)
-        return self._trainer_class()(
+        trainer = self._trainer_class()(
             forward,
             budget,
             self.warnings,
@@ -105,6 +112,8 @@ class Language:
             eval_dataset=validation,
             callbacks=callbacks,
         )
+        trainer.batch_size = job["training"]["batch_size"]
+        return trainer
 
     def merge(self, model: Any) -> PreTrainedModel:
         """Adapter and base as one model, in the number format of the base's files."""
@@ -136,8 +145,7 @@ class Language:
         return arguments(
             job,
             examples,
-            per_device_train_batch_size=job["training"]["batch_size"] // job["plan"]["world_size"]
-            or 1,
+            per_device_train_batch_size=-(-job["training"]["batch_size"] // ranks.count()),
             # `Forward` sees to it, around the forward pass alone.
             bf16=False,
             dataloader_pin_memory=False,
@@ -149,6 +157,7 @@ class Forward:
 
     Attributes:
         packing: Whether batches shall be packed.
+        shared: Whether several processes hold the model together.
 
     Args:
         base: The model, with its adapter inside, but without the adapter's wrapper.
@@ -159,6 +168,7 @@ class Forward:
     def __init__(self, base: PreTrainedModel, plan: dict[str, Any], warnings: list[str]) -> None:
         self._base, self._device = base, plan["device"]
         self._half = plan["precision"] == "bf16"
+        self.shared = plan["sharding"] == "fsdp" and ranks.count() > 1
         self._find_out(plan, warnings)
         if self._half:
             # Adapters are fp32, and autocast rounds them: casting their inputs up would be undone.
@@ -219,6 +229,7 @@ class LanguageTrainer(Trainer):
 
     Attributes:
         budget: Tokens of a micro-batch.
+        batch_size: Examples of a step, of all processes together.
 
     Args:
         forward: Gives losses.
@@ -226,6 +237,8 @@ class LanguageTrainer(Trainer):
         warnings: Gets what a person should know.
         **options: As the Trainer's.
     """
+
+    batch_size: int
 
     def __init__(self, forward: Forward, budget: int, warnings: list[str], **options: Any) -> None:
         super().__init__(data_collator=_as_they_are, **options)
@@ -237,7 +250,7 @@ class LanguageTrainer(Trainer):
         """One item a step: this process's examples of it."""
         steps = Steps(
             self.train_dataset.lengths,
-            self.args.per_device_train_batch_size * self.args.world_size,
+            self.batch_size,
             self.args.seed,
             self.args.process_index,
             self.args.world_size,
@@ -287,12 +300,19 @@ class LanguageTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict or models.held_in_full(self.model))
+
     def batches(self, data: TokenExamples) -> Iterator[Batch]:
         """This process's share of a split, the longest first."""
         self.model.eval()
         parts = list(in_order(data.lengths, self.budget, self.forward.packing))
-        for numbers in parts[self.args.process_index :: self.args.world_size]:
+        rank, count = self.args.process_index, self.args.world_size
+        for numbers in parts[rank::count]:
             yield self._batch([data[number] for number in numbers])
+        if self.forward.shared and rank >= (len(parts) % count or count):
+            # For company: no process can compute a layer that it does not hold.
+            self.forward(self.model, self._batch([self._filler]))
 
     def _attempt(self, model: torch.nn.Module, examples: list[Example]) -> torch.Tensor | None:
         """The loss of a step; None where memory was too small and less may do."""
@@ -320,6 +340,8 @@ class LanguageTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
+            # Asked by what sums the gradients of an adapter on a shared model.
+            self.accelerator.gradient_state._set_sync_gradients(last)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 loss = self._loss(model, self._batch(part)) / weight
                 if number >= own:

@@ -90,7 +90,7 @@ class Ledger(TorchDispatchMode):
         bounds = []
         for (start, name), end in zip(self._phases, ends, strict=True):
             bounds.append((start, name))
-            if name == middle:
+            if name == middle and (start + end) // 2 > start:
                 bounds.append(((start + end) // 2, f"{name}, later"))
         return bounds
 

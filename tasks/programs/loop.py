@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tasks.errors import TrainingDiverged
 from tasks.programs import model as models
+from tasks.programs import ranks
 from tasks.programs.protocol import Reporter
 
 CLASSIFICATION = ("loss", "accuracy", "precision", "recall", "f1")
@@ -73,7 +74,7 @@ class Best(TrainerCallback):
     """Keeps the weights of the best epoch, also across interruptions, and stops early.
 
     The Trainer's own way remembers a path, which is void on another machine. Here the weights
-    travel inside each checkpoint.
+    travel inside each checkpoint. Of several processes, all decide alike, and the first one writes.
 
     Args:
         folder: Where they are kept.
@@ -95,14 +96,18 @@ class Best(TrainerCallback):
         self.names = names
         self.epoch, self.worse, self.ended = 0.0, 0, False
         self.metrics: dict[str, float] = {}
-        shutil.rmtree(folder, ignore_errors=True)
-        if resume and (resume / "best" / "best.json").is_file():
-            shutil.copytree(resume / "best", folder)
-            facts = json.loads((folder / "best.json").read_text())
+        self._first = ranks.rank() == 0
+        before = resume / "best" if resume else None
+        if before and (before / "best.json").is_file():
+            facts = json.loads((before / "best.json").read_text())
             self.epoch, self.worse, self.metrics = (
                 facts[name] for name in ("epoch", "worse", "metrics")
             )
-        folder.mkdir(parents=True, exist_ok=True)
+        if self._first:
+            shutil.rmtree(folder, ignore_errors=True)
+            if self.metrics:
+                shutil.copytree(before, folder)
+            folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def adapter(self) -> Path:
@@ -124,20 +129,27 @@ class Best(TrainerCallback):
             raise diverged(f"validation loss {found['loss']} after step {state.global_step}")
         if self._better(found):
             self.metrics, self.epoch, self.worse = found, round(state.epoch, 4), 0
-            models.save_adapter(model, self.adapter)
+            if self._first:
+                models.save_adapter(model, self.adapter)
         else:
             self.worse += 1
             if self._patience and self.worse >= self._patience:
                 self.ended = control.should_training_stop = True
-        facts = {"epoch": self.epoch, "worse": self.worse, "metrics": self.metrics}
-        (self._folder / "best.json").write_text(json.dumps(facts, sort_keys=True))
+        if self._first:
+            facts = {"epoch": self.epoch, "worse": self.worse, "metrics": self.metrics}
+            (self._folder / "best.json").write_text(json.dumps(facts, sort_keys=True))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         """Put the best so far into the checkpoint."""
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        shutil.copytree(self._folder, checkpoint / "best", dirs_exist_ok=True)
-        # The last file that is written: a checkpoint without it is half a checkpoint.
-        (checkpoint / _COMPLETE).touch()
+        # Each process has a file of its own in it.
+        ranks.wait_for_all()
+        if self._first:
+            shutil.copytree(self._folder, checkpoint / "best", dirs_exist_ok=True)
+            # The last file that is written: a checkpoint without it is half a checkpoint.
+            (checkpoint / _COMPLETE).touch()
+        # Else one that leaves takes the first with it, before it is done.
+        ranks.wait_for_all()
 
     def _better(self, found: dict[str, float]) -> bool:
         if not self.metrics:
@@ -151,7 +163,7 @@ class Watch(TrainerCallback):
     minutes, and on a request to stop."""
 
     def __init__(self, reporter: Reporter, best: Best) -> None:
-        self._reporter, self._best = reporter, best
+        self._reporter, self._best, self._stopping = reporter, best, False
         self._saved = self._began = time.monotonic()
         self._tokens_before = 0
 
@@ -167,12 +179,12 @@ class Watch(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        due = time.monotonic() - self._saved > _SECONDS_BETWEEN_CHECKPOINTS
+        due = self._agree(args, time.monotonic() - self._saved > _SECONDS_BETWEEN_CHECKPOINTS)
         # A checkpoint at the epoch's last step would lack its evaluation: the end of the epoch
         # comes at once, and saves.
         if not _ends_epoch(state):
-            control.should_save |= due or self._reporter.stopping
-            control.should_training_stop |= self._reporter.stopping
+            control.should_save |= due or self._stopping
+            control.should_training_stop |= self._stopping
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -197,13 +209,14 @@ class Watch(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        self._agree(args)
         if not _ends_epoch(state):
             # Stopped within an epoch: its evaluation would be of half an epoch, and takes time
             # that a request to stop does not leave.
             control.should_evaluate = False
         elif state.global_step < state.max_steps:
             control.should_save = True
-            control.should_training_stop |= self._reporter.stopping
+            control.should_training_stop |= self._stopping
 
     def on_evaluate(
         self,
@@ -224,6 +237,12 @@ class Watch(TrainerCallback):
             memory_mb=memory_mb(),
             **found,
         )
+
+    def _agree(self, args: TrainingArguments, due: bool = False) -> bool:
+        """All processes stop together, or none. The same for a checkpoint being due."""
+        # What was agreed is kept apart: a request that comes now is not known to the others.
+        due, self._stopping = ranks.any_of([due, self._reporter.stopping], args.device)
+        return due
 
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         self._saved = time.monotonic()

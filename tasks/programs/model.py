@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
@@ -23,6 +24,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from tasks.errors import BadModel, BadRecipe, CodeFailed
+from tasks.programs import ranks
 from tasks.programs.protocol import describe
 from tasks.programs.tokenizer import read_tokenizer
 
@@ -118,7 +120,7 @@ def load_classifier(
     labels = list(labels)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
     if device != "cpu" or quantization == "nf4":
-        options["device_map"] = {"": device}
+        options["device_map"] = {"": place(device)}
     if quantization == "nf4":
         options["quantization_config"] = nf4(dtype, head_modules)
     torch.manual_seed(seed)
@@ -128,6 +130,16 @@ def load_classifier(
         _draw_anew(model, heads, seed)
     guard_4bit(model)
     return model, heads
+
+
+def place(device: str) -> str:
+    """A device as this process has it: of several processes, each has a GPU of its own.
+
+    Args:
+        device: `cpu`, `cuda` or `meta`.
+    """
+    several = device == "cuda" and ranks.count() > 1
+    return f"cuda:{ranks.local_rank()}" if several else device
 
 
 def guard_4bit(model: torch.nn.Module) -> None:
@@ -219,11 +231,25 @@ def save_adapter(model: torch.nn.Module, file: Path) -> None:
 
     state = {
         name: tensor.detach().to("cpu", torch.float32).contiguous()
-        for name, tensor in sorted(get_peft_model_state_dict(model).items())
+        for name, tensor in sorted(
+            get_peft_model_state_dict(model, state_dict=held_in_full(model)).items()
+        )
     }
     partial = file.with_suffix(".partial")
     save_file(state, partial, metadata={"format": "pt"})
     partial.replace(file)
+
+
+def held_in_full(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
+    """The tensors of a shared model that each process has in full: its adapter's.
+
+    Returns:
+        They by name; None for a model that is not shared. To save the others, peft would put them
+        together in every process.
+    """
+    state = model.state_dict()
+    full = {name: tensor for name, tensor in state.items() if not isinstance(tensor, DTensor)}
+    return full if len(full) < len(state) else None
 
 
 def load_adapter(model: torch.nn.Module, file: Path) -> None:

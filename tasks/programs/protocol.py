@@ -9,12 +9,16 @@ A program gets one job file, and says what happens as JSON lines on its standard
 Everything else that it or a library prints goes to standard error. It ends when its standard
 input ends, for then its parent is gone, and an orphan would hold the GPU. `tasks.process` is the
 parent's side. Importing this module imports no torch.
+
+A program may run as several processes (`tasks.programs.several`), which share these streams: the
+first one tells progress and result, and each its own error.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import signal
@@ -36,6 +40,7 @@ from tasks.errors import (
     Preempted,
     StorageFailed,
 )
+from tasks.programs import ranks
 
 PARENT_GONE = 75
 """Exit status of a program whose parent went away."""
@@ -50,11 +55,16 @@ class Reporter:
     Attributes:
         stopping: Whether the program was asked to stop. Only set for a program that runs with
             `graceful=True`; others are interrupted.
+
+    Args:
+        stream: Where to.
+        shared: A file that all ranks have, where the stream is that of several.
     """
 
-    def __init__(self, stream: int) -> None:
+    def __init__(self, stream: int, shared: Path | None = None) -> None:
         self.stopping = False
         self._stream = stream
+        self._turn = os.open(shared, os.O_RDONLY) if shared else None
         self._lock = threading.Lock()
         self._last = -_SECONDS_BETWEEN_PROGRESS
 
@@ -66,8 +76,10 @@ class Reporter:
             **facts: JSON values; NumPy scalars are converted, NaN becomes null.
 
         Returns:
-            Whether it was sent.
+            Whether it was sent. Of several ranks, only the first sends any.
         """
+        if ranks.rank() > 0:
+            return False
         now = time.monotonic()
         if not always and now - self._last < _SECONDS_BETWEEN_PROGRESS:
             return False
@@ -87,9 +99,21 @@ class Reporter:
     def send(self, line: dict[str, Any]) -> None:
         """Write one line, whole, whichever thread asks for it."""
         data = orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n"
-        with self._lock:
+        with self._lock, self._our_turn():
             while data:
                 data = data[os.write(self._stream, data) :]
+
+    @contextlib.contextmanager
+    def _our_turn(self) -> Iterator[None]:
+        # A pipe keeps short lines of several writers apart, but not long ones.
+        if self._turn is None:
+            yield
+            return
+        fcntl.flock(self._turn, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._turn, fcntl.LOCK_UN)
 
 
 def preempted(saved: str = "nothing was saved") -> Preempted:
@@ -119,13 +143,15 @@ def run(main: Callable[[dict[str, Any], Reporter], dict[str, Any]], graceful: bo
     if len(sys.argv) != 2:
         print("usage: python -m tasks.programs.NAME JOB.json", file=sys.stderr)
         os._exit(2)
-    reporter = Reporter(_claim_stdout())
-    _watch_parent(_claim_stdin())
+    reporter = Reporter(_claim_stdout(), Path(sys.argv[1]) if ranks.count() > 1 else None)
+    watch_parent(_claim_stdin())
     _handle_signals(reporter, graceful)
     status = 0
     try:
         job = orjson.loads(Path(sys.argv[1]).read_bytes())
-        reporter.send({"event": "result", "result": main(job, reporter)})
+        result = main(job, reporter)
+        if ranks.rank() == 0:
+            reporter.send({"event": "result", "result": result})
     except BaseException as problem:
         _ignore_signals()
         traceback.print_exc()
@@ -212,7 +238,12 @@ def _claim_stdin() -> int:
     return stream
 
 
-def _watch_parent(stdin: int) -> None:
+def watch_parent(stdin: int) -> None:
+    """End this process when its parent ends.
+
+    Args:
+        stdin: A pipe that only the parent holds open at its other end.
+    """
     parent = os.getppid()
 
     def watch() -> None:

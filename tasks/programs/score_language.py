@@ -154,7 +154,7 @@ class Scorer:
         self._device = job.get("device") or "cpu"
         folder = Path(job["model"])
         self._tokenizer = chat.training_tokenizer(Path(job.get("tokenizer") or folder))
-        model = _load(job, folder, self._device).eval().requires_grad_(False)
+        model = load(job, folder, self._device).eval().requires_grad_(False)
         self._model = model.get_base_model() if job["kind"] == "adapter" else model
         config = self._model.config
         self._limit = shipped.token_limit(job.get("max_length"), self._tokenizer, config)
@@ -350,7 +350,17 @@ class Scorer:
         return ids[-self._room :], references
 
 
-def _load(job: dict[str, Any], folder: Path, device: str) -> torch.nn.Module:
+def load(job: dict[str, Any], folder: Path, device: str) -> torch.nn.Module:
+    """The model of a job, as its kind is loaded by a consumer.
+
+    Args:
+        job: With `kind`, `base` and `quantization`.
+        folder: What ships.
+        device: Where to.
+
+    Raises:
+        BadModel: It cannot be loaded.
+    """
     # A CPU computes fp32, whatever the files hold: the weights are the same, and it is faster.
     dtype: torch.dtype | str = torch.float32 if device == "cpu" else "auto"
     if job["kind"] == "untrained":

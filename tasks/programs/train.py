@@ -11,8 +11,12 @@ Job:
     micro_batch (optional, classification): examples at once.
     micro_batch_tokens (optional, language models): tokens at once; 0: as memory allows.
         The batch of an optimizer step stays the same under either.
+    tight_memory (optional): whether memory goes back to the system at once, which takes longer.
 
 Result: `metrics`, `history`, `best_epoch`, `steps`, `trained_parameters`, `warnings`.
+
+It may run as several processes, one for each of `plan.world_size`: then the first one writes what is
+shared, and all of them train, each on its share of every step.
 
 The same job gives the same bytes on the same kind of machine, interrupted or not. Progress lines
 with `checkpoint` name a complete checkpoint; on disk (`work`/checkpoints/checkpoint-STEP) it is one
@@ -34,6 +38,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
 from tasks.errors import BadRecipe
+from tasks.programs import allocator, ranks
 from tasks.programs import model as models
 from tasks.programs.loop import Best, Watch, checkpoint, history, unmoved
 from tasks.programs.protocol import Reporter, preempted, run
@@ -79,6 +84,8 @@ def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     logging.disable_progress_bar()
     work = Path(job["work"])
     work.mkdir(parents=True, exist_ok=True)
+    if job.get("tight_memory"):
+        allocator.tighten()
     _prepare(job["plan"], job["training"]["seed"])
     task = _task(job)
     reporter.progress(always=True, stage="reading data")
@@ -89,6 +96,9 @@ def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         always=True, stage="loading model", train=len(train), validation=len(validation)
     )
     best, state, trained = _train(job, task, train, validation, reporter)
+    ranks.leave()
+    if ranks.rank() > 0:
+        return {}
     reporter.progress(always=True, stage="writing model")
     ship(job, best.adapter)
     logged = history(state, task.names)
@@ -109,7 +119,7 @@ def ship(job: dict[str, Any], adapter: Path) -> None:
         job: The program's job.
         adapter: The trained tensors of the best epoch.
     """
-    out, task = Path(job["out"]), _task(job)
+    out, task = Path(job["out"]), _task(_as_one(job))
     out.mkdir(parents=True, exist_ok=True)
     merging = job["ship"] == "merged"
     model = task.model(merging)
@@ -120,6 +130,14 @@ def ship(job: dict[str, Any], adapter: Path) -> None:
     else:
         models.save_shipped_adapter(model, adapter, out, job["base_pin"], job["quantization"])
     task.finish(model, out)
+
+
+def _as_one(job: dict[str, Any]) -> dict[str, Any]:
+    """The job as one process ships it: a model that was shared out may be too large for one GPU."""
+    plan = job["plan"]
+    if plan["sharding"] != "fsdp":
+        return job
+    return job | {"plan": plan | {"device": "cpu", "sharding": "ddp"}}
 
 
 def _task(job: dict[str, Any]) -> Task:
@@ -146,6 +164,14 @@ def _prepare(plan: dict[str, Any], seed: int) -> None:
             "a CUDA device",
             "send the training to a worker pool with GPUs, or name no pool",
         )
+    if plan["device"] == "cuda" and ranks.local_rank() >= torch.cuda.device_count():
+        raise BadRecipe(
+            "plan.processes",
+            f"{ranks.count()} processes, on a worker with {torch.cuda.device_count()} GPUs",
+            "a GPU for each process",
+            "set plan.processes to 0: one process for each GPU",
+        )
+    ranks.join(plan["device"])
     # Before anything random is made: an adapter drawn from an unseeded state differs every time.
     set_seed(seed)
     # A few CUDA kernels have no deterministic form: there a warning has to do.
@@ -172,9 +198,12 @@ def _train(
     trainer = task.trainer(model, train, validation, [best, Watch(reporter, best)])
     trainer.remove_callback(PrinterCallback)
     reporter.check_stop()
+    if ranks.count() > 1:
+        # The adapter was drawn alike everywhere; what drops out of it shall not be alike.
+        torch.manual_seed(training["seed"] + ranks.rank())
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     state = trainer.state
-    if reporter.stopping and not best.ended and state.global_step < state.max_steps:
+    if not best.ended and state.global_step < state.max_steps:
         raise preempted(f"a checkpoint of step {state.global_step} was saved")
     return best, state, sum(p.numel() for p in model.parameters() if p.requires_grad)
 

@@ -333,6 +333,8 @@ def steady(samples: Sequence[Sequence[float]], epochs: int, clock: int = 1) -> f
         return 0.0
     start = math.ceil(samples[-1][0] / epochs) * (epochs - 1) + SKIPPED_STEPS
     counted = [sample for sample in samples if sample[0] >= start]
+    if len(counted) < 2:
+        return 0.0
     first, last = counted[0], counted[-1]
     seconds = last[clock] - first[clock]
     return (last[2] - first[2]) / seconds if seconds else 0.0
@@ -345,18 +347,20 @@ def compile_cost(each: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     call without (evaluations, first steps). N tokens then take cost + N / steady rate, without
     compiling N / steady rate.
     """
-    plain, compiled = each[OURS], each[COMPILED]
+    both = [each[OURS], each[COMPILED]]
+    # A run that is too short for a steady rate (a trial) has that of its whole call.
+    rates = [one["steady"] or one["whole_call"] for one in both]
     extra = [
-        statistics.median(one["call_seconds"]) - one["tokens"] / one["steady"]
-        for one in (plain, compiled)
+        statistics.median(one["call_seconds"]) - one["tokens"] / rate
+        for one, rate in zip(both, rates, strict=True)
     ]
     cost = max(extra[1] - extra[0], 0.0)
-    saved = 1 / plain["steady"] - 1 / compiled["steady"]
-    without = MANY_TOKENS / plain["steady"]
-    with_it = cost + MANY_TOKENS / compiled["steady"]
+    saved = 1 / rates[0] - 1 / rates[1]
+    without = MANY_TOKENS / rates[0]
+    with_it = cost + MANY_TOKENS / rates[1]
     return {
         "cost_seconds": round(cost, 1),
-        "steady_gain": round(compiled["steady"] / plain["steady"], 3),
+        "steady_gain": round(rates[1] / rates[0], 3),
         "pays_from_tokens": round(cost / saved) if saved > 0 else None,
         "tokens": MANY_TOKENS,
         "seconds_without": round(without),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from flows.cli import apply_setting
 from flows.retrain import retrain
@@ -15,6 +16,8 @@ from tasks.contracts.recipe import Recipe
 from tasks.objects import open_objects
 from tasks.release import ledger
 from tasks.store import Store
+from tests.conftest import avoid_proxies
+from tests.doubles.judge import JudgeServer
 from tests.flows.conftest import report_of, task_states
 from tests.tasks.samples import some_rows, write_jsonl
 
@@ -88,6 +91,91 @@ class TestChat:
         assert state.name == "Released", state.message
         files = {file.name for file in (chat.folder / "releases").rglob("*") if file.is_file()}
         assert {"adapter_model.safetensors", "adapter_config.json", "chat_template.jinja"} <= files
+
+
+@pytest.mark.slow
+class TestTheGuardSet:
+    def test_is_scored_beside_the_test_examples_and_may_veto(self, chat):
+        guard = write_jsonl(
+            chat.folder / "guard.jsonl", [{"text": r["text"]} for r in some_rows(40)]
+        )
+        asked = {"evaluation__guard__uri": str(guard), "training__epochs": 1}
+        state = chat.run(**asked, gate__guard_margin=0.9)
+        report = report_of(state)
+        assert "40 examples, for completion" in report
+        assert "On the guard set the loss is" in report and "for the base model" in report
+        released = chat.deployed().event.data.verdict
+        assert [rule.passed for rule in released.rules if rule.slice == "guard set"] == [True]
+        # Of the very same training, only the gate's question changes.
+        unforgiving = chat.run(**asked, name="other", gate__guard_margin=0.0001)
+        assert unforgiving.name == "Rejected", unforgiving.message
+        assert "no harm to the guard set" in unforgiving.message
+        assert task_states(unforgiving)["finetune"] == "Cached"
+
+
+class TestTheJudge:
+    @pytest.fixture
+    def judge(self, monkeypatch):
+        avoid_proxies(monkeypatch)
+        monkeypatch.setenv("JUDGE_KEY", "sk-very-secret-0815")
+        with JudgeServer() as server:
+            yield server
+
+    def asked(self, judge):
+        return {
+            "evaluation__generate_tokens": 6,
+            "evaluation__judge__url": judge.url,
+            "evaluation__judge__model": "wise",
+            "evaluation__judge__api_key_env": "JUDGE_KEY",
+            "training__epochs": 1,
+        }
+
+    @pytest.mark.slow
+    def test_decides_where_it_is_asked_to_and_is_asked_once(self, chat, judge):
+        asked = self.asked(judge) | {
+            "gate__metric": "preferred",
+            "evaluation__judge__max_examples": 12,
+        }
+        judge.rule = lambda first, second: "[[A]]"
+        biased = chat.run(**asked)
+        assert biased.name == "Rejected", biased.message
+        assert "share of preferred answers better than the untrained base" in biased.message
+        report = report_of(biased)
+        assert "wise: preferred 0.5000, 0 wins, 12 ties (" in report
+        count = len(judge.requests)
+        assert 0 < count <= 24
+
+        again = chat.run(**asked)
+        assert task_states(again)["compare"] == "Cached" and len(judge.requests) == count
+        files = [file for file in chat.folder.rglob("*") if file.is_file()]
+        assert not [file for file in files if b"very-secret" in file.read_bytes()]
+        assert "very-secret" not in report
+
+    def test_whose_key_is_missing_is_refused_before_training(self, chat, judge, monkeypatch):
+        monkeypatch.delenv("JUDGE_KEY")
+        state = chat.run(**self.asked(judge))
+        assert state.name == "No access" and "JUDGE_KEY" in state.message
+        assert task_states(state) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs the extra `harness`")
+class TestTheHarness:
+    def test_is_shown_beside_the_baseline(self, chat):
+        from tests.tasks.programs.test_harness import ROWS, SHIPS
+
+        folder = chat.folder / "own"
+        folder.mkdir()
+        (folder / "ships.yaml").write_text(yaml.safe_dump(SHIPS))
+        write_jsonl(folder / "ships.jsonl", ROWS)
+        state = chat.run(
+            training__epochs=1,
+            evaluation__harness='["ships"]',
+            evaluation__harness_folder=str(folder),
+        )
+        report = report_of(state)
+        assert "## Harness" in report and "| ships | acc |" in report
+        assert task_states(state)["harness"] == "Completed"
 
 
 @pytest.mark.slow

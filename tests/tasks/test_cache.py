@@ -7,18 +7,23 @@ from prefect import flow
 
 from tasks import cache
 from tasks.cache import INFRASTRUCTURE, ROOT, Room, code_digest, step
+from tasks.compare import compare
 from tasks.contracts.artifact import Artifact, StepResult
 from tasks.contracts.base import Contract
 from tasks.evaluate import score
 from tasks.examine import examine
 from tasks.finetune import finetune
 from tasks.gate import gate
+from tasks.harness import harness
 from tasks.load import load
 from tasks.store import open_store
 from tasks.tokenize import tokenize
 from tasks.unpack import unpack
 
-STEPS = {item.name: item for item in (unpack, load, examine, tokenize, finetune, score, gate)}
+STEPS = {
+    item.name: item
+    for item in (unpack, load, examine, tokenize, finetune, score, compare, harness, gate)
+}
 
 
 class Inputs(Contract):

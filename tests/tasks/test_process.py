@@ -273,3 +273,90 @@ class TestTheEnvironment:
         assert found["OMP_WAIT_POLICY"] == "PASSIVE"
         assert found["HF_HUB_OFFLINE"] == found["HF_DATASETS_OFFLINE"] == "1"
         assert found["DO_NOT_TRACK"] == "1"
+
+
+class TestSeveralProcesses:
+    """Each test starts torch's launcher, which takes seconds."""
+
+    @pytest.fixture
+    def several(self, program, way):
+        if way == "forked":
+            pytest.skip("they are never forked")
+        return lambda body, **options: program(body, processes=2, **options)
+
+    def test_are_told_apart_and_the_first_one_answers(self, several, tmp_path):
+        seen = []
+        body = """
+            names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+            found = [os.environ[name] for name in names]
+            reporter.progress(always=True, rank=found[0])
+            open(os.path.join(job["out"], found[0]), "w").close()
+            return {"found": found}
+        """
+        result = several(body, job={"out": str(tmp_path)}, on_progress=seen.append)
+        assert result == {"found": ["0", "2", "0"]}
+        assert seen == [{"rank": "0"}]
+        assert (tmp_path / "1").exists()
+
+    def test_fail_as_the_first_of_them_did(self, several):
+        body = """
+            from tasks.errors import BadData
+            if os.environ["RANK"] == "1":
+                raise BadData("row 3", "no label", "a label", "add one")
+            time.sleep(60)
+        """
+        with pytest.raises(BadData, match="row 3"):
+            several(body)
+
+    def test_of_which_one_is_killed_ran_out_of_memory(self, several):
+        body = """
+            if os.environ["RANK"] == "1":
+                time.sleep(0.5)
+                os.kill(os.getpid(), signal.SIGKILL)
+            for _ in range(6000):
+                time.sleep(0.01)
+                reporter.check_stop()
+        """
+        with pytest.raises(OutOfHostMemory):
+            several(body, graceful=True)
+
+    def test_told_to_stop_have_the_time_that_they_need(self, several, tmp_path):
+        body = """
+            from tasks.programs.protocol import preempted
+            open(os.path.join(job["out"], os.environ["RANK"]), "w").write(str(os.getpid()))
+            reporter.progress(always=True)
+            while not reporter.stopping:
+                time.sleep(0.01)
+            time.sleep(1)
+            open(os.path.join(job["out"], "saved" + os.environ["RANK"]), "w").close()
+            raise preempted("a checkpoint was saved")
+        """
+        with pytest.raises(TimedOut):
+            several(body, job={"out": str(tmp_path)}, graceful=True, time_limit=12)
+        assert {"saved0", "saved1"} <= {path.name for path in tmp_path.iterdir()}
+        assert all(gone(int((tmp_path / rank).read_text()), 0.5) for rank in "01")
+
+    def test_end_with_the_parent(self, several, tmp_path, monkeypatch):
+        (tmp_path / "sleeper.py").write_text(
+            f"{HEADER}def main(job, reporter):\n"
+            "    open(job['pid'] + os.environ['RANK'], 'w').write(str(os.getpid()))\n"
+            "    time.sleep(60)\n"
+            "run(main)\n"
+        )
+        parent = (
+            "from pathlib import Path; from tasks.process import run_program; "
+            f"run_program('sleeper', {{'pid': {str(tmp_path / 'pid')!r}}}, processes=2, "
+            f"scratch=Path({str(tmp_path)!r}))"
+        )
+        paths = os.pathsep.join([str(ROOT), str(tmp_path)])
+        process = subprocess.Popen(
+            [sys.executable, "-c", parent], env=os.environ | {"PYTHONPATH": paths}
+        )
+        files = [tmp_path / f"pid{rank}" for rank in range(2)]
+        until = time.monotonic() + 60
+        while not all(file.is_file() and file.read_text() for file in files):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+        assert all(gone(int(file.read_text())) for file in files)

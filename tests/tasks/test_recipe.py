@@ -71,6 +71,22 @@ BAD = {
     "unknown floor": ("gate.floors", {"bleu": 0.5}, r"gate.floors.bleu"),
     "no margin": ("gate.margin", 0, r"gate: 'not worse' by a margin of 0"),
     "slice": ("evaluation.slices", ["region"], r"recipe: .*\['region'\].*data.keep_columns"),
+    "expression": (
+        "evaluation.must_match",
+        "(",
+        r"must_match: found '\('; .*no regular expression",
+    ),
+    "no schema": ("evaluation.json_schema", "{", r"json_schema: .*no usable JSON Schema"),
+    "bad schema": ("evaluation.json_schema", '{"type": "objec"}', r"json_schema: .*'objec'"),
+    "guard of classes": ("evaluation.guard.uri", "g.jsonl", r"evaluation.guard is for language"),
+    "guard margin": ("gate.guard_margin", 0, r"gate.guard_margin: found 0.*greater than 0"),
+    "judge without a model": (
+        "evaluation.judge.url",
+        "http://x/v1",
+        r"evaluation.judge: url is given, but no model",
+    ),
+    "judge elsewhere": ("evaluation.judge.url", "ftp://x", r"judge.url: it must begin with http"),
+    "prompt": ("evaluation.judge.prompt", "{question}?", r"lacks \{answer_a\}, \{answer_b\}"),
     "empty uri": ("data.uri", "", r"data.uri: .*name at least one"),
 }
 
@@ -92,6 +108,50 @@ class TestRefusals:
     def test_a_recipe_that_is_not_a_mapping(self):
         with pytest.raises(BadRecipe, match="found list"):
             parse_recipe([], "r.yaml")
+
+
+JUDGED = {
+    **LEAST,
+    "task": "instruction",
+    "evaluation": {
+        "slices": ["length"],
+        "generate_tokens": 8,
+        "judge": {"url": "http://127.0.0.1/v1/", "model": "wise"},
+    },
+    "gate": {"metric": "preferred", "claim": "better"},
+}
+
+
+class TestTheJudge:
+    def test_may_decide(self):
+        recipe = parse_recipe(JUDGED, "r.yaml")
+        assert recipe.settled().gate.metric == "preferred"
+        assert recipe.evaluation.judge.url == "http://127.0.0.1/v1"
+
+    @pytest.mark.parametrize(
+        ("path", "value", "message"),
+        [
+            ("evaluation.judge.url", "", "evaluation.judge has no url"),
+            ("evaluation.generate_tokens", 0, "evaluation.generate_tokens is 0"),
+            ("evaluation.judge.max_examples", 20, "max_examples is 20, but the gate asks for 150"),
+            ("gate", {"first_run": "floors", "floors": {"preferred": 0.5}}, "needs a baseline"),
+            ("task", "preference", "preferred, which is not measured for preference"),
+        ],
+    )
+    def test_needs_what_it_judges(self, path, value, message):
+        data = yaml.safe_load(yaml.safe_dump(JUDGED))
+        apply_setting(data, f"{path}={yaml.safe_dump(value)}")
+        with pytest.raises(BadRecipe, match=message):
+            parse_recipe(data, "r.yaml")
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [("api_key_env", "sk-secret"), ("url", "http://me:sk-secret@x/v1"), ("url", "sk-secret")],
+    )
+    def test_a_key_in_the_wrong_place_is_not_repeated(self, field, value):
+        with pytest.raises(BadRecipe, match=f"evaluation.judge.{field}: it must") as caught:
+            parse_recipe(with_(f"evaluation.judge.{field}", value), "r.yaml")
+        assert "secret" not in str(caught.value)
 
 
 class TestFiles:

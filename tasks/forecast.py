@@ -1,0 +1,259 @@
+"""Forecast: what training a language model will take, told before a GPU is asked for."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import UTC, datetime
+
+import orjson
+
+from tasks.cache import Room, step
+from tasks.contracts.artifact import Finetuned, Inspected, Loaded, Plan, Source, Tokenized
+from tasks.contracts.base import Contract, digest_of
+from tasks.contracts.forecast import Forecast, Workload
+from tasks.contracts.recipe import LoraRecipe, Recipe, Task
+from tasks.data.sources import fetch_folder
+from tasks.memory import GB, device_kind, found_memory, reserve_of
+from tasks.process import run_program
+from tasks.report import markdown_table
+from tasks.store import open_store
+
+# What glibc keeps unless it is told otherwise, at worst, as a multiple of what is in use: measured
+# by tests.benchmarks.memory_forecast.
+_LOOSE = 2.0
+_DAY, _HOUR, _MINUTE = 86_400, 3_600, 60
+
+
+class ForecastInputs(Contract):
+    """All that decides the memory of training.
+
+    Attributes:
+        model: The base model; its configuration is read.
+        task, lora, quantization, plan, ship: As for training.
+        checkpointing: on, off, or auto for whatever memory asks for.
+        micro_batch_tokens: Of one forward pass; 0: as many as fit.
+        max_length: Tokens that no sequence exceeds.
+        longest: Tokens of the longest example, both sides of a pair together.
+        most_tokens: Of an optimizer step, on one device.
+        learnt: Share of the tokens that are learnt.
+        memory: Bytes of one device; 0 where nobody knows.
+        reserve: Bytes of it that are left alone.
+    """
+
+    model: Source
+    task: Task
+    lora: LoraRecipe
+    quantization: str
+    plan: Plan
+    ship: str
+    checkpointing: str
+    micro_batch_tokens: int
+    max_length: int
+    longest: int
+    most_tokens: int
+    learnt: float
+    memory: int
+    reserve: int
+
+
+@step(
+    "forecast",
+    result=Forecast,
+    code=("tasks.forecast", "tasks.programs.forecast"),
+    libraries=("torch", "transformers", "peft", "bitsandbytes"),
+)
+def forecast(inputs: ForecastInputs, room: Room) -> Forecast:
+    """Train one step without memory, and tell what it would have taken."""
+    store = open_store(room.store)
+    with store.scratch() as scratch:
+        job = inputs.model_dump(mode="json", exclude={"model", "task", "reserve"})
+        job["base"] = str(fetch_folder(inputs.model, scratch / "base"))
+        job["memory"] = max(0, inputs.memory - inputs.reserve)
+        told = run_program("tasks.programs.forecast", job, scratch=scratch)
+        facts = {
+            **told,
+            "device": inputs.plan.device,
+            "memory": inputs.memory,
+            "reserve": inputs.reserve,
+            "longest": inputs.longest,
+        }
+        out = scratch / "forecast"
+        out.mkdir()
+        (out / "forecast.json").write_bytes(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS))
+        return Forecast(artifact=store.put("forecast", out), **facts)
+
+
+def tell(
+    recipe: Recipe,
+    model: Source,
+    tokenized: Tokenized,
+    loaded: Loaded,
+    plan: Plan,
+    room: Room,
+) -> Forecast:
+    """What training by this recipe will take.
+
+    Args:
+        recipe: Of a language task.
+        model: The base model.
+        tokenized, loaded: The data.
+        plan: From `make_plan`; its checkpointing is not believed where the recipe leaves it open.
+        room: Where the step works.
+    """
+    sides = 2 if recipe.task == "preference" else 1
+    longest = max(2, min(tokenized.longest, recipe.training.max_length) * sides)
+    share = math.ceil(recipe.training.batch_size / plan.world_size)
+    memory = found_memory(plan.device, recipe.plan.device_memory_gb)
+    return forecast(
+        ForecastInputs(
+            model=model,
+            task=recipe.task,
+            lora=recipe.lora,
+            quantization=recipe.quantization,
+            plan=plan.model_copy(update={"checkpointing": False, "why": {}}),
+            ship=recipe.model.ship,
+            checkpointing=recipe.plan.checkpointing,
+            micro_batch_tokens=recipe.plan.micro_batch_tokens,
+            max_length=recipe.training.max_length,
+            longest=longest,
+            most_tokens=_step_tokens(tokenized, loaded, share, longest),
+            # To hundredths: one more row of data must not ask for another forecast.
+            learnt=math.ceil(100 * tokenized.learnt / max(1, tokenized.tokens)) / 100,
+            memory=memory,
+            reserve=reserve_of(plan.device, memory),
+        ),
+        room,
+    )
+
+
+def _step_tokens(tokenized: Tokenized, loaded: Loaded, examples: int, longest: int) -> int:
+    """Tokens of a large optimizer step: so many examples of twice the usual length, rounded up to
+    a power of two (one more row of data must not ask for another forecast), and no more than there
+    can be."""
+    usual = tokenized.tokens / max(1, sum(loaded.rows.values()))
+    likely = 2 ** math.ceil(math.log2(max(1.0, 2 * usual * examples)))
+    return max(longest, min(likely, examples * longest))
+
+
+def workload(
+    recipe: Recipe,
+    inspected: Inspected,
+    tokenized: Tokenized,
+    loaded: Loaded,
+    plan: Plan,
+    room: Room,
+) -> Workload:
+    """How much there is to do, and how fast it went on this kind of device before."""
+    rows = loaded.rows["train"]
+    tokens = round(tokenized.tokens * rows / max(1, sum(loaded.rows.values())))
+    kind = device_kind(plan.device)
+    seen = open_store(room.store).read_json(_throughput_place(kind, recipe, inspected, plan))
+    return Workload(
+        tokens=tokens,
+        epochs=recipe.training.epochs,
+        steps=math.ceil(rows / recipe.training.batch_size) * recipe.training.epochs,
+        device_kind=kind,
+        tokens_per_second=float(seen["tokens_per_second"]) if seen else 0.0,
+    )
+
+
+def remember_throughput(
+    recipe: Recipe, inspected: Inspected, plan: Plan, finetuned: Finetuned, room: Room
+) -> None:
+    """Keep how fast a training went, for the next forecast. A result of another run tells nothing
+    of this machine."""
+    made = finetuned.made
+    if not finetuned.tokens_per_second or not made or made.run_id != room.run_id:
+        return
+    kind = device_kind(plan.device)
+    entry = {
+        "tokens_per_second": finetuned.tokens_per_second,
+        "device": kind,
+        "world_size": plan.world_size,
+        "run": made.run_id,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    open_store(room.store).objects.write(
+        _throughput_place(kind, recipe, inspected, plan), orjson.dumps(entry)
+    )
+
+
+def _throughput_place(kind: str, recipe: Recipe, inspected: Inspected, plan: Plan) -> str:
+    """Where the throughput of like trainings lies: of this model's shape, on this kind of device,
+    with the same adapter and plan."""
+    like = {
+        "architecture": inspected.architecture,
+        "shape": inspected.shape,
+        "task": recipe.task,
+        "lora": recipe.lora.key_part(),
+        "quantization": recipe.quantization,
+        "plan": plan.key_part(),
+    }
+    slug = re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-")
+    return f"throughput/{slug}/{digest_of(like)}.json"
+
+
+def must_be_tight(told: Forecast) -> bool:
+    """Whether training on a CPU must give memory back at once, which is slower: see
+    `tasks.programs.allocator`."""
+    room = told.memory - told.reserve
+    return told.device == "cpu" and told.memory > 0 and told.peak * _LOOSE > room
+
+
+def forecast_markdown(told: Forecast, load: Workload) -> str:
+    """The run report's section on what training will take.
+
+    Args:
+        told: The forecast.
+        load: How much there is to do.
+    """
+    lines = [_work_sentence(load)]
+    if told.unknown:
+        lines.append(f"Its memory could not be told: {told.unknown}.")
+        return "\n\n".join(lines)
+    lines.append(_memory_sentence(told))
+    rows = [(part, size_words(size)) for part, size in told.parts.items() if size]
+    lines.append(markdown_table(("memory at the fullest moment", "bytes"), rows))
+    return "\n\n".join(lines)
+
+
+def _memory_sentence(told: Forecast) -> str:
+    how = "computed twice (checkpointing)" if told.checkpointing else "kept"
+    sentence = (
+        f"**{size_words(told.peak)}** at the fullest moment, with {told.micro_batch_tokens:,} "
+        f"tokens at once and activations {how}; {told.trained_parameters:,} weights are trained."
+    )
+    if not told.memory:
+        return f"{sentence} How much the device has is not known."
+    where = "card" if told.device == "cuda" else "machine"
+    sentence += (
+        f" The {where} has {size_words(told.memory)}, of which {size_words(told.reserve)} are left "
+        f"alone."
+    )
+    if must_be_tight(told):
+        sentence += " Memory is given back as soon as it is free, which takes longer."
+    return sentence
+
+
+def _work_sentence(load: Workload) -> str:
+    much = f"{load.tokens:,} tokens, {load.epochs} times"
+    words = f"{much}, in {load.steps:,} steps on {load.device_kind}"
+    if load.seconds is None:
+        return f"{words}: how long that takes is not known, for it was never measured there."
+    return (
+        f"{words}: about {_time_words(load.seconds)}, at the {load.tokens_per_second:,.0f} tokens "
+        "a second of the last such training."
+    )
+
+
+def size_words(size: int) -> str:
+    """A number of bytes for people."""
+    return f"{size / GB:,.2f} GB" if size >= GB else f"{size / 10**6:,.1f} MB"
+
+
+def _time_words(seconds: float) -> str:
+    for unit, name in ((_DAY, "days"), (_HOUR, "hours"), (_MINUTE, "minutes")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.0f} seconds"

@@ -1,0 +1,116 @@
+"""Runs tasks of lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness) on a
+language model, loaded the way a consumer loads it.
+
+Job:
+    model, base, kind, quantization, tokenizer, device: as of `score_language`.
+    tasks: names; folder (optional): of task files (YAML) of one's own, which may name their data by
+        paths below it; limit: examples of each task, 0: all.
+    chat: whether prompts are put into the chat template.
+    batch_size.
+
+Result: `results`: by task (of groups also their subtasks), the metrics as numbers, such as `acc` or
+`exact_match/strict-match`, and `acc_stderr`; `examples`: by task, how many were asked.
+
+A program has no network: data sets of the Hub must lie in the machine's cache.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from tasks.errors import BadRecipe, NotFound
+from tasks.programs import chat, score_language
+from tasks.programs.protocol import Reporter, run
+
+WHERE = "evaluation.harness"
+
+
+def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """See the module's description.
+
+    Raises:
+        BadModel: The model cannot be loaded.
+        BadRecipe: A task is not known.
+        NotFound: A task's data are not on this machine.
+    """
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    folder = job.get("folder")
+    reporter.progress(always=True, stage="looking for tasks")
+    if folder:
+        os.chdir(folder)
+    manager = _tasks(job["tasks"], folder)
+    reporter.progress(always=True, stage="loading model")
+    home = Path(job["model"])
+    model = score_language.load(job, home, job.get("device") or "cpu").eval()
+    model = model.get_base_model() if job["kind"] == "adapter" else model
+    tokenizer = chat.training_tokenizer(Path(job.get("tokenizer") or home))
+    reporter.progress(always=True, stage="asking")
+    asked = {
+        "model": HFLM(pretrained=model, tokenizer=tokenizer, batch_size=job["batch_size"]),
+        "tasks": job["tasks"],
+        "task_manager": manager,
+        "limit": job["limit"] or None,
+        "apply_chat_template": job["chat"] and tokenizer.chat_template is not None,
+        "log_samples": False,
+        "bootstrap_iters": 1000,
+    }
+    try:
+        found = lm_eval.simple_evaluate(**asked)
+    except (ConnectionError, FileNotFoundError) as error:
+        raise NotFound(
+            WHERE,
+            f"data that are not on this machine ({str(error)[:300]})",
+            "the data of each task in the cache of Hugging Face datasets, or beside its file",
+            f"run `lm-eval run --model dummy --tasks {' '.join(job['tasks'])} --limit 1` once "
+            "where there is a network",
+        ) from None
+    return {
+        "results": {name: _numbers(facts) for name, facts in sorted(found["results"].items())},
+        "examples": {
+            name: counts["effective"] for name, counts in sorted(found["n-samples"].items())
+        },
+    }
+
+
+def _tasks(names: list[str], folder: str | None) -> Any:
+    """Where tasks are found; those of the library are looked through only if they are needed."""
+    from lm_eval.tasks import TaskManager
+
+    if folder:
+        own = TaskManager(include_path=folder, include_defaults=False)
+        if set(names) <= set(own.all_tasks):
+            return own
+    every = TaskManager(include_path=folder)
+    for name in names:
+        if name not in every.all_tasks:
+            near = difflib.get_close_matches(name, every.all_tasks, n=1)
+            raise BadRecipe(
+                WHERE,
+                f"the task {name!r}, which the harness does not know",
+                "names that `lm-eval ls tasks` lists, or of files in evaluation.harness_folder",
+                f"write {near[0]!r}" if near else "correct the name",
+            )
+    return every
+
+
+def _numbers(facts: dict[str, Any]) -> dict[str, float]:
+    """Metrics by name; the filter, where it is not `none`, behind a slash."""
+    found = {}
+    for name, value in facts.items():
+        metric, comma, filter_ = name.partition(",")
+        if comma and isinstance(value, int | float):
+            found[metric if filter_ == "none" else f"{metric}/{filter_}"] = float(value)
+    return found
+
+
+if __name__ == "__main__":
+    run(main)

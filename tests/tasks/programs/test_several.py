@@ -1,0 +1,114 @@
+"""Training on several processes: the same as on one, and all of them end together."""
+
+import json
+import shutil
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from tasks.errors import Preempted
+from tasks.process import run_program
+from tests.tasks.programs.test_train_language import (  # noqa: F401 - fixtures
+    adapter_of,
+    lm_data,
+    lm_job,
+    tokenizer,
+)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Trains on so many processes."""
+
+    def run(job, processes, **options):
+        job["plan"]["world_size"] = processes
+        options |= {"scratch": Path(job["work"]).parent, "processes": processes}
+        return run_program("tasks.programs.train", job, **options)
+
+    return run
+
+
+def assert_alike(jobs, results, names):
+    one, other = (result["history"] for result in results)
+    assert [set(entry) for entry in one] == [set(entry) for entry in other]
+    for before, after in zip(one, other, strict=True):
+        # Within an epoch, it is counted in micro-batches.
+        for name in before.keys() - {"epoch"}:
+            # The norm of gradients that nearly cancel out has fewer true digits.
+            assert after[name] == pytest.approx(before[name], rel=1e-3, abs=1e-4), name
+    for name in names:
+        found, expected = (result["metrics"][name] for result in results)
+        assert found == pytest.approx(expected, abs=1e-4)
+    one, other = map(adapter_of, jobs)
+    assert set(one) == set(other)
+    assert all((one[name] - other[name]).abs().max() < 2e-3 for name in one)
+    shipped = [load_file(Path(job["out"]) / "model.safetensors") for job in jobs]
+    assert set(shipped[0]) == set(shipped[1])
+
+
+class TestARequestToStop:
+    @pytest.mark.slow
+    @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+    def test_leaves_a_checkpoint_that_gives_the_same(self, lm_job, run, sharding):  # noqa: F811
+        settings = {"epochs": 2, "batch_size": 7}
+        jobs = [lm_job(plan={"sharding": sharding}, training=settings) for _ in range(2)]
+        expected = run(jobs[0], 2)
+        saved = []
+
+        def stop(facts):
+            saved.extend(filter(None, [facts.get("checkpoint")]))
+            if facts.get("step") == 2 and "loss" in facts and not saved:
+                launcher = next(
+                    child
+                    for child in psutil.Process().children()
+                    if "tasks.programs.several" in child.cmdline()
+                )
+                # To one of them, and not the first: all must hear of it.
+                launcher.children()[-1].terminate()
+
+        with pytest.raises(Preempted, match="a checkpoint of step"):
+            run(jobs[1], 2, on_progress=stop)
+        job = jobs[1] | {"resume_from": saved[-1]}
+        assert run(job, 2)["metrics"] == expected["metrics"]
+        one, other = map(adapter_of, jobs)
+        assert all((one[name] == other[name]).all() for name in one)
+
+
+class TestTwoProcesses:
+    """Batches of 7 and splits of 32 and 8: neither comes out even."""
+
+    settings = {"epochs": 2, "batch_size": 7, "learning_rate": 2e-3}
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("task", ["instruction", "preference"])
+    def test_train_a_language_model_as_one_does(self, lm_job, run, task):  # noqa: F811
+        jobs = [
+            lm_job(task=task, training=self.settings, micro_batch_tokens=40) for _ in range(2)
+        ]
+        results = [run(job, count) for count, job in enumerate(jobs, 1)]
+        assert_alike(jobs, results, ("loss", "accuracy"))
+
+    @pytest.mark.slow
+    def test_that_share_the_model_train_it_as_one_does(self, lm_job, run):  # noqa: F811
+        jobs = [
+            lm_job(plan={"sharding": kind}, training=self.settings, micro_batch_tokens=40)
+            for kind in ("ddp", "fsdp")
+        ]
+        results = [run(job, count) for count, job in enumerate(jobs, 1)]
+        assert_alike(jobs, results, ("loss", "accuracy"))
+
+    @pytest.mark.slow
+    def test_train_a_classifier_as_one_does(self, train_job, run):
+        settings = self.settings | {"best_by": "loss"}
+        options = {"quantization": "none", "training": settings, "lora": {"dropout": 0.0}}
+        jobs = [train_job(**options, micro_batch=size) for size in (None, 2)]
+        for job in jobs:
+            # The head keeps a dropout of its own.
+            base = shutil.copytree(job["base"], Path(job["work"]).parent / "base")
+            config = json.loads((base / "config.json").read_text())
+            (base / "config.json").write_text(json.dumps(config | {"classifier_dropout": 0.0}))
+            job["base"] = str(base)
+        results = [run(job, count) for count, job in enumerate(jobs, 1)]
+        assert_alike(jobs, results, ("loss", "accuracy", "f1"))

@@ -1,0 +1,268 @@
+"""The forecast as a step of a run: what it is asked, what it settles and refuses, how it reads."""
+
+import pytest
+from transformers import LlamaConfig
+
+from tasks import forecast as step
+from tasks import memory, plan
+from tasks.cache import Room
+from tasks.contracts.artifact import Artifact, Finetuned, Inspected, Loaded, Made, Tokenized
+from tasks.contracts.forecast import Forecast, Remedy, Workload
+from tasks.contracts.recipe import Recipe
+from tasks.data.sources import resolve
+from tasks.errors import BadRecipe
+
+PARTS = {"weights": 16 * 10**9, "activations": 9 * 10**9, "transient": 10**9}
+
+
+def artifact(kind):
+    return Artifact(kind=kind, digest="d", files=1, bytes=1, uri="")
+
+
+def recipe(tmp_path, **changes):
+    data = {
+        "name": "r",
+        "task": "instruction",
+        "data": {"uri": "d"},
+        "model": {"uri": "m", "ship": "adapter"},
+        "store": str(tmp_path / "store"),
+        "training": {"max_length": 128, "batch_size": 8, "epochs": 2},
+    }
+    return Recipe.model_validate(data | changes).settled()
+
+
+def loaded():
+    return Loaded(
+        artifact=artifact("dataset"),
+        labels=(),
+        rows={"train": 80, "validation": 10, "test": 10},
+        test_digest="t",
+        new_shards=0,
+        shards=1,
+    )
+
+
+def tokenized(**changes):
+    facts = {"shards": 1, "new_shards": 0, "tokens": 6000, "truncated": 0, "longest": 500}
+    return Tokenized(artifact=artifact("tokens"), **facts | {"learnt": 2999} | changes)
+
+
+def inspected():
+    return Inspected(
+        artifact=artifact("tokenizer"),
+        architecture="LlamaForCausalLM",
+        parameters=1,
+        max_length=None,
+        linear_modules=(),
+        head_modules=(),
+        pad_token="",
+        vocabulary=10,
+        shape={"hidden": 32},
+    )
+
+
+def told(**changes):
+    facts = {
+        "artifact": artifact("forecast"),
+        "device": "cuda",
+        "parts": PARTS,
+        "memory": 24 * 10**9,
+        "reserve": 2 * 10**9,
+        "fits": False,
+        "micro_batch_tokens": 2048,
+        "trained_parameters": 1_000_000,
+    }
+    return Forecast(**facts | changes)
+
+
+@pytest.fixture
+def base(tmp_path):
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=512,
+    )
+    config.save_pretrained(tmp_path / "base")
+    # A model's folder must have some; nobody looks into them.
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"weights")
+    return resolve(str(tmp_path / "base"), "model")
+
+
+@pytest.fixture
+def room(tmp_path):
+    return Room(store=str(tmp_path / "store"), run_id="run 1")
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the step is asked, where nothing of Prefect is around it."""
+    seen = []
+
+    def once(inputs, room):
+        seen.append(inputs)
+        return step_itself.once(inputs, room)
+
+    step_itself = step.forecast
+    monkeypatch.setattr(step, "forecast", once)
+    return seen
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(plan, "count_gpus", lambda: 0)
+
+
+class TestAForecast:
+    def test_of_a_small_model_fits_this_machine(self, tmp_path, base, room, asked, no_gpu):
+        wanted = recipe(tmp_path)
+        found = step.tell(wanted, base, tokenized(), loaded(), plan.make_plan(wanted), room)
+        assert not found.unknown and found.fits and not found.checkpointing
+        assert found.memory > found.reserve > 0
+        # Eight examples of 60 tokens, twice that for a heavy step, to the next power of two.
+        assert found.micro_batch_tokens == 1024 and found.longest == 128
+        assert asked[0].learnt == 0.5
+        plan.refuse_memory(wanted, found)
+        assert plan.make_plan(wanted, told=found).checkpointing is False
+
+    def test_of_a_declared_card_is_of_that_card(self, tmp_path, base, room, asked, no_gpu):
+        wanted = recipe(tmp_path, plan={"device_memory_gb": 1.2})
+        found = step.tell(wanted, base, tokenized(), loaded(), plan.make_plan(wanted), room)
+        assert found.memory == 1_200_000_000 and not found.fits
+        with pytest.raises(BadRecipe) as error:
+            plan.refuse_memory(wanted, found)
+        assert error.value.where == "plan.device_memory_gb"
+
+    def test_of_pairs_knows_that_both_sides_go_together(
+        self, tmp_path, base, room, monkeypatch, no_gpu
+    ):
+        seen = []
+        monkeypatch.setattr(step, "forecast", lambda inputs, room: seen.append(inputs))
+        wanted = recipe(tmp_path, task="preference")
+        step.tell(wanted, base, tokenized(), loaded(), plan.make_plan(wanted), room)
+        assert seen[0].longest == 256
+
+    def test_is_the_same_for_a_few_rows_more(self, tmp_path, base, room, monkeypatch, no_gpu):
+        seen = []
+        monkeypatch.setattr(step, "forecast", lambda inputs, room: seen.append(inputs))
+        wanted = recipe(tmp_path)
+        for more in (tokenized(), tokenized(tokens=6100, learnt=3049)):
+            step.tell(wanted, base, more, loaded(), plan.make_plan(wanted), room)
+        assert seen[0].key_part() == seen[1].key_part()
+
+
+class TestThePlan:
+    def test_checkpoints_where_the_forecast_had_to(self, tmp_path, no_gpu):
+        made = plan.make_plan(recipe(tmp_path), told=told(checkpointing=True, fits=True))
+        assert made.checkpointing and "longest example" in made.why["checkpointing"]
+
+    def test_does_as_the_recipe_says(self, tmp_path, no_gpu):
+        wanted = recipe(tmp_path, plan={"checkpointing": "off"})
+        made = plan.make_plan(wanted, told=told(checkpointing=True))
+        assert not made.checkpointing and made.why["checkpointing"] == plan.SAID
+
+
+class TestARefusal:
+    def test_names_what_would_help_and_what_it_brings(self, tmp_path):
+        remedies = (
+            Remedy(change="quantization: nf4", peak=11_200_000_000, fits=True),
+            Remedy(change="lora.dropout: 0", peak=25 * 10**9, fits=False),
+        )
+        with pytest.raises(BadRecipe) as error:
+            plan.refuse_memory(recipe(tmp_path), told(remedies=remedies))
+        assert error.value.where == "training.max_length"
+        assert "26.0 GB" in error.value.found and "weights 16.0 GB" in error.value.found
+        assert "22.0 GB" in error.value.expected
+        assert error.value.fix == (
+            "quantization: nf4 would bring it to 11.2 GB; lora.dropout: 0 only to 25.0 GB"
+        )
+
+    def test_names_the_card_where_nothing_helps(self, tmp_path):
+        with pytest.raises(BadRecipe) as error:
+            plan.refuse_memory(recipe(tmp_path), told())
+        # 26 GB and the driver's 0.6, of which a twentieth more is left alone.
+        assert error.value.fix == "use a card of 28.0 GB, or a smaller base model"
+
+    def test_is_for_merging_too(self, tmp_path):
+        small = told(parts={"weights": 10**9}, shipping=30 * 10**9)
+        with pytest.raises(BadRecipe) as error:
+            plan.refuse_memory(recipe(tmp_path), small)
+        assert "30.0 GB to merge" in error.value.found and "model.ship" in error.value.fix
+
+    @pytest.mark.parametrize("changes", [{"fits": True}, {"unknown": "why"}, {"memory": 0}])
+    def test_is_not_made_on_a_guess(self, tmp_path, changes):
+        plan.refuse_memory(recipe(tmp_path), told(**changes))
+
+
+class TestTime:
+    def finetuned(self, **changes):
+        made = Made(run_id="run 1", run_name="", at="", seconds=1, libraries={}, code="")
+        facts = {"metrics": {}, "history": (), "best_epoch": 1, "steps": 1}
+        return Finetuned(
+            artifact=artifact("model"),
+            trained_parameters=1,
+            made=made,
+            **facts | {"tokens_per_second": 50.0} | changes,
+        )
+
+    def load(self, wanted, made, room):
+        return step.workload(wanted, inspected(), tokenized(), loaded(), made, room)
+
+    def test_is_unknown_until_a_like_model_was_trained(self, tmp_path, room, no_gpu):
+        wanted = recipe(tmp_path)
+        made = plan.make_plan(wanted)
+        before = self.load(wanted, made, room)
+        assert (before.tokens, before.steps, before.seconds) == (4800, 20, None)
+        step.remember_throughput(wanted, inspected(), made, self.finetuned(), room)
+        assert self.load(wanted, made, room).seconds == 2 * 4800 / 50
+        other = made.model_copy(update={"checkpointing": True})
+        assert self.load(wanted, other, room).seconds is None
+
+    def test_of_another_run_tells_nothing(self, tmp_path, room, no_gpu):
+        wanted = recipe(tmp_path)
+        made = plan.make_plan(wanted)
+        elsewhere = room.model_copy(update={"run_id": "run 2"})
+        step.remember_throughput(wanted, inspected(), made, self.finetuned(), elsewhere)
+        assert self.load(wanted, made, room).seconds is None
+
+
+class TestTheMachine:
+    def test_has_memory_and_a_name(self):
+        assert memory.found_memory("cpu") > 10**9
+        assert "cores" in memory.device_kind("cpu")
+
+    def test_may_be_declared(self):
+        assert memory.found_memory("cuda", 24) == 24 * 10**9
+
+    def test_is_asked_of_nvidia_smi_for_a_card(self, tmp_path, monkeypatch):
+        asked = tmp_path / "nvidia-smi"
+        asked.write_text('#!/bin/sh\ncase "$1" in *name*) echo "A Card";; *) echo 24564;; esac\n')
+        asked.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+        assert memory.found_memory("cuda") == 24564 * 2**20
+        assert memory.device_kind("cuda") == "A Card"
+
+
+class TestTheReport:
+    load = Workload(tokens=1000, epochs=3, steps=12, device_kind="A Card")
+
+    def test_says_what_it_takes_by_part(self):
+        text = step.forecast_markdown(told(), self.load)
+        assert "**26.00 GB** at the fullest moment, with 2,048 tokens at once" in text
+        assert "| weights | 16.00 GB |" in text
+        assert "1,000,000 weights are trained" in text
+        assert (
+            "1,000 tokens, 3 times, in 12 steps on A Card: how long that takes is not known" in text
+        )
+
+    def test_says_how_long_where_that_is_known(self):
+        load = self.load.model_copy(update={"tokens_per_second": 10.0})
+        assert "about 5.0 minutes, at the 10 tokens a second" in step.forecast_markdown(
+            told(), load
+        )
+
+    def test_says_what_could_not_be_told(self):
+        text = step.forecast_markdown(told(unknown="no such kernel"), self.load)
+        assert "could not be told: no such kernel" in text and "weights" not in text
