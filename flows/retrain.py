@@ -29,11 +29,18 @@ from tasks.errors import BaselineMoved, BurnishError, CodeFailed, DamagedArtifac
 from tasks.evaluate import ScoreInputs, hardware_kind, score
 from tasks.examine import ExamineInputs, examine
 from tasks.finetune import FinetuneInputs, finetune
+from tasks.forecast import (
+    forecast_markdown,
+    must_be_tight,
+    remember_throughput,
+    tell,
+    workload,
+)
 from tasks.gate import GateInputs, gate
 from tasks.guard import load_guard
 from tasks.harness import check_harness, harness, harness_inputs, harness_markdown
 from tasks.load import LoadInputs, load
-from tasks.plan import make_plan, refuse_early
+from tasks.plan import make_plan, refuse_early, refuse_memory
 from tasks.process import warm_up
 from tasks.publish import (
     data_report,
@@ -286,6 +293,13 @@ def train(recipe: Recipe, room: Room, report: RunReport) -> Trained:
     report.warn(*inspected.warnings, *tokenized.warnings)
 
     plan = make_plan(recipe, tokenized.tokens)
+    told = None
+    if recipe.task != "text-classification":
+        told = tell(recipe, model, tokenized, loaded, plan, room)
+        refuse_memory(recipe, told)
+        plan = make_plan(recipe, tokenized.tokens, told)
+        work = workload(recipe, inspected, tokenized, loaded, plan, room)
+        report.section("Forecast", forecast_markdown(told, work))
     report.section(
         "Plan",
         "\n".join(f"- {name}: {getattr(plan, name)}, for {why}" for name, why in plan.why.items()),
@@ -307,10 +321,14 @@ def train(recipe: Recipe, room: Room, report: RunReport) -> Trained:
             head_modules=inspected.head_modules,
             task=recipe.task,
             gguf=recipe.model.gguf,
-            micro_batch_tokens=recipe.plan.micro_batch_tokens,
+            micro_batch_tokens=recipe.plan.micro_batch_tokens
+            or (told.micro_batch_tokens if told else 0),
+            tight_memory=told is not None and must_be_tight(told),
         ),
         room,
     )
+    if told:
+        remember_throughput(recipe, inspected, plan, finetuned, room)
     report.made("finetune", finetuned, _finetune_sentence(finetuned))
     report.warn(*finetuned.warnings)
     report.section("Training", loss_curve(finetuned.history))

@@ -148,6 +148,7 @@ def refuse_early(recipe: Recipe, model: Source, loaded: Loaded, inspected: Inspe
             smaller than the gate asks for, or a GGUF file is asked for and cannot be made.
         StorageFailed: The store's disk is too full for what training will write.
     """
+    _refuse_sharing(recipe)
     _refuse_small_test(recipe, loaded)
     _refuse_targets(recipe, inspected)
     _refuse_length(recipe, inspected)
@@ -205,6 +206,25 @@ def _memory_advice(told: Forecast) -> str:
 
 def _gb(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
+
+
+def _refuse_sharing(recipe: Recipe) -> None:
+    if recipe.plan.sharding != "fsdp":
+        return
+    lora = recipe.lora
+    for reason, wrong in (
+        ("a classifier", recipe.task == "text-classification"),
+        ("quantization: nf4", recipe.quantization == "nf4"),
+        ("lora.dora", lora.dora),
+        ("lora.modules_to_save", bool(lora.modules_to_save)),
+    ):
+        if wrong:
+            raise BadRecipe(
+                "plan.sharding",
+                f"fsdp with {reason}",
+                "a language model in 16 or 32 bits, with a plain adapter",
+                "set plan.sharding to ddp, or leave the other out",
+            )
 
 
 def _refuse_small_test(recipe: Recipe, loaded: Loaded) -> None:

@@ -15,7 +15,7 @@ Job:
 
 Result: `metrics`, `history`, `best_epoch`, `steps`, `trained_parameters`, `warnings`.
 
-It may run as several processes, one for each of `plan.world_size`: then the first one writes what is
+It may run as several processes, `plan.world_size` of them: then the first one writes what is
 shared, and all of them train, each on its share of every step.
 
 The same job gives the same bytes on the same kind of machine, interrupted or not. Progress lines

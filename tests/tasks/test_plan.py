@@ -90,6 +90,21 @@ class TestRefusals:
         with pytest.raises(BadRecipe, match=r"found 513 tokens; expected at most 512"):
             plan.refuse_early(asked, source(), loaded(), inspected())
 
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"task": "text-classification", "quantization": "none"},
+            {"quantization": "nf4"},
+            {"lora": {"dora": True}},
+            {"lora": {"modules_to_save": ["lm_head"]}},
+        ],
+    )
+    def test_sharing_out_a_model_that_cannot_be(self, tmp_path, other):
+        asked = {"task": "completion", "quantization": "none", "plan": {"sharding": "fsdp"}}
+        with pytest.raises(BadRecipe, match=r"plan\.sharding: found fsdp with"):
+            plan.refuse_early(recipe(tmp_path, **asked | other), source(), loaded(), inspected())
+        plan._refuse_sharing(recipe(tmp_path, **asked))
+
     def test_any_length_where_the_model_sets_none(self, tmp_path):
         asked = recipe(tmp_path, training={"max_length": 100_000})
         plan.refuse_early(asked, source(), loaded(), inspected(max_length=None))

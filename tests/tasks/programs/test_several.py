@@ -17,6 +17,8 @@ from tests.tasks.programs.test_train_language import (  # noqa: F401 - fixtures
     tokenizer,
 )
 
+SETTINGS = {"epochs": 2, "batch_size": 7, "learning_rate": 2e-3}
+
 
 @pytest.fixture
 def run(tmp_path):
@@ -52,14 +54,14 @@ class TestARequestToStop:
     @pytest.mark.slow
     @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
     def test_leaves_a_checkpoint_that_gives_the_same(self, lm_job, run, sharding):  # noqa: F811
-        settings = {"epochs": 2, "batch_size": 7}
+        settings = SETTINGS | {"epochs": 8}
         jobs = [lm_job(plan={"sharding": sharding}, training=settings) for _ in range(2)]
         expected = run(jobs[0], 2)
         saved = []
 
         def stop(facts):
             saved.extend(filter(None, [facts.get("checkpoint")]))
-            if facts.get("step") == 2 and "loss" in facts and not saved:
+            if facts["stage"] == "training" and facts["step"] == 0:
                 launcher = next(
                     child
                     for child in psutil.Process().children()
@@ -79,21 +81,17 @@ class TestARequestToStop:
 class TestTwoProcesses:
     """Batches of 7 and splits of 32 and 8: neither comes out even."""
 
-    settings = {"epochs": 2, "batch_size": 7, "learning_rate": 2e-3}
-
     @pytest.mark.slow
     @pytest.mark.parametrize("task", ["instruction", "preference"])
     def test_train_a_language_model_as_one_does(self, lm_job, run, task):  # noqa: F811
-        jobs = [
-            lm_job(task=task, training=self.settings, micro_batch_tokens=40) for _ in range(2)
-        ]
+        jobs = [lm_job(task=task, training=SETTINGS, micro_batch_tokens=40) for _ in range(2)]
         results = [run(job, count) for count, job in enumerate(jobs, 1)]
         assert_alike(jobs, results, ("loss", "accuracy"))
 
     @pytest.mark.slow
     def test_that_share_the_model_train_it_as_one_does(self, lm_job, run):  # noqa: F811
         jobs = [
-            lm_job(plan={"sharding": kind}, training=self.settings, micro_batch_tokens=40)
+            lm_job(plan={"sharding": kind}, training=SETTINGS, micro_batch_tokens=40)
             for kind in ("ddp", "fsdp")
         ]
         results = [run(job, count) for count, job in enumerate(jobs, 1)]
@@ -101,7 +99,7 @@ class TestTwoProcesses:
 
     @pytest.mark.slow
     def test_train_a_classifier_as_one_does(self, train_job, run):
-        settings = self.settings | {"best_by": "loss"}
+        settings = SETTINGS | {"best_by": "loss"}
         options = {"quantization": "none", "training": settings, "lora": {"dropout": 0.0}}
         jobs = [train_job(**options, micro_batch=size) for size in (None, 2)]
         for job in jobs:

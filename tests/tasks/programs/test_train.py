@@ -133,7 +133,7 @@ class TestTheResult:
         job = train_job()
         notes = Notes()
         result = train.main(job, notes)
-        own = {"schema_version", "artifact", "key", "made"}
+        own = {"schema_version", "artifact", "key", "made", "tokens_per_second"}
         assert set(result) == set(Finetuned.model_fields) - own
         assert set(result["metrics"]) == {"loss", "accuracy", "precision", "recall", "f1"}
         assert result["steps"] == 8

@@ -322,7 +322,7 @@ class TestTheResult:
     def test_is_what_the_contract_wants(self, lm_job):
         notes = Notes()
         result = train.main(lm_job(), notes)
-        own = {"schema_version", "artifact", "key", "made"}
+        own = {"schema_version", "artifact", "key", "made", "tokens_per_second"}
         assert set(result) == set(Finetuned.model_fields) - own
         assert set(result["metrics"]) == {"loss", "perplexity", "accuracy"}
         assert result["metrics"]["perplexity"] == pytest.approx(math.exp(result["metrics"]["loss"]))
