@@ -30,12 +30,13 @@ class FinetuneInputs(Contract):
         head_modules: The new head, which is trained in full.
         task: What it is trained for.
         micro_batch_tokens: Tokens of one forward pass of a language model; 0: the program picks.
+        most_tokens: The most that it may pick, by the forecast; 0: it is not known.
         tight_memory: Whether memory goes back to the system at once, which takes longer (CPU).
         gguf: The type of the GGUF file that ships beside the merged model, or `none`.
         converter: What makes that file, by its digest; empty where none is made.
     """
 
-    not_in_key = frozenset({"micro_batch_tokens", "tight_memory"})
+    not_in_key = frozenset({"micro_batch_tokens", "most_tokens", "tight_memory"})
 
     model: Source
     tokenizer: Artifact
@@ -50,6 +51,7 @@ class FinetuneInputs(Contract):
     head_modules: tuple[str, ...]
     task: Task = "text-classification"
     micro_batch_tokens: int = 0
+    most_tokens: int = 0
     tight_memory: bool = False
     gguf: str = "none"
     converter: str = Field(
@@ -110,6 +112,7 @@ def finetune(inputs: FinetuneInputs, room: Room) -> Finetuned:
                 "head_modules": list(inputs.head_modules),
                 "task": inputs.task,
                 "micro_batch_tokens": inputs.micro_batch_tokens,
+                "most_tokens": inputs.most_tokens,
                 "tight_memory": inputs.tight_memory,
                 "out": str(out),
                 "work": str(scratch / "checkpoints"),

@@ -101,7 +101,9 @@ class Language:
         if plan["compile"]:
             _compile(model.get_base_model(), self.warnings)
         longest = max(train.widest, validation.widest)
-        budget = job.get("micro_batch_tokens") or _budget(model.get_base_model(), plan, longest)
+        budget = job.get("micro_batch_tokens") or _budget(
+            model.get_base_model(), plan, longest, job.get("most_tokens")
+        )
         trainer = self._trainer_class()(
             forward,
             budget,
@@ -391,10 +393,10 @@ def _as_they_are(examples: list[Example]) -> dict[str, list[Example]]:
     return {"examples": examples}
 
 
-def _budget(base: PreTrainedModel, plan: dict[str, Any], longest: int) -> int:
-    """Tokens of a micro-batch, by memory."""
+def _budget(base: PreTrainedModel, plan: dict[str, Any], longest: int, most: int | None) -> int:
+    """Tokens of a micro-batch, by memory, and no more than was forecast to fit."""
     if plan["device"] == "cpu":
-        return max(_CPU_TOKENS, longest)
+        return max(min(_CPU_TOKENS, most or _CPU_TOKENS), longest)
     config = base.config.get_text_config()
     hidden, layers = config.hidden_size, config.num_hidden_layers
     between = getattr(config, "intermediate_size", None) or 4 * hidden
@@ -402,7 +404,8 @@ def _budget(base: PreTrainedModel, plan: dict[str, Any], longest: int) -> int:
     numbers = layer + layers * hidden if plan["checkpointing"] else layers * layer
     free, _ = torch.cuda.mem_get_info()
     fitting = int(_SHARE_OF_MEMORY * free / (numbers * (2 if plan["precision"] == "bf16" else 4)))
-    return max(longest, min(_MOST_TOKENS, max(_LEAST_TOKENS, fitting // 256 * 256)))
+    picked = min(_MOST_TOKENS, max(_LEAST_TOKENS, fitting // 256 * 256))
+    return max(longest, min(picked, most or picked))
 
 
 def _compile(base: PreTrainedModel, warnings: list[str]) -> None:
