@@ -196,7 +196,7 @@ def _throughput_place(kind: str, recipe: Recipe, inspected: Inspected, plan: Pla
 
 def must_be_tight(told: Forecast) -> bool:
     """Whether training on a CPU must give memory back at once, which is slower: see
-    `tasks.programs.allocator`."""
+    `tasks.learning.allocator`."""
     room = told.memory - told.reserve
     return told.device == "cpu" and told.memory > 0 and told.peak * _LOOSE > room
 

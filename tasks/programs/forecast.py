@@ -1,7 +1,7 @@
 """Tells what training a language model will need, by training it without memory.
 
 One real training step runs on torch's fake tensors, which have shapes but no content: the model's
-own code, its adapter, the loss, backward pass and optimizer of `tasks.programs.language`, under a
+own code, its adapter, the loss, backward pass and optimizer of `tasks.learning.language`, under a
 ledger of all memory. Only the configuration of the base is read.
 
 Job:
@@ -39,11 +39,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 from tasks.errors import BurnishError
-from tasks.programs import causal, losses, segments
-from tasks.programs import model as models
-from tasks.programs.batches import Batch, Example, Part, make_batch
-from tasks.programs.language import Forward
-from tasks.programs.ledger import ACTIVATIONS, TRANSIENT, Ledger
+from tasks.learning import causal, losses, segments
+from tasks.learning import model as models
+from tasks.learning.batches import Batch, Example, Part, make_batch
+from tasks.learning.language import Forward
+from tasks.learning.ledger import ACTIVATIONS, TRANSIENT, Ledger
 from tasks.programs.protocol import Reporter, run
 
 WEIGHTS, CONSTANTS, ADAPTERS = "weights", "quantization constants", "adapters"

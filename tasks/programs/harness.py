@@ -24,7 +24,8 @@ from typing import Any
 from transformers.utils import logging
 
 from tasks.errors import BadRecipe, NotFound
-from tasks.programs import chat, score_language
+from tasks.learning import chat
+from tasks.programs import score_language
 from tasks.programs.protocol import Reporter, run
 
 WHERE = "evaluation.harness"

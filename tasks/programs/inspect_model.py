@@ -43,7 +43,7 @@ def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     from transformers import AutoConfig
     from transformers.utils import logging
 
-    from tasks.programs.model import load_tokenizer, save_tokenizer
+    from tasks.learning.model import load_tokenizer, save_tokenizer
 
     logging.set_verbosity_error()
     check_architecture(config, job["task"])
@@ -194,8 +194,8 @@ def max_length(config: Any) -> int | None:
 def _language_tokenizer(
     folder: Path, task: str, chat_template: str, warnings: list[str]
 ) -> PreTrainedTokenizerBase:
-    from tasks.programs.chat import no_end_token, settle_padding, template_of
-    from tasks.programs.tokenizer import read_tokenizer
+    from tasks.learning.chat import no_end_token, settle_padding, template_of
+    from tasks.learning.tokenizer import read_tokenizer
 
     tokenizer = read_tokenizer(folder)
     if chat_template:
@@ -217,7 +217,7 @@ def _give_template(
         BadModel: The tokenizer lacks what chatml needs.
         BadRecipe: The template is no Jinja, or cannot render a question and an answer.
     """
-    from tasks.programs.chat import CHATML, template_of
+    from tasks.learning.chat import CHATML, template_of
 
     own = tokenizer.chat_template
     text = chat_template
@@ -290,8 +290,8 @@ def _named(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
 
 def _look_inside(folder: Path, labels: list[str] | None, vocabulary: int) -> dict[str, Any]:
     """What the model is made of; it is not loaded into memory. `labels` is None for language."""
-    from tasks.programs.causal import head_name, load_causal
-    from tasks.programs.model import linear_modules, load_classifier
+    from tasks.learning.causal import head_name, load_causal
+    from tasks.learning.model import linear_modules, load_classifier
 
     if labels is None:
         model, heads = load_causal(folder, device="meta", attention="eager"), []
@@ -316,7 +316,7 @@ def _look_inside(folder: Path, labels: list[str] | None, vocabulary: int) -> dic
 
 
 def _shape(folder: Path, model: PreTrainedModel, linear: list[str]) -> dict[str, int]:
-    from tasks.programs.model import stored_dtype
+    from tasks.learning.model import stored_dtype
 
     config = model.config.get_text_config()
     # Without attention (Mamba), there are no heads.

@@ -40,7 +40,7 @@ from tasks.errors import (
     Preempted,
     StorageFailed,
 )
-from tasks.programs import ranks
+from tasks.learning import ranks
 
 PARENT_GONE = 75
 """Exit status of a program whose parent went away."""

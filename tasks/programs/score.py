@@ -30,8 +30,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging
 
-from tasks.programs import model as models
-from tasks.programs import shipped
+from tasks.learning import model as models
+from tasks.learning import shipped
 from tasks.programs.protocol import Reporter, run
 
 _OWN_COLUMNS = ("hash_hi", "hash_lo", "text", "text_pair", "label")

@@ -54,9 +54,9 @@ from transformers.utils import logging
 
 from tasks.errors import BadModel, BadRecipe
 from tasks.judging import answers as judged
-from tasks.programs import causal, chat, losses, shipped
+from tasks.learning import causal, chat, losses, shipped
+from tasks.learning.writing import Writer
 from tasks.programs.protocol import Reporter, run
-from tasks.programs.writing import Writer
 
 _OWN_COLUMNS = ("hash_hi", "hash_lo", "text", "text_pair", "label", "example")
 _WARM_UP_CALLS, _TIMED_CALLS = 2, 10

@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.errors import BadData, BadRecipe, BurnishError
-from tasks.programs.chat import (
+from tasks.learning.chat import (
     Encoded,
     ExampleEncoder,
     Rendered,

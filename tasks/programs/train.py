@@ -38,9 +38,9 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
 from tasks.errors import BadRecipe
-from tasks.programs import allocator, ranks
-from tasks.programs import model as models
-from tasks.programs.loop import Best, Watch, checkpoint, history, unmoved
+from tasks.learning import allocator, ranks
+from tasks.learning import model as models
+from tasks.learning.loop import Best, Watch, checkpoint, history, unmoved
 from tasks.programs.protocol import Reporter, preempted, run
 
 
@@ -144,14 +144,14 @@ def _task(job: dict[str, Any]) -> Task:
     # Each brings libraries that the others do without.
     name = job.get("task", "text-classification")
     if name == "text-classification":
-        from tasks.programs.classifier import Classification
+        from tasks.learning.classifier import Classification
 
         return Classification(job)
     if name == "preference":
-        from tasks.programs.preference import Preference
+        from tasks.learning.preference import Preference
 
         return Preference(job)
-    from tasks.programs.language import Language
+    from tasks.learning.language import Language
 
     return Language(job)
 

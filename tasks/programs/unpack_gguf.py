@@ -188,8 +188,8 @@ def _save(model: Any, tokenizer: Any, out: Path) -> None:
     """Write the folder, with special tokens on which model and tokenizer agree."""
     from transformers import GenerationConfig
 
-    from tasks.programs.chat import end_tokens, settle_padding
-    from tasks.programs.model import save_merged, save_tokenizer
+    from tasks.learning.chat import end_tokens, settle_padding
+    from tasks.learning.model import save_merged, save_tokenizer
 
     if tokenizer.eos_token_id is not None:
         settle_padding(tokenizer)

@@ -51,8 +51,9 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     import peft  # noqa: F401
     import torch
 
-    from tasks.programs import allocator, train
-    from tasks.programs.language import Language, LanguageTrainer
+    from tasks.learning import allocator
+    from tasks.learning.language import Language, LanguageTrainer
+    from tasks.programs import train
 
     cuda = torch.cuda.is_available()
     work = Path(spec["work"])

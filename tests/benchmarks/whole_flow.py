@@ -31,7 +31,7 @@ ROUNDS = 3
 ARTICLES = 500
 FACTOR_GOAL, SECONDS_GOAL = 1.05, 3.0
 PROGRAMS = {
-    "inspect_model": "import tasks.programs.inspect_model, tasks.programs.model",
+    "inspect_model": "import tasks.programs.inspect_model, tasks.learning.model",
     "tokenize": "import tasks.programs.tokenize; from transformers import AutoTokenizer",
     "train": "import tasks.programs.train",
     "score": "import tasks.programs.score",

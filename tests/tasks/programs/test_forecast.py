@@ -9,8 +9,9 @@ from transformers import Gemma2Config, GPT2Config, LlamaConfig, Qwen3Config
 
 from tasks.contracts.artifact import Plan
 from tasks.contracts.recipe import LoraRecipe
-from tasks.programs import causal, forecast, segments
-from tasks.programs.ledger import ACTIVATIONS, TRANSIENT, Ledger
+from tasks.learning import causal, segments
+from tasks.learning.ledger import ACTIVATIONS, TRANSIENT, Ledger
+from tasks.programs import forecast
 from tests.benchmarks.memory_forecast import child, make_model
 
 SMALL = {

@@ -10,7 +10,8 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from tasks.errors import BadRecipe, NotFound
-from tasks.programs import chat, harness
+from tasks.learning import chat
+from tasks.programs import harness
 from tests.tasks.programs.conftest import Notes
 
 pytest.importorskip("lm_eval")

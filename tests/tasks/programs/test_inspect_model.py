@@ -23,9 +23,9 @@ from transformers import (
 
 from tasks.contracts.artifact import Inspected
 from tasks.errors import BadModel, BadRecipe
-from tasks.programs.chat import CHATML
+from tasks.learning.chat import CHATML
+from tasks.learning.model import load_tokenizer
 from tasks.programs.inspect_model import main
-from tasks.programs.model import load_tokenizer
 from tests.tasks.programs.conftest import LABELS, Notes, content
 
 

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from tasks.errors import BadModel, BadRecipe
 from tasks.judging import answers as judged
-from tasks.programs import chat, score_language
+from tasks.learning import chat
+from tasks.programs import score_language
 from tests.tasks.programs.conftest import Notes
 
 TOPICS = ("rivers", "the old town", "bread", "a very long and winding road to the sea", "tea")

@@ -20,11 +20,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 
 from tasks.contracts.artifact import Finetuned
 from tasks.errors import BadData, BadRecipe, Preempted, TrainingDiverged
+from tasks.learning import model as models
+from tasks.learning.examples import ByLength, InOrder, PadBatch, gather
+from tasks.learning.metrics import ClassificationMetrics
 from tasks.process import run_program
-from tasks.programs import model as models
 from tasks.programs import train
-from tasks.programs.examples import ByLength, InOrder, PadBatch, gather
-from tasks.programs.metrics import ClassificationMetrics
 from tests.tasks.programs.conftest import LABELS, MAX_LENGTH, Notes, content
 
 

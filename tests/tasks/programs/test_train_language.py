@@ -26,10 +26,11 @@ from transformers import (
 from tasks.contracts.artifact import Finetuned, Plan
 from tasks.contracts.recipe import LoraRecipe, TrainingRecipe
 from tasks.errors import BadData, BadModel, BadRecipe, Preempted, TrainingDiverged
-from tasks.programs import causal, language, train
-from tasks.programs import model as models
-from tasks.programs.batches import Example, Part, Steps, fill, gather_tokens, in_order, make_batch
-from tasks.programs.loop import unmoved
+from tasks.learning import causal, language
+from tasks.learning import model as models
+from tasks.learning.batches import Example, Part, Steps, fill, gather_tokens, in_order, make_batch
+from tasks.learning.loop import unmoved
+from tasks.programs import train
 from tests.tasks.programs.conftest import Notes, content
 
 COLORS = ("red", "green", "blue", "yellow", "black", "white", "brown", "pink")
@@ -635,7 +636,7 @@ class TestExamples:
             gather_tokens(data["shards"], data["keep"], "train", tmp_path / "t", pairs=False)
 
     def test_of_pairs_stay_pairs_across_the_files_batches(self, lm_data, tmp_path, monkeypatch):
-        monkeypatch.setattr("tasks.programs.batches._ROWS_AT_ONCE", 3)
+        monkeypatch.setattr("tasks.learning.batches._ROWS_AT_ONCE", 3)
         data = lm_data(pairs=True)
         found = gather_tokens(data["shards"], data["keep"], "train", tmp_path / "t", pairs=True)
         assert len(found) == 32

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tasks.programs import losses
+from tasks.learning import losses
 
 
 @pytest.fixture

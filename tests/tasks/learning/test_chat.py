@@ -8,7 +8,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from tasks.errors import BadData, BadModel
-from tasks.programs.chat import (
+from tasks.learning.chat import (
     CHATML,
     encode_example,
     encode_examples,

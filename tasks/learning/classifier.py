@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
-from tasks.programs import model as models
-from tasks.programs import ranks
-from tasks.programs.examples import (
+from tasks.learning import model as models
+from tasks.learning import ranks
+from tasks.learning.examples import (
     NOT_LEARNT,
     ByLength,
     Examples,
@@ -24,8 +24,8 @@ from tasks.programs.examples import (
     PadBatch,
     gather,
 )
-from tasks.programs.loop import CLASSIFICATION, arguments, diverged
-from tasks.programs.metrics import ClassificationMetrics
+from tasks.learning.loop import CLASSIFICATION, arguments, diverged
+from tasks.learning.metrics import ClassificationMetrics
 
 
 class Classification:

@@ -21,8 +21,8 @@ import torch
 from torch.utils.data import Dataset
 
 from tasks.errors import BadData
-from tasks.programs.examples import SPLIT_NUMBERS
-from tasks.programs.segments import segments_of
+from tasks.learning.examples import SPLIT_NUMBERS
+from tasks.learning.segments import segments_of
 
 _ROWS_AT_ONCE = 4096
 _COLUMNS = {

@@ -19,8 +19,8 @@ from transformers import (
 from transformers.distributed import DistributedConfig
 
 from tasks.errors import BadModel, BadRecipe, CodeFailed
-from tasks.programs import model as models
-from tasks.programs import segments
+from tasks.learning import model as models
+from tasks.learning import segments
 from tasks.programs.protocol import describe
 
 # What a configuration calls what is done to logits after the head.

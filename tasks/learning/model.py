@@ -24,9 +24,9 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from tasks.errors import BadModel, BadRecipe, CodeFailed
-from tasks.programs import ranks
+from tasks.learning import ranks
+from tasks.learning.tokenizer import read_tokenizer
 from tasks.programs.protocol import describe
-from tasks.programs.tokenizer import read_tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

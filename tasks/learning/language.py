@@ -17,9 +17,9 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
-from tasks.programs import causal, losses, ranks, segments
-from tasks.programs import model as models
-from tasks.programs.batches import (
+from tasks.learning import causal, losses, ranks, segments
+from tasks.learning import model as models
+from tasks.learning.batches import (
     Batch,
     Example,
     Steps,
@@ -29,8 +29,8 @@ from tasks.programs.batches import (
     in_order,
     make_batch,
 )
-from tasks.programs.chat import end_tokens, training_tokenizer
-from tasks.programs.loop import arguments, diverged
+from tasks.learning.chat import end_tokens, training_tokenizer
+from tasks.learning.loop import arguments, diverged
 
 _CPU_TOKENS = 4096
 _LEAST_TOKENS, _MOST_TOKENS = 1024, 65536

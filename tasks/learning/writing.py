@@ -15,7 +15,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from tasks.programs import causal
+from tasks.learning import causal
 
 # Keys and values of one batch, in bytes, on a CPU. On a GPU, a share of what is free.
 _CACHE_BYTES = 2**30

@@ -10,7 +10,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from tasks.programs import segments
+from tasks.learning import segments
 
 LENGTHS = [7, 1, 12, 4]
 SHAPES = {

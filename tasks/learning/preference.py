@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from tasks.programs.batches import Batch, Example, TokenExamples
-from tasks.programs.language import Language, LanguageTrainer
-from tasks.programs.losses import preference_loss
+from tasks.learning.batches import Batch, Example, TokenExamples
+from tasks.learning.language import Language, LanguageTrainer
+from tasks.learning.losses import preference_loss
 
 
 class Preference(Language):

@@ -14,8 +14,8 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tasks.errors import TrainingDiverged
-from tasks.programs import model as models
-from tasks.programs import ranks
+from tasks.learning import model as models
+from tasks.learning import ranks
 from tasks.programs.protocol import Reporter
 
 CLASSIFICATION = ("loss", "accuracy", "precision", "recall", "f1")
