@@ -7,7 +7,6 @@ the target, from the moment that publishing begins.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -136,17 +135,17 @@ class TestTrainingIsKilled:
     def test_a_killed_program_is_said_to_be_and_a_retry_succeeds(self, place, monkeypatch):
         from tasks import process
 
-        popen = subprocess.Popen
+        start = process._start
 
-        def killed(command, *arguments, **options):
-            started = popen(command, *arguments, **options)
-            if "tasks.programs.train" in command:
+        def killed(module, *arguments, **options):
+            started = start(module, *arguments, **options)
+            if module == "tasks.programs.train":
                 time.sleep(1)
-                os.kill(started.pid, signal.SIGKILL)
+                started.kill()
             return started
 
         with monkeypatch.context() as patch:
-            patch.setattr(process.subprocess, "Popen", killed)
+            patch.setattr(process, "_start", killed)
             state = place.run(training__seed=5)
         assert state.name == "Killed"
         assert "killed by SIGKILL" in state.message

@@ -1,0 +1,272 @@
+"""The second half of a run: candidate and baseline are scored, and the gate decides."""
+
+from __future__ import annotations
+
+from tasks.cache import Room
+from tasks.compare import CompareInputs, compare
+from tasks.contracts.artifact import Comparisons, Scored, Source
+from tasks.contracts.candidate import Candidate, Trained
+from tasks.contracts.recipe import Recipe
+from tasks.contracts.release import LogEntry
+from tasks.data.examples import TEST, texts_by_hash
+from tasks.data.sources import resolve
+from tasks.evaluate import ScoreInputs, hardware_kind, score
+from tasks.gate import GateInputs, gate
+from tasks.harness import harness, harness_inputs, harness_markdown
+from tasks.publish import (
+    provenance_of,
+    restore,
+)
+from tasks.release import ledger
+from tasks.report import (
+    RunReport,
+    markdown_table,
+    verdict_markdown,
+)
+from tasks.store import open_store
+from tasks.unpack import unpacked
+
+
+def judge(
+    recipe: Recipe, trained: Trained, deployed: LogEntry | None, room: Room, report: RunReport
+) -> Candidate:
+    """Score candidate and baseline, and apply the gate."""
+    store = open_store(room.store)
+    scored = score(_candidate_inputs(recipe, trained), room)
+    report.made("evaluate", scored, _metrics_sentence(scored))
+    baseline = None
+    if inputs := _baseline_inputs(recipe, trained, deployed, room):
+        baseline = score(inputs, room)
+        report.made("baseline", baseline, _metrics_sentence(baseline))
+
+    comparisons = judge_answers(recipe, trained, scored, baseline, room, report)
+    run_harness(recipe, trained, deployed, room, report)
+    guarded = guard_scores(recipe, trained, deployed, room, report)
+    judged = gate(
+        GateInputs(
+            candidate=scored,
+            baseline=baseline,
+            baseline_name=_baseline_name(deployed, baseline),
+            baseline_entry=deployed.number if deployed else 0,
+            candidate_seen=trained.loaded.artifact,
+            baseline_seen=deployed.release.provenance if deployed else None,
+            rules=recipe.gate,
+            slices=recipe.evaluation.slices,
+            task=recipe.task,
+            test_digest=trained.loaded.test_digest,
+            look_number=ledger.look_number(
+                store,
+                recipe.name,
+                trained.loaded.test_digest,
+                scored.model_digest,
+                baseline.model_digest if baseline else "",
+            ),
+            **guarded,
+            comparisons=comparisons,
+        ),
+        room,
+    )
+    report.made("gate", judged, judged.verdict.outcome)
+    report.section("Gate", verdict_markdown(judged.verdict))
+    report.fact("verdict", judged.verdict.summary)
+    if recipe.evaluation.generate_tokens:
+        report.section("Answers", answers_section(recipe, trained, scored, baseline, room))
+    return Candidate(
+        scored=scored,
+        baseline=baseline,
+        judged=judged,
+        **{name: getattr(trained, name) for name in Trained.model_fields},
+    )
+
+
+def judge_answers(
+    recipe: Recipe,
+    trained: Trained,
+    scored: Scored,
+    baseline: Scored | None,
+    room: Room,
+    report: RunReport,
+) -> Comparisons | None:
+    """What the recipe's judge says of both models' answers; None without a judge or a baseline."""
+    if not recipe.evaluation.judge.url or baseline is None:
+        return None
+    report.doing("Asking the judge which answers are better.")
+    compared = compare(
+        CompareInputs(
+            candidate=scored.artifact,
+            baseline=baseline.artifact,
+            test_digest=trained.loaded.test_digest,
+            dataset=trained.loaded.artifact,
+            judge=recipe.evaluation.judge,
+        ),
+        room,
+    )
+    report.made("judge", compared, _judge_sentence(compared))
+    return compared
+
+
+def run_harness(
+    recipe: Recipe, trained: Trained, deployed: LogEntry | None, room: Room, report: RunReport
+) -> None:
+    """Show what the recipe's harness tasks say of candidate and baseline."""
+    if not recipe.evaluation.harness:
+        return
+    report.doing("Running the harness.")
+    candidate = harness(harness_inputs(recipe, _candidate_inputs(recipe, trained)), room)
+    report.made("harness", candidate, f"{len(candidate.results)} tasks")
+    baseline = None
+    if inputs := _baseline_inputs(recipe, trained, deployed, room):
+        baseline = harness(harness_inputs(recipe, inputs), room)
+        report.made("harness, baseline", baseline, f"{len(baseline.results)} tasks")
+    report.section("Harness", harness_markdown(candidate, baseline))
+
+
+def guard_scores(
+    recipe: Recipe, trained: Trained, deployed: LogEntry | None, room: Room, report: RunReport
+) -> dict:
+    """Candidate and baseline on the guard set, as the gate takes them; nothing without one.
+
+    On a first run the base model is the baseline, whatever the test examples are judged by.
+    """
+    if trained.guard is None:
+        return {}
+    report.doing("Scoring candidate and baseline on the guard set.")
+    of_guard = {
+        "test_digest": trained.guard.loaded.test_digest,
+        "dataset": trained.guard.loaded.artifact,
+        "hardware": "",
+        "task": trained.guard.task,
+        # Only the loss counts.
+        "generate_tokens": 0,
+        "must_match": "",
+        "must_not_contain": (),
+        "json_schema": "",
+    }
+    both = {
+        "candidate": _candidate_inputs(recipe, trained),
+        "baseline": _baseline_inputs(recipe, trained, deployed, room)
+        or _untrained_inputs(recipe, trained),
+    }
+    found: dict = {"guard_task": trained.guard.task}
+    for name, inputs in both.items():
+        scored = score(inputs.model_copy(update=of_guard), room)
+        report.made(f"guard set, {name}", scored, _metrics_sentence(scored))
+        found[f"guard_{name}"] = scored
+    return found
+
+
+def _candidate_inputs(recipe: Recipe, trained: Trained) -> ScoreInputs:
+    return ScoreInputs(
+        kind=recipe.model.ship,
+        model=trained.finetuned.artifact,
+        base=trained.model if recipe.model.ship == "adapter" else None,
+        quantization=recipe.quantization if recipe.model.ship == "adapter" else "none",
+        labels=(),
+        **_scoring(recipe, trained),
+    )
+
+
+def _baseline_inputs(
+    recipe: Recipe, trained: Trained, deployed: LogEntry | None, room: Room
+) -> ScoreInputs | None:
+    """How the baseline is scored: the deployed release from its own files, or on a first run the
+    untrained base; None where the recipe's floors alone decide."""
+    if deployed is None:
+        if recipe.gate.first_run == "floors":
+            return None
+        return _untrained_inputs(recipe, trained)
+    store = open_store(room.store)
+    restore(deployed.release, store, recipe.publish.private)
+    provenance = provenance_of(deployed.release, store)
+    made_by = Recipe.model_validate(provenance["recipe"])
+    adapter = made_by.model.ship == "adapter"
+    return ScoreInputs(
+        kind=made_by.model.ship,
+        model=deployed.release.artifact,
+        base=_base_of(provenance, room) if adapter else None,
+        quantization=made_by.quantization if adapter else "none",
+        labels=(),
+        **_scoring(recipe, trained),
+    )
+
+
+def _base_of(provenance: dict, room: Room) -> Source:
+    """The base model that a release's adapter belongs to."""
+    return unpacked(resolve(provenance["sources"]["model"]["pinned"], "model"), room)
+
+
+def _untrained_inputs(recipe: Recipe, trained: Trained) -> ScoreInputs:
+    return ScoreInputs(
+        kind="untrained",
+        model=None,
+        base=trained.model,
+        tokenizer=trained.inspected.artifact,
+        quantization="none",
+        labels=trained.loaded.labels,
+        **{"max_length": recipe.training.max_length, **_scoring(recipe, trained)},
+    )
+
+
+def _scoring(recipe: Recipe, trained: Trained) -> dict:
+    return {
+        "seed": recipe.training.seed,
+        "test_digest": trained.loaded.test_digest,
+        "dataset": trained.loaded.artifact,
+        "hardware": hardware_kind() if recipe.gate.max_latency_ms else "",
+        "batch_size": recipe.evaluation.batch_size,
+        "device": trained.plan.device,
+        "task": recipe.task,
+        **({} if recipe.task == "text-classification" else _language_scoring(recipe)),
+    }
+
+
+def _language_scoring(recipe: Recipe) -> dict:
+    asked = recipe.evaluation
+    return {
+        "max_length": recipe.training.max_length,
+        "generate_tokens": asked.generate_tokens,
+        "must_match": asked.must_match,
+        "must_not_contain": asked.must_not_contain,
+        "json_schema": asked.json_schema,
+        "beta": recipe.training.beta,
+    }
+
+
+def _baseline_name(deployed: LogEntry | None, baseline: Scored | None) -> str:
+    if deployed:
+        return deployed.release.version
+    return "untrained base" if baseline else "none"
+
+
+def answers_section(
+    recipe: Recipe, trained: Trained, scored: Scored, baseline: Scored | None, room: Room
+) -> str:
+    """A few answers to test questions, the baseline's beside the candidate's."""
+    import pyarrow.parquet as pq
+
+    from tasks.judging.samples import sample_answers
+
+    store = open_store(room.store)
+
+    def answers(of: Scored):
+        return pq.read_table(store.file(of.artifact, "scores.parquet"))
+
+    samples = sample_answers(
+        answers(scored),
+        answers(baseline) if baseline else None,
+        texts_by_hash(room, trained.loaded.artifact, TEST),
+        metric=recipe.gate.metric,
+    )
+    return markdown_table(("question", "reference", "baseline", "candidate"), samples)
+
+
+def _judge_sentence(compared: Comparisons) -> str:
+    return (
+        f"{compared.judge}: preferred {compared.preferred:.4f}, {compared.wins} wins, "
+        f"{compared.ties} ties ({compared.turned} turned with the order, {compared.unreadable} "
+        f"without a verdict), {compared.losses} losses"
+    )
+
+
+def _metrics_sentence(scored: Scored) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in scored.metrics.items())

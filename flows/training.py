@@ -1,0 +1,212 @@
+"""The first half of a run: from the sources to a trained model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tasks.cache import Room
+from tasks.contracts.artifact import Finetuned, Inspected, Loaded, Plan, Source, Tokenized
+from tasks.contracts.candidate import GuardSet, Trained
+from tasks.contracts.forecast import Forecast
+from tasks.contracts.recipe import Recipe
+from tasks.data.sources import resolve
+from tasks.examine import ExamineInputs, examine
+from tasks.finetune import FinetuneInputs, finetune
+from tasks.forecast import (
+    forecast_markdown,
+    must_be_tight,
+    remember_throughput,
+    tell,
+    workload,
+)
+from tasks.guard import load_guard
+from tasks.load import LoadInputs, load
+from tasks.plan import make_plan, refuse_early, refuse_memory
+from tasks.process import warm_up
+from tasks.publish import (
+    data_report,
+    provenance_of,
+)
+from tasks.release import ledger
+from tasks.report import (
+    RunReport,
+    data_markdown,
+    loss_curve,
+    samples_markdown,
+)
+from tasks.store import open_store
+from tasks.tokenize import TokenizeInputs, token_samples, tokenize
+from tasks.unpack import unpacked
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What training starts from: nothing of it needs a GPU."""
+
+    data: Source
+    model: Source
+    loaded: Loaded
+    inspected: Inspected
+    tokenized: Tokenized
+    guard: GuardSet | None
+
+
+def train(recipe: Recipe, room: Room, report: RunReport) -> Trained:
+    """From the sources to a trained model; refuses what can be refused before training."""
+    ready = prepare(recipe, room, report)
+    plan, told = settle_plan(recipe, ready, room, report)
+    finetuned = fit(recipe, ready, plan, told, room, report)
+    return Trained(
+        recipe=recipe,
+        data=ready.data,
+        model=ready.model,
+        plan=plan,
+        loaded=ready.loaded,
+        inspected=ready.inspected,
+        tokenized=ready.tokenized,
+        finetuned=finetuned,
+        guard=ready.guard,
+    )
+
+
+def prepare(recipe: Recipe, room: Room, report: RunReport) -> Prepared:
+    """Load the data, examine the base model, tokenize what is new."""
+    report.doing("Resolving data and base model.")
+    data = resolve(recipe.data.uri, "data")
+    model = resolve(recipe.model.uri, "model")
+
+    report.doing("Loading the data.")
+    asked = LoadInputs(data=recipe.data, source=data, task=recipe.task)
+    if load.known(asked, room) is None:
+        # New data are examined, tokenized and trained on: what that needs loads meanwhile.
+        warm_up()
+    loaded = load(asked, room)
+    report.made("load", loaded, _load_sentence(loaded, room.run_id))
+    report.section("Data", data_section(loaded, recipe, room))
+
+    model = unpacked(model, room)
+    inspected = examine(
+        ExamineInputs(
+            model=model,
+            labels=loaded.labels,
+            task=recipe.task,
+            chat_template=recipe.model.chat_template,
+        ),
+        room,
+    )
+    report.made("examine", inspected, f"{inspected.architecture}, {inspected.parameters:,} weights")
+    refuse_early(recipe, model, loaded, inspected)
+    guard = load_guard(recipe, inspected.artifact, room)
+    if guard:
+        rows = guard.loaded.rows["test"]
+        report.made("guard set", guard.loaded, f"{rows:,} examples, for {guard.task}")
+
+    report.doing("Tokenizing what is new.")
+    tokenized = tokenize(
+        TokenizeInputs(
+            dataset=loaded.artifact,
+            tokenizer=inspected.artifact,
+            max_length=recipe.training.max_length,
+            task=recipe.task,
+            too_long=recipe.training.too_long,
+        ),
+        room,
+    )
+    report.made("tokenize", tokenized, _tokenize_sentence(tokenized, room.run_id))
+    if recipe.task != "text-classification":
+        report.section("What is learnt", samples_markdown(token_samples(tokenized, room)))
+    report.warn(*inspected.warnings, *tokenized.warnings)
+    return Prepared(data, model, loaded, inspected, tokenized, guard)
+
+
+def settle_plan(
+    recipe: Recipe, ready: Prepared, room: Room, report: RunReport
+) -> tuple[Plan, Forecast | None]:
+    """How it will be trained, and for a language model what that will take; refuses what will not
+    fit."""
+    tokens = ready.tokenized.tokens
+    plan, told = make_plan(recipe, tokens), None
+    if recipe.task != "text-classification":
+        told = tell(recipe, ready.model, ready.tokenized, ready.loaded, plan, room)
+        refuse_memory(recipe, told)
+        plan = make_plan(recipe, tokens, told)
+        work = workload(recipe, ready.inspected, ready.tokenized, ready.loaded, plan, room)
+        report.section("Forecast", forecast_markdown(told, work))
+    picks = [f"- {name}: {getattr(plan, name)}, for {why}" for name, why in plan.why.items()]
+    report.section("Plan", "\n".join(picks))
+    return plan, told
+
+
+def fit(
+    recipe: Recipe,
+    ready: Prepared,
+    plan: Plan,
+    told: Forecast | None,
+    room: Room,
+    report: RunReport,
+) -> Finetuned:
+    """Train."""
+    report.doing("Training.")
+    finetuned = finetune(
+        FinetuneInputs(
+            model=ready.model,
+            tokenizer=ready.inspected.artifact,
+            dataset=ready.loaded.artifact,
+            tokens=ready.tokenized.artifact,
+            labels=ready.loaded.labels,
+            lora=recipe.lora,
+            quantization=recipe.quantization,
+            training=recipe.training,
+            plan=plan,
+            ship=recipe.model.ship,
+            head_modules=ready.inspected.head_modules,
+            task=recipe.task,
+            gguf=recipe.model.gguf,
+            micro_batch_tokens=recipe.plan.micro_batch_tokens,
+            most_tokens=told.micro_batch_tokens if told else 0,
+            tight_memory=told is not None and must_be_tight(told),
+        ),
+        room,
+    )
+    if told:
+        remember_throughput(recipe, ready.inspected, plan, finetuned, room)
+    report.made("finetune", finetuned, _finetune_sentence(finetuned))
+    report.warn(*finetuned.warnings)
+    report.section("Training", loss_curve(finetuned.history))
+    return finetuned
+
+
+def data_section(loaded: Loaded, recipe: Recipe, room: Room) -> str:
+    """The data report, with what changed since the deployed release's data."""
+    store = open_store(room.store)
+    deployed = ledger.deployed(store, recipe.name, recipe.announce.channel)
+    before = provenance_of(deployed.release, store)["data_report"] if deployed else None
+    return data_markdown(data_report(loaded, store), before)
+
+
+def _load_sentence(loaded: Loaded, run_id: str) -> str:
+    rows = ", ".join(f"{count:,} {split}" for split, count in loaded.rows.items())
+    return f"{rows}; {_shards(loaded, 'read', run_id)}"
+
+
+def _tokenize_sentence(tokenized: Tokenized, run_id: str) -> str:
+    learnt = f", {tokenized.learnt:,} of them learnt" if tokenized.learnt else ""
+    left_out = f", {tokenized.left_out:,} left out" if tokenized.left_out else ""
+    return (
+        f"{tokenized.tokens:,} tokens{learnt}, {tokenized.truncated:,} texts cut{left_out}; "
+        f"{_shards(tokenized, 'tokenized', run_id)}"
+    )
+
+
+def _shards(result: Loaded | Tokenized, verb: str, run_id: str) -> str:
+    new = result.new_shards if result.made and result.made.run_id == run_id else 0
+    return f"{new} of {result.shards} shards {verb} anew"
+
+
+def _finetune_sentence(finetuned: Finetuned) -> str:
+    metrics = finetuned.metrics
+    shown = "accuracy" if "f1" in metrics else "loss"
+    return (
+        f"{finetuned.steps} steps, validation {shown} {metrics[shown]:.4f}, "
+        f"best epoch {finetuned.best_epoch:g}"
+    )
