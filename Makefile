@@ -15,10 +15,10 @@ retrain: $(VENV)/ready
 	$(BIN)/burnish retrain $(or $(RECIPE),news) $(ARGS)
 
 test: $(VENV)/ready-dev lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
 
 test-fast: $(VENV)/ready-dev
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow" $(ARGS)
 
 server: $(VENV)/ready
 	$(BIN)/python -m infra.serve

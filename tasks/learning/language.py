@@ -393,7 +393,9 @@ def _as_they_are(examples: list[Example]) -> dict[str, list[Example]]:
     return {"examples": examples}
 
 
-def _budget(base: PreTrainedModel, plan: dict[str, Any], longest: int, most: int | None) -> int:
+def _budget(
+    base: PreTrainedModel, plan: dict[str, Any], longest: int, most: int | None = None
+) -> int:
     """Tokens of a micro-batch, by memory, and no more than was forecast to fit."""
     if plan["device"] == "cpu":
         return max(min(_CPU_TOKENS, most or _CPU_TOKENS), longest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -104,8 +105,8 @@ class TestServer:
             run = client.create_flow_run_from_deployment(
                 deployment.id, parameters={"recipe": recipe.model_dump(mode="json")}
             )
-            (trainer,) = _wait(lambda: _running("tasks.programs.train", served.pid))
-            psutil.Process(trainer.ppid()).kill()
+            (trainer,) = _wait(lambda: _training(served.pid))
+            _flow_run_of(trainer).kill()
             ended = _wait(lambda: client.read_flow_run(run.id).state.is_crashed())
             assert ended
             state = client.read_flow_run(run.id).state
@@ -124,9 +125,22 @@ class TestServer:
         assert left == []
 
 
-def _running(module: str, pid: int) -> list[psutil.Process]:
-    children = psutil.Process(pid).children(recursive=True)
-    return [child for child in children if module in " ".join(child.cmdline())]
+def _training(pid: int) -> list[psutil.Process]:
+    """The training programs below a process, by the log that they write: one that was forked has
+    the command line of its host."""
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any(file.path.endswith("/train.log") for file in child.open_files()):
+                found.append(child)
+    return found
+
+
+def _flow_run_of(program: psutil.Process) -> psutil.Process:
+    parent = program.parent()
+    while "tasks.programs.host" in parent.cmdline():
+        parent = parent.parent()
+    return parent
 
 
 def _wait(ready: Callable[[], Any]) -> Any:

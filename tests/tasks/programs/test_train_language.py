@@ -741,6 +741,10 @@ class TestTheBudget:
         assert language._budget(None, {"device": "cpu"}, 9000) == 9000
         assert language._budget(None, {"device": "cpu"}, 90) == language._CPU_TOKENS
 
+    def test_is_no_more_than_was_forecast_to_fit(self):
+        assert language._budget(None, {"device": "cpu"}, 90, most=512) == 512
+        assert language._budget(None, {"device": "cpu"}, 900, most=512) == 900
+
 
 class TestLayers:
     def test_are_found(self, tiny_lm):
