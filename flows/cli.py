@@ -49,9 +49,11 @@ def retrain(
     checked = checked_recipe(recipe, set_ or [], store)
     from flows.retrain import STEPS
     from flows.retrain import retrain as flow
+    from flows.training import foresee
 
     if refresh not in ("nothing", *STEPS):
         raise typer.BadParameter(f"{refresh!r} is not one of {', '.join(STEPS)}")
+    foresee(checked)
     state = flow(checked, refresh, return_state=True)
     if not state.is_completed():
         typer.echo(f"\n{checked.name}: {state.name}. {state.message}", err=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
+from threading import Thread
 
 from tasks.cache import Room
 from tasks.contracts.artifact import Finetuned, Inspected, Loaded, Plan, Source, Tokenized
@@ -10,6 +13,7 @@ from tasks.contracts.candidate import GuardSet, Trained
 from tasks.contracts.forecast import Forecast
 from tasks.contracts.recipe import Recipe
 from tasks.data.sources import resolve
+from tasks.errors import BurnishError
 from tasks.examine import ExamineInputs, examine
 from tasks.finetune import FinetuneInputs, finetune
 from tasks.forecast import (
@@ -34,7 +38,7 @@ from tasks.report import (
     loss_curve,
     samples_markdown,
 )
-from tasks.store import open_store
+from tasks.store import default_store, open_store
 from tasks.tokenize import TokenizeInputs, token_samples, tokenize
 from tasks.unpack import unpacked
 
@@ -67,6 +71,22 @@ def train(recipe: Recipe, room: Room, report: RunReport) -> Trained:
         finetuned=finetuned,
         guard=ready.guard,
     )
+
+
+def foresee(recipe: Recipe) -> None:
+    """Have loaded what the programs need while Prefect itself starts, where the data are new.
+
+    What goes wrong here is met again in the run, and told there. Remote data are not asked for
+    twice.
+    """
+    if any(uri.startswith(("hf://", "s3://")) for uri in recipe.data.uris):
+        return
+    with suppress(BurnishError):
+        asked = LoadInputs(
+            data=recipe.data, source=resolve(recipe.data.uri, "data"), task=recipe.task
+        )
+        if load.known(asked, Room(store=recipe.store or default_store())) is None:
+            warm_up()
 
 
 def prepare(recipe: Recipe, room: Room, report: RunReport) -> Prepared:
@@ -147,27 +167,28 @@ def fit(
 ) -> Finetuned:
     """Train."""
     report.doing("Training.")
-    finetuned = finetune(
-        FinetuneInputs(
-            model=ready.model,
-            tokenizer=ready.inspected.artifact,
-            dataset=ready.loaded.artifact,
-            tokens=ready.tokenized.artifact,
-            labels=ready.loaded.labels,
-            lora=recipe.lora,
-            quantization=recipe.quantization,
-            training=recipe.training,
-            plan=plan,
-            ship=recipe.model.ship,
-            head_modules=ready.inspected.head_modules,
-            task=recipe.task,
-            gguf=recipe.model.gguf,
-            micro_batch_tokens=recipe.plan.micro_batch_tokens,
-            most_tokens=told.micro_batch_tokens if told else 0,
-            tight_memory=told is not None and must_be_tight(told),
-        ),
-        room,
+    asked = FinetuneInputs(
+        model=ready.model,
+        tokenizer=ready.inspected.artifact,
+        dataset=ready.loaded.artifact,
+        tokens=ready.tokenized.artifact,
+        labels=ready.loaded.labels,
+        lora=recipe.lora,
+        quantization=recipe.quantization,
+        training=recipe.training,
+        plan=plan,
+        ship=recipe.model.ship,
+        head_modules=ready.inspected.head_modules,
+        task=recipe.task,
+        gguf=recipe.model.gguf,
+        micro_batch_tokens=recipe.plan.micro_batch_tokens,
+        most_tokens=told.micro_batch_tokens if told else 0,
+        tight_memory=told is not None and must_be_tight(told),
     )
+    if finetune.known(asked, room) is None:
+        # A new model will be judged: scipy and scikit-learn take seconds to load, so meanwhile.
+        Thread(target=import_module, args=("tasks.judging.judge",), daemon=True).start()
+    finetuned = finetune(asked, room)
     if told:
         remember_throughput(recipe, ready.inspected, plan, finetuned, room)
     report.made("finetune", finetuned, _finetune_sentence(finetuned))
