@@ -48,8 +48,9 @@ LIBRARIES = {
 imported by each program itself."""
 
 _SECONDS_BETWEEN_LOOKS = 0.5
-# Changes with each test, and no library reads it.
-_NOT_COMPARED = "PYTEST_CURRENT_TEST"
+# The first changes with each test; the others are set by scikit-learn when it is imported, which
+# may be at any time, and each program that imports it sets them too.
+_NOT_COMPARED = {"PYTEST_CURRENT_TEST", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"}
 
 
 class Host:
@@ -220,7 +221,7 @@ def _running(environment: dict[str, str]) -> Host | None:
     global _host
     if os.environ.get("BURNISH_PROGRAM_HOST") == "off" or not _possible():
         return None
-    environment = {name: value for name, value in environment.items() if name != _NOT_COMPARED}
+    environment = {name: environment[name] for name in environment.keys() - _NOT_COMPARED}
     if _host and (_host.process.poll() is not None or _host.environment != environment):
         _host.close()
         # Else it would stay behind as a zombie.
