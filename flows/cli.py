@@ -47,6 +47,8 @@ def retrain(
     Exit status: 0 released or up to date, 3 rejected by the gate, 1 failed, 2 wrong usage.
     """
     checked = checked_recipe(recipe, set_ or [], store)
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
     from flows.retrain import STEPS
     from flows.retrain import retrain as flow
     from flows.training import foresee
@@ -54,7 +56,10 @@ def retrain(
     if refresh not in ("nothing", *STEPS):
         raise typer.BadParameter(f"{refresh!r} is not one of {', '.join(STEPS)}")
     foresee(checked)
-    state = flow(checked, refresh, return_state=True)
+    # The command tells how the run ends: nobody waits for a heartbeat, and at its end Prefect would
+    # wait for the next one, up to a second.
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        state = flow(checked, refresh, return_state=True)
     if not state.is_completed():
         typer.echo(f"\n{checked.name}: {state.name}. {state.message}", err=True)
         raise typer.Exit(1)
