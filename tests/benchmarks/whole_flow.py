@@ -36,8 +36,9 @@ PROGRAMS = {
     "train": "import tasks.programs.train",
     "score": "import tasks.programs.score",
 }
-STARTED = {"inspect_model": 1, "tokenize": 1, "train": 1, "score": 2, "flow": 1}
-"""How often a run starts each: `score` for candidate and baseline."""
+STARTED = {"train": 1, "flow": 1}
+"""Whose imports a run pays for: the program host loads once what training needs, which is what all
+programs need, and they are forked from it."""
 STEPS = ("load", "examine", "tokenize", "finetune", "evaluate", "gate")
 
 
@@ -316,12 +317,12 @@ def page(report: dict[str, Any]) -> list[str]:
         f"time is the figure to trust: there the difference is "
         f"{cpu['flow'] - cpu['plain script']:.1f} s.",
         "## Where the difference comes from",
-        "Each program has a process of its own, so that a crash in it is no crash of the flow, and "
-        "each imports torch anew. That cost is fixed: it does not grow with the data. Processor "
-        "time of the imports alone:",
+        "Each program has a process of its own, so that a crash in it is no crash of the flow. It "
+        "is forked from a host that imports torch once, while Prefect starts. Processor time of "
+        "imports alone:",
         measure.table(
-            ("process", "seconds", "a run starts it"),
-            [(name, starts[name], times) for name, times in STARTED.items()],
+            ("process", "seconds"),
+            [(name, starts[name]) for name in STARTED],
         ),
         f"The script imports once, for {starts['plain script']} s. So imports make "
         f"{report['difference_by_starts']} s of the difference, and all else (Prefect, digests, "
