@@ -15,6 +15,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -182,19 +183,22 @@ class Store:
     def scratch(self) -> Iterator[Path]:
         """A folder to work in, removed afterwards; on the store's own disk where it has one, so
         that finished files can be moved into place."""
-        parent = None
+        parent = Path(tempfile.gettempdir())
         if isinstance(self.objects, FolderObjects):
             parent = Path(self.uri) / "scratch"
             parent.mkdir(parents=True, exist_ok=True)
             _sweep(parent)
-        folder = Path(tempfile.mkdtemp(dir=parent, prefix="work-"))
+        folder = parent / f"work-{uuid.uuid4().hex}"
         with open(f"{folder}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            # Only now: another run's sweep may have held the lock until here.
+            folder.mkdir(mode=0o700)
             try:
                 yield folder
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
-                os.unlink(lock.name)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(lock.name)
 
 
 def _sweep(scratch: Path) -> None:

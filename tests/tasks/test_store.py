@@ -1,5 +1,6 @@
 """The store: complete or absent, verified when read, in a folder and in S3 alike."""
 
+import fcntl
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks import store as stores
 from tasks.errors import BadRecipe, DamagedArtifact, NoAccess, NotFound
 from tasks.objects import FolderObjects, S3Objects, open_objects
 from tasks.store import Store, manifest_digest
@@ -138,6 +140,19 @@ class TestScratch:
         with store.scratch() as folder:
             (folder / "x").write_text("x")
         assert list((folder.parent).iterdir()) == []
+
+    def test_a_sweep_that_meets_one_being_made_takes_nothing_from_it(self, store, monkeypatch):
+        lock = fcntl.flock
+
+        def swept_first(file, how):
+            if how == fcntl.LOCK_EX:
+                stores._sweep(Path(store.uri) / "scratch")
+            lock(file, how)
+
+        monkeypatch.setattr(stores.fcntl, "flock", swept_first)
+        with store.scratch() as folder:
+            (folder / "file").write_text("kept")
+        assert not folder.exists()
 
     def test_what_is_in_use_is_left_alone(self, store):
         with store.scratch() as first, store.scratch():
