@@ -32,16 +32,22 @@ def judge(
 ) -> Candidate:
     """Score candidate and baseline, and apply the gate."""
     store = open_store(room.store)
-    scored = score(_candidate_inputs(recipe, trained), room)
+    ours = _candidate_inputs(recipe, trained)
+    theirs = _baseline_inputs(recipe, trained, deployed, room)
+    scored = score(ours, room)
     report.made("evaluate", scored, _metrics_sentence(scored))
     baseline = None
-    if inputs := _baseline_inputs(recipe, trained, deployed, room):
-        baseline = score(inputs, room)
+    if theirs:
+        baseline = score(theirs, room)
         report.made("baseline", baseline, _metrics_sentence(baseline))
 
     comparisons = judge_answers(recipe, trained, scored, baseline, room, report)
-    run_harness(recipe, trained, deployed, room, report)
-    guarded = guard_scores(recipe, trained, deployed, room, report)
+    run_harness(recipe, ours, theirs, room, report)
+    # On a first run the base model is the guard set's baseline, whatever the test examples are
+    # judged by.
+    guarded = guard_scores(
+        trained, ours, theirs or _untrained_inputs(recipe, trained), room, report
+    )
     judged = gate(
         GateInputs(
             candidate=scored,
@@ -106,28 +112,25 @@ def judge_answers(
 
 
 def run_harness(
-    recipe: Recipe, trained: Trained, deployed: LogEntry | None, room: Room, report: RunReport
+    recipe: Recipe, ours: ScoreInputs, theirs: ScoreInputs | None, room: Room, report: RunReport
 ) -> None:
     """Show what the recipe's harness tasks say of candidate and baseline."""
     if not recipe.evaluation.harness:
         return
     report.doing("Running the harness.")
-    candidate = harness(harness_inputs(recipe, _candidate_inputs(recipe, trained)), room)
+    candidate = harness(harness_inputs(recipe, ours), room)
     report.made("harness", candidate, f"{len(candidate.results)} tasks")
     baseline = None
-    if inputs := _baseline_inputs(recipe, trained, deployed, room):
-        baseline = harness(harness_inputs(recipe, inputs), room)
+    if theirs:
+        baseline = harness(harness_inputs(recipe, theirs), room)
         report.made("harness, baseline", baseline, f"{len(baseline.results)} tasks")
     report.section("Harness", harness_markdown(candidate, baseline))
 
 
 def guard_scores(
-    recipe: Recipe, trained: Trained, deployed: LogEntry | None, room: Room, report: RunReport
+    trained: Trained, ours: ScoreInputs, theirs: ScoreInputs, room: Room, report: RunReport
 ) -> dict:
-    """Candidate and baseline on the guard set, as the gate takes them; nothing without one.
-
-    On a first run the base model is the baseline, whatever the test examples are judged by.
-    """
+    """Candidate and baseline on the guard set, as the gate takes them; nothing without one."""
     if trained.guard is None:
         return {}
     report.doing("Scoring candidate and baseline on the guard set.")
@@ -142,13 +145,8 @@ def guard_scores(
         "must_not_contain": (),
         "json_schema": "",
     }
-    both = {
-        "candidate": _candidate_inputs(recipe, trained),
-        "baseline": _baseline_inputs(recipe, trained, deployed, room)
-        or _untrained_inputs(recipe, trained),
-    }
     found: dict = {"guard_task": trained.guard.task}
-    for name, inputs in both.items():
+    for name, inputs in (("candidate", ours), ("baseline", theirs)):
         scored = score(inputs.model_copy(update=of_guard), room)
         report.made(f"guard set, {name}", scored, _metrics_sentence(scored))
         found[f"guard_{name}"] = scored

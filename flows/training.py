@@ -82,11 +82,18 @@ def foresee(recipe: Recipe) -> None:
     if any(uri.startswith(("hf://", "s3://")) for uri in recipe.data.uris):
         return
     with suppress(BurnishError):
-        asked = LoadInputs(
-            data=recipe.data, source=resolve(recipe.data.uri, "data"), task=recipe.task
-        )
-        if load.known(asked, Room(store=recipe.store or default_store())) is None:
-            warm_up()
+        asked = _load_inputs(recipe, resolve(recipe.data.uri, "data"))
+        _warm_up_for_new(asked, Room(store=recipe.store or default_store()))
+
+
+def _load_inputs(recipe: Recipe, data: Source) -> LoadInputs:
+    return LoadInputs(data=recipe.data, source=data, task=recipe.task)
+
+
+def _warm_up_for_new(asked: LoadInputs, room: Room) -> None:
+    """New data are examined, tokenized and trained on: have loaded what that needs."""
+    if load.known(asked, room) is None:
+        warm_up()
 
 
 def prepare(recipe: Recipe, room: Room, report: RunReport) -> Prepared:
@@ -96,10 +103,8 @@ def prepare(recipe: Recipe, room: Room, report: RunReport) -> Prepared:
     model = resolve(recipe.model.uri, "model")
 
     report.doing("Loading the data.")
-    asked = LoadInputs(data=recipe.data, source=data, task=recipe.task)
-    if load.known(asked, room) is None:
-        # New data are examined, tokenized and trained on: what that needs loads meanwhile.
-        warm_up()
+    asked = _load_inputs(recipe, data)
+    _warm_up_for_new(asked, room)
     loaded = load(asked, room)
     report.made("load", loaded, _load_sentence(loaded, room.run_id))
     report.section("Data", data_section(loaded, recipe, room))
