@@ -7,6 +7,11 @@ from the programs to the flow, and from the flow to the run's report.
 
 from __future__ import annotations
 
+import errno
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 
@@ -179,3 +184,77 @@ def from_json(data: dict[str, Any]) -> BurnishError:
     if cls is DamagedArtifact:
         cls = StorageFailed
     return cls(data["where"], data["found"], data["expected"], data["fix"])
+
+
+def preempted(saved: str = "nothing was saved") -> Preempted:
+    """The error of a program that was asked to stop.
+
+    Args:
+        saved: What it leaves behind.
+    """
+    return Preempted(
+        "program",
+        f"a request to stop (SIGTERM); {saved}",
+        "to run to its end",
+        "start the run again: it goes on from what was saved",
+    )
+
+
+def describe(problem: BaseException) -> BurnishError:
+    """The typed error for whatever was raised."""
+    for error in _chain(problem):
+        typed = _typed(error)
+        if typed is not None:
+            return typed
+    return CodeFailed(
+        _origin(problem),
+        traceback.format_exception_only(problem)[-1].strip(),
+        "no error",
+        "this is a defect of the program or of a library: report it with the log",
+    )
+
+
+def _chain(problem: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while problem is not None and id(problem) not in seen:
+        seen.add(id(problem))
+        yield problem
+        problem = problem.__cause__
+
+
+def _typed(error: BaseException) -> BurnishError | None:
+    if isinstance(error, BurnishError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return preempted()
+    text = str(error)
+    # Asked of the loaded module only: a program without torch must not load it for its error.
+    torch = sys.modules.get("torch")
+    if (torch and isinstance(error, torch.OutOfMemoryError)) or "CUDA error: out of memory" in text:
+        return OutOfDeviceMemory(
+            "training.batch_size",
+            text.splitlines()[0] if text else "no free device memory",
+            "batches that fit into the accelerator's memory",
+            "lower the batch size or training.max_length, or set quantization: nf4",
+        )
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate" in text:
+        return OutOfHostMemory(
+            "host memory",
+            text.splitlines()[0] if text else "no free memory",
+            "enough memory for the model and its batches",
+            "give the worker more memory, or lower the batch size or training.max_length",
+        )
+    # Rust and C++ libraries raise errors of their own, and leave the errno in the text only.
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
+        return StorageFailed(
+            str(getattr(error, "filename", None) or "disk"),
+            "no disk space",
+            "room for checkpoints and the model",
+            "free space on the worker's disk, or move its scratch folder",
+        )
+    return None
+
+
+def _origin(problem: BaseException) -> str:
+    frames = traceback.extract_tb(problem.__traceback__)
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "program"

@@ -24,7 +24,7 @@ import threading
 import time
 from pathlib import Path
 
-from tasks.plan import has_gpu
+from tasks.memory import has_gpu
 
 _MODELS = (
     "numpy",

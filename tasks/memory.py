@@ -17,6 +17,19 @@ GB = 10**9
 _RESERVES = {"cuda": (600 * 10**6, 0.05), "cpu": (10**9, 0.10)}
 
 
+def has_gpu() -> bool:
+    """Whether an NVIDIA GPU answers."""
+    return count_gpus() > 0
+
+
+def count_gpus() -> int:
+    """How many NVIDIA GPUs answer."""
+    if not shutil.which("nvidia-smi"):
+        return 0
+    asked = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+    return asked.stdout.count("GPU ") if asked.returncode == 0 else 0
+
+
 def found_memory(device: str, declared_gb: float = 0.0) -> int:
     """Bytes of the device that trains; 0 where nobody knows. All of it, not what is free: what
     others do at the moment must not change how a model is trained.

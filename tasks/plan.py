@@ -6,7 +6,6 @@ from __future__ import annotations
 import difflib
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from tasks.contracts.forecast import Forecast
 from tasks.contracts.recipe import Recipe
 from tasks.converter import VARIABLE, find_converter, how_to_install, knows, lacks_module
 from tasks.errors import BadRecipe, StorageFailed
-from tasks.memory import memory_for
+from tasks.memory import count_gpus, memory_for
 from tasks.objects import FolderObjects
 from tasks.store import open_store
 
@@ -115,19 +114,6 @@ def _processes(recipe: Recipe, gpus: int) -> tuple[int, str]:
 
 def _switch(said: str, picked: bool, why: str) -> tuple[bool, str]:
     return (picked, why) if said == "auto" else (said == "on", SAID)
-
-
-def has_gpu() -> bool:
-    """Whether an NVIDIA GPU answers."""
-    return count_gpus() > 0
-
-
-def count_gpus() -> int:
-    """How many NVIDIA GPUs answer. Asked without torch, which takes seconds to import."""
-    if not shutil.which("nvidia-smi"):
-        return 0
-    asked = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
-    return asked.stdout.count("GPU ") if asked.returncode == 0 else 0
 
 
 def processor_flags() -> set[str]:

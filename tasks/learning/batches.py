@@ -8,6 +8,7 @@ by their number in the whole step, so the cut changes nothing but rounding.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import heapq
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ import torch
 from torch.utils.data import Dataset
 
 from tasks.errors import BadData
-from tasks.learning.examples import SPLIT_NUMBERS
+from tasks.learning.examples import copy_split
 from tasks.learning.segments import segments_of
 
 _ROWS_AT_ONCE = 4096
@@ -320,17 +321,8 @@ def gather_tokens(
     Raises:
         BadData: The split has nothing to learn, or the tokens are not those of the data.
     """
-    writer: pa.RecordBatchFileWriter | None = None
-    with np.load(keep_file, allow_pickle=False) as keep, pa.OSFile(str(out), "wb") as sink:
-        for shard in shards:
-            chosen = keep[shard["digest"]] == SPLIT_NUMBERS[split]
-            for batch in _sequences(shard, chosen, pairs):
-                if writer is None:
-                    writer = pa.ipc.new_file(sink, batch.schema)
-                writer.write_batch(batch)
-        if writer is not None:
-            writer.close()
-    if writer is None:
+    sequences = functools.partial(_sequences, pairs=pairs)
+    if not copy_split(shards, keep_file, split, out, sequences):
         raise BadData(
             f"{split} split",
             "no examples with tokens to learn",

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,10 +17,10 @@ from transformers import (
 )
 from transformers.distributed import DistributedConfig
 
-from tasks.errors import BadModel, BadRecipe, CodeFailed
+from tasks.errors import BadModel, BadRecipe
 from tasks.learning import model as models
 from tasks.learning import segments
-from tasks.programs.protocol import describe
+from tasks.learning.reading import reading_base
 
 # What a configuration calls what is done to logits after the head.
 _AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier")
@@ -59,7 +58,7 @@ def load_causal(
         options["distributed_config"] = DistributedConfig(fsdp_size=shares)
     elif device != "cpu" or quantization == "nf4":
         options["device_map"] = {"": models.place(device)}
-    try:
+    with reading_base("AutoModelForCausalLM"):
         if quantization == "nf4":
             options["quantization_config"] = models.nf4(dtype, [_head_name(folder)])
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -69,15 +68,6 @@ def load_causal(
             use_safetensors=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        if type(describe(error)) is not CodeFailed:
-            raise  # Out of memory or disk: no fault of the model.
-        raise BadModel(
-            "model.uri",
-            f"weights that cannot be loaded ({models.one_line(error)})",
-            "a model that AutoModelForCausalLM can load",
-            "check that the model's files are whole, and that transformers has its architecture",
-        ) from error
     lost = {*report["missing_keys"], *report["mismatched_keys"]}
     if lost:
         raise BadModel(

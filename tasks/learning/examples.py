@@ -7,7 +7,8 @@ of the shards nor on that of their rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -221,17 +222,8 @@ def gather(
     Raises:
         BadData: The split is empty, a label is unknown, or tokens and data differ in rows.
     """
-    writer: pa.RecordBatchFileWriter | None = None
-    with np.load(keep_file, allow_pickle=False) as keep, pa.OSFile(str(out), "wb") as sink:
-        for shard in shards:
-            chosen = keep[shard["digest"]] == SPLIT_NUMBERS[split]
-            for batch in _rows(shard, chosen, labels):
-                if writer is None:
-                    writer = pa.ipc.new_file(sink, batch.schema)
-                writer.write_batch(batch)
-        if writer is not None:
-            writer.close()
-    if writer is None:
+    rows = functools.partial(_rows, labels=labels)
+    if not copy_split(shards, keep_file, split, out, rows):
         raise BadData(
             f"{split} split",
             "no examples",
@@ -239,6 +231,34 @@ def gather(
             "add data, or raise the share of this split (data.split)",
         )
     return Examples(out)
+
+
+def copy_split(
+    shards: list[dict[str, str]],
+    keep_file: Path,
+    split: str,
+    out: Path,
+    rows: Callable[[dict[str, str], np.ndarray], Iterator[pa.RecordBatch]],
+) -> bool:
+    """Copy what belongs to one split out of the shards, into an Arrow file.
+
+    Args:
+        shards, keep_file, split, out: As `gather` takes them.
+        rows: A shard's rows as they are kept: takes it, and which of its rows are in the split.
+
+    Returns:
+        Whether there was anything.
+    """
+    writer: pa.RecordBatchFileWriter | None = None
+    with np.load(keep_file, allow_pickle=False) as keep, pa.OSFile(str(out), "wb") as sink:
+        for shard in shards:
+            for batch in rows(shard, keep[shard["digest"]] == SPLIT_NUMBERS[split]):
+                if writer is None:
+                    writer = pa.ipc.new_file(sink, batch.schema)
+                writer.write_batch(batch)
+        if writer is not None:
+            writer.close()
+    return writer is not None
 
 
 def _rows(shard: dict[str, str], chosen: np.ndarray, labels: list[str]) -> Iterator[pa.RecordBatch]:

@@ -8,7 +8,7 @@ import resource
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -16,7 +16,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tasks.errors import TrainingDiverged
 from tasks.learning import model as models
 from tasks.learning import ranks
-from tasks.programs.protocol import Reporter
+
+if TYPE_CHECKING:
+    from tasks.programs.protocol import Reporter
 
 CLASSIFICATION = ("loss", "accuracy", "precision", "recall", "f1")
 """The metrics of a classifier."""

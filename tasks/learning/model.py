@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from transformers import (
@@ -23,10 +23,10 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from tasks.errors import BadModel, BadRecipe, CodeFailed
+from tasks.errors import BadModel, BadRecipe
 from tasks.learning import ranks
+from tasks.learning.reading import reading_base
 from tasks.learning.tokenizer import read_tokenizer
-from tasks.programs.protocol import describe
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -334,7 +334,7 @@ def _read(
     folder: Path, labels: list[str], options: dict[str, Any]
 ) -> tuple[PreTrainedModel, set[str]]:
     """The model, and the names of the tensors that its files lack."""
-    try:
+    with reading_base("AutoModelForSequenceClassification"):
         model, report = AutoModelForSequenceClassification.from_pretrained(
             folder,
             id2label=dict(enumerate(labels)),
@@ -346,15 +346,6 @@ def _read(
             use_safetensors=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        if type(describe(error)) is not CodeFailed:
-            raise  # Out of memory or disk: no fault of the model.
-        raise BadModel(
-            "model.uri",
-            f"weights that cannot be loaded ({one_line(error)})",
-            "a model that AutoModelForSequenceClassification can load",
-            "check that the model's files are whole, and that transformers has its architecture",
-        ) from error
     mismatched = {
         entry[0] if isinstance(entry, tuple) else entry for entry in report["mismatched_keys"]
     }
@@ -454,9 +445,3 @@ def _base_reference(pin: dict[str, str]) -> tuple[str, str | None]:
     if uri.startswith(("s3://", "package:")):
         return uri, None
     return f"sha256:{pin['digest']}", None
-
-
-def one_line(error: BaseException) -> str:
-    """An error's kind and the first line of what it says."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -2,38 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from tasks.errors import BadModel, CodeFailed
-from tasks.programs.protocol import describe
-
-_MADE_ANEW = "start the run again: what is damaged is made anew"
-
-
-@contextlib.contextmanager
-def reading(loader: str) -> Iterator[None]:
-    """Within it, files that cannot be loaded raise `BadModel`.
-
-    Args:
-        loader: The class of transformers that a consumer loads them with.
-    """
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        if type(describe(error)) is not CodeFailed:
-            raise  # Typed already, or out of memory: no fault of the model.
-        raise BadModel(
-            "the model",
-            f"files that cannot be loaded ({type(error).__name__}: {str(error)[:300]})",
-            f"a model that {loader} can load",
-            _MADE_ANEW,
-        ) from error
+from tasks.errors import BadModel
 
 
 def put_adapter(base: Any, folder: Path) -> torch.nn.Module:

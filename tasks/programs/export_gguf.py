@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.converter import how_to_install
-from tasks.errors import BadModel, BadRecipe, CodeFailed
-from tasks.programs.protocol import Reporter, describe, run
+from tasks.errors import BadModel, BadRecipe, CodeFailed, describe
+from tasks.programs.protocol import Reporter, run
 
 _SHOWN = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 _CONFIGURATIONS = ("config.json", "tokenizer_config.json")

@@ -44,6 +44,7 @@ from tasks.learning import model as models
 from tasks.learning.batches import Batch, Example, Part, make_batch
 from tasks.learning.language import Forward
 from tasks.learning.ledger import ACTIVATIONS, TRANSIENT, Ledger
+from tasks.learning.reading import one_line
 from tasks.programs.protocol import Reporter, run
 
 WEIGHTS, CONSTANTS, ADAPTERS = "weights", "quantization constants", "adapters"
@@ -479,7 +480,7 @@ def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     except Exception as error:
         # An architecture that fake tensors cannot run is still one that may be trained.
         traceback.print_exc()
-        return {"unknown": f"{type(error).__name__}: {models.one_line(error)}"[:300]}
+        return {"unknown": f"{one_line(error)}"[:300]}
 
 
 class _Planner:

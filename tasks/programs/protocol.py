@@ -17,7 +17,6 @@ first one tells progress and result, and each its own error.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import select
@@ -32,14 +31,7 @@ from typing import Any
 
 import orjson
 
-from tasks.errors import (
-    BurnishError,
-    CodeFailed,
-    OutOfDeviceMemory,
-    OutOfHostMemory,
-    Preempted,
-    StorageFailed,
-)
+from tasks.errors import describe, preempted
 from tasks.learning import ranks
 
 PARENT_GONE = 75
@@ -116,20 +108,6 @@ class Reporter:
             fcntl.flock(self._turn, fcntl.LOCK_UN)
 
 
-def preempted(saved: str = "nothing was saved") -> Preempted:
-    """The error of a program that was asked to stop.
-
-    Args:
-        saved: What it leaves behind.
-    """
-    return Preempted(
-        "program",
-        f"a request to stop (SIGTERM); {saved}",
-        "to run to its end",
-        "start the run again: it goes on from what was saved",
-    )
-
-
 def run(main: Callable[[dict[str, Any], Reporter], dict[str, Any]], graceful: bool = False) -> None:
     """Run a program: read its job, do it, report, and exit. Never returns.
 
@@ -161,66 +139,6 @@ def run(main: Callable[[dict[str, Any], Reporter], dict[str, Any]], graceful: bo
     sys.stderr.flush()
     # Not sys.exit: what was said must stand, even if a library fails or hangs while it unloads.
     os._exit(status)
-
-
-def describe(problem: BaseException) -> BurnishError:
-    """The typed error for whatever was raised."""
-    for error in _chain(problem):
-        typed = _typed(error)
-        if typed is not None:
-            return typed
-    return CodeFailed(
-        _origin(problem),
-        traceback.format_exception_only(problem)[-1].strip(),
-        "no error",
-        "this is a defect of the program or of a library: report it with the log",
-    )
-
-
-def _chain(problem: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while problem is not None and id(problem) not in seen:
-        seen.add(id(problem))
-        yield problem
-        problem = problem.__cause__
-
-
-def _typed(error: BaseException) -> BurnishError | None:
-    if isinstance(error, BurnishError):
-        return error
-    if isinstance(error, KeyboardInterrupt):
-        return preempted()
-    text = str(error)
-    # Asked of the loaded module only: a program without torch must not load it for its error.
-    torch = sys.modules.get("torch")
-    if (torch and isinstance(error, torch.OutOfMemoryError)) or "CUDA error: out of memory" in text:
-        return OutOfDeviceMemory(
-            "training.batch_size",
-            text.splitlines()[0] if text else "no free device memory",
-            "batches that fit into the accelerator's memory",
-            "lower the batch size or training.max_length, or set quantization: nf4",
-        )
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate" in text:
-        return OutOfHostMemory(
-            "host memory",
-            text.splitlines()[0] if text else "no free memory",
-            "enough memory for the model and its batches",
-            "give the worker more memory, or lower the batch size or training.max_length",
-        )
-    # Rust and C++ libraries raise errors of their own, and leave the errno in the text only.
-    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
-        return StorageFailed(
-            str(getattr(error, "filename", None) or "disk"),
-            "no disk space",
-            "room for checkpoints and the model",
-            "free space on the worker's disk, or move its scratch folder",
-        )
-    return None
-
-
-def _origin(problem: BaseException) -> str:
-    frames = traceback.extract_tb(problem.__traceback__)
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "program"
 
 
 def _claim_stdout() -> int:

@@ -32,6 +32,7 @@ from transformers.utils import logging
 
 from tasks.learning import model as models
 from tasks.learning import shipped
+from tasks.learning.reading import reading_shipped
 from tasks.programs.protocol import Reporter, run
 
 _OWN_COLUMNS = ("hash_hi", "hash_lo", "text", "text_pair", "label")
@@ -173,7 +174,7 @@ def _load(job: dict[str, Any], folder: Path, device: str) -> Any:
             device=device,
         )
         return model
-    with shipped.reading("AutoModelForSequenceClassification"):
+    with reading_shipped("AutoModelForSequenceClassification"):
         if job["kind"] == "adapter":
             return _load_adapter(job, folder, device)
         return AutoModelForSequenceClassification.from_pretrained(

@@ -55,6 +55,7 @@ from transformers.utils import logging
 from tasks.errors import BadModel, BadRecipe
 from tasks.judging import answers as judged
 from tasks.learning import causal, chat, losses, shipped
+from tasks.learning.reading import reading_shipped
 from tasks.learning.writing import Writer
 from tasks.programs.protocol import Reporter, run
 
@@ -371,7 +372,7 @@ def load(job: dict[str, Any], folder: Path, device: str) -> torch.nn.Module:
         base = causal.load_causal(
             Path(job["base"]), dtype=dtype, quantization=job["quantization"], device=device
         )
-        with shipped.reading("PeftModel"):
+        with reading_shipped("PeftModel"):
             return shipped.put_adapter(base, folder)
     try:
         return causal.load_causal(folder, dtype=dtype, device=device)

@@ -10,7 +10,9 @@ Job:
     resume_from: a checkpoint folder that a progress line named, or null.
     micro_batch (optional, classification): examples at once.
     micro_batch_tokens (optional, language models): tokens at once; 0: as memory allows.
-        The batch of an optimizer step stays the same under either.
+    most_tokens (optional, language models): tokens at once that were forecast to fit; fewer may
+        be taken.
+        The batch of an optimizer step stays the same under any of these.
     tight_memory (optional): whether memory goes back to the system at once, which takes longer.
 
 Result: `metrics`, `history`, `best_epoch`, `steps`, `trained_parameters`, `warnings`.
@@ -37,11 +39,11 @@ from transformers import Trainer, TrainerCallback, TrainerState, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
-from tasks.errors import BadRecipe
+from tasks.errors import BadRecipe, preempted
 from tasks.learning import allocator, ranks
 from tasks.learning import model as models
 from tasks.learning.loop import Best, Watch, checkpoint, history, unmoved
-from tasks.programs.protocol import Reporter, preempted, run
+from tasks.programs.protocol import Reporter, run
 
 
 class Task(Protocol):
@@ -180,10 +182,6 @@ def _prepare(plan: dict[str, Any], seed: int) -> None:
     # Deterministic mode also fills new memory with NaN, to show who reads it unwritten: for
     # debugging, and a quarter of a step on a CPU.
     torch.utils.deterministic.fill_uninitialized_memory = False
-
-
-def _load(job: dict[str, Any], merging: bool = False) -> Any:
-    return _task(job).model(merging)
 
 
 def _train(

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import BadModel, CodeFailed
-from tasks.programs.protocol import Reporter, describe, run
+from tasks.errors import BadModel, CodeFailed, describe
+from tasks.programs.protocol import Reporter, run
 
 _ENCODERS = ("bert", "t5", "clip", "modern-bert")
 

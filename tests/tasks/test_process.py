@@ -153,7 +153,7 @@ class TestAProgramThatFails:
 
     def test_may_save_its_work_when_it_is_told_to_stop(self, program):
         body = """
-            from tasks.programs.protocol import preempted
+            from tasks.errors import preempted
             os.kill(os.getpid(), signal.SIGTERM)
             while not reporter.stopping:
                 time.sleep(0.01)
@@ -322,7 +322,7 @@ class TestSeveralProcesses:
 
     def test_told_to_stop_have_the_time_that_they_need(self, several, tmp_path):
         body = """
-            from tasks.programs.protocol import preempted
+            from tasks.errors import preempted
             open(os.path.join(job["out"], os.environ["RANK"]), "w").write(str(os.getpid()))
             reporter.progress(always=True)
             while not reporter.stopping:

@@ -18,9 +18,10 @@ from tasks.errors import (
     OutOfHostMemory,
     Preempted,
     StorageFailed,
+    describe,
 )
 from tasks.process import ROOT
-from tasks.programs.protocol import PARENT_GONE, Reporter, describe
+from tasks.programs.protocol import PARENT_GONE, Reporter
 
 SOURCE = """
 import os, time

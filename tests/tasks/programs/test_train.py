@@ -276,7 +276,7 @@ class TestWhatShips:
         assert (config["base_model_name_or_path"], config["revision"]) == (name, revision)
 
     def shipped_config(self, job, tmp_path):
-        model = train._load(job)
+        model = train._task(job).model()
         models.save_adapter(model, tmp_path / "adapter.safetensors")
         train.ship(job, tmp_path / "adapter.safetensors")
         with open(f"{job['out']}/adapter_config.json") as file:
@@ -307,7 +307,7 @@ class TestWhatShips:
 class TestPrecision:
     def test_bf16_trains_adapter_and_head_in_fp32(self, train_job):
         plan = train_job()["plan"] | {"precision": "bf16"}
-        model = train._load(train_job(plan=plan, quantization="none"))
+        model = train._task(train_job(plan=plan, quantization="none")).model()
         trained = {p.dtype for p in model.parameters() if p.requires_grad}
         frozen = {p.dtype for p in model.parameters() if not p.requires_grad}
         assert (trained, frozen) == ({torch.float32}, {torch.bfloat16})
@@ -465,11 +465,11 @@ class TestMetrics:
 class TestTargets:
     def test_that_match_nothing_are_refused(self, train_job):
         with pytest.raises(BadRecipe, match="no linear module named q_proj") as caught:
-            train._load(train_job(lora={"target_modules": ["q_proj"]}))
+            train._task(train_job(lora={"target_modules": ["q_proj"]})).model()
         assert "query" in caught.value.expected
 
     def test_are_all_linear_layers_but_the_head(self, train_job):
-        model = train._load(train_job())
+        model = train._task(train_job()).model()
         adapted = {n.rpartition(".lora_A")[0] for n, _ in model.named_parameters() if "lora_A" in n}
         assert len(adapted) == 2 * 6 + 1
         assert not any("classifier" in name for name in adapted)

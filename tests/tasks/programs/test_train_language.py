@@ -401,7 +401,7 @@ class TestQuantisation:
         assert torch.equal(first_layer(), before)
 
     def test_leaves_the_head_alone(self, lm_job):
-        model = train._load(lm_job(quantization="nf4"))
+        model = train._task(lm_job(quantization="nf4")).model()
         assert type(model.get_output_embeddings()) is torch.nn.Linear
         assert "Linear4bit" in {type(m).__name__ for m in model.modules()}
 
@@ -577,12 +577,12 @@ class TestABadBase:
         del weights["model.norm.weight"]
         save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(BadModel, match="1 tensors missing"):
-            train._load(lm_job(base=str(broken)))
+            train._task(lm_job(base=str(broken))).model()
 
     def test_gets_no_adapter_on_its_head(self, lm_job):
         with pytest.raises(BadRecipe, match="the output embedding"):
-            train._load(lm_job(lora={"target_modules": ["lm_head"]}))
-        names = [name for name, _ in train._load(lm_job()).named_parameters()]
+            train._task(lm_job(lora={"target_modules": ["lm_head"]})).model()
+        names = [name for name, _ in train._task(lm_job()).model().named_parameters()]
         assert not any("lm_head.lora" in name for name in names)
         assert sum("lora_A" in name for name in names) == 2 * 7
 
