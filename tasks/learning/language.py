@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
-from tasks.learning import causal, losses, ranks, segments
+from tasks.learning import causal, lora, losses, ranks, segments
 from tasks.learning import model as models
 from tasks.learning.batches import (
     Batch,
@@ -177,6 +177,8 @@ class Forward:
             for module in base.modules():
                 if hasattr(module, "lora_A"):
                     module.cast_input_dtype_enabled = False
+        if not self.shared and not plan["compile"]:
+            lora.fuse(base)
 
     def __call__(self, model: torch.nn.Module, batch: Batch, judge: bool = False) -> losses.Tokens:
         """Losses of a batch's learnt tokens.

@@ -287,7 +287,7 @@ class TestAModelThatCannotBeTraced:
             raise RuntimeError("no such kernel")
 
         monkeypatch.setattr(forecast, "peak", fails)
-        assert told("8B") == {"unknown": "RuntimeError: RuntimeError: no such kernel"}
+        assert told("8B") == {"unknown": "RuntimeError: no such kernel"}
 
 
 @pytest.mark.slow
