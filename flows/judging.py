@@ -42,7 +42,7 @@ def judge(
         report.made("baseline", baseline, _metrics_sentence(baseline))
 
     comparisons = judge_answers(recipe, trained, scored, baseline, room, report)
-    run_harness(recipe, ours, theirs, room, report)
+    benchmarked = run_harness(recipe, ours, theirs, room, report)
     # On a first run the base model is the guard set's baseline, whatever the test examples are
     # judged by.
     guarded = guard_scores(
@@ -81,6 +81,10 @@ def judge(
         scored=scored,
         baseline=baseline,
         judged=judged,
+        guard_scored=guarded.get("guard_candidate"),
+        guard_baseline=guarded.get("guard_baseline"),
+        compared=comparisons,
+        **benchmarked,
         **{name: getattr(trained, name) for name in Trained.model_fields},
     )
 
@@ -113,18 +117,25 @@ def judge_answers(
 
 def run_harness(
     recipe: Recipe, ours: ScoreInputs, theirs: ScoreInputs | None, room: Room, report: RunReport
-) -> None:
-    """Show what the recipe's harness tasks say of candidate and baseline."""
+) -> dict:
+    """Show what the recipe's harness tasks say of candidate and baseline; returns both, and where
+    the tasks came from, as a candidate keeps them; nothing without tasks."""
     if not recipe.evaluation.harness:
-        return
+        return {}
     report.doing("Running the harness.")
-    candidate = harness(harness_inputs(recipe, ours), room)
+    inputs = harness_inputs(recipe, ours)
+    candidate = harness(inputs, room)
     report.made("harness", candidate, f"{len(candidate.results)} tasks")
     baseline = None
     if theirs:
         baseline = harness(harness_inputs(recipe, theirs), room)
         report.made("harness, baseline", baseline, f"{len(baseline.results)} tasks")
     report.section("Harness", harness_markdown(candidate, baseline))
+    return {
+        "harness": candidate,
+        "harness_baseline": baseline,
+        "harness_folder": inputs.folder,
+    }
 
 
 def guard_scores(

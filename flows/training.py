@@ -8,7 +8,15 @@ from importlib import import_module
 from threading import Thread
 
 from tasks.cache import Room
-from tasks.contracts.artifact import Finetuned, Inspected, Loaded, Plan, Source, Tokenized
+from tasks.contracts.artifact import (
+    Finetuned,
+    Inspected,
+    Loaded,
+    Plan,
+    Source,
+    Tokenized,
+    Unpacked,
+)
 from tasks.contracts.candidate import GuardSet, Trained
 from tasks.contracts.forecast import Forecast
 from tasks.contracts.recipe import Recipe
@@ -40,7 +48,7 @@ from tasks.report import (
 )
 from tasks.store import default_store, open_store
 from tasks.tokenize import TokenizeInputs, token_samples, tokenize
-from tasks.unpack import unpacked
+from tasks.unpack import UnpackInputs, as_source, is_gguf, unpack
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class Prepared:
     inspected: Inspected
     tokenized: Tokenized
     guard: GuardSet | None
+    unpacked: Unpacked | None
 
 
 def train(recipe: Recipe, room: Room, report: RunReport) -> Trained:
@@ -70,6 +79,7 @@ def train(recipe: Recipe, room: Room, report: RunReport) -> Trained:
         tokenized=ready.tokenized,
         finetuned=finetuned,
         guard=ready.guard,
+        unpacked=ready.unpacked,
     )
 
 
@@ -109,7 +119,7 @@ def prepare(recipe: Recipe, room: Room, report: RunReport) -> Prepared:
     report.made("load", loaded, _load_sentence(loaded, room.run_id))
     report.section("Data", data_section(loaded, recipe, room))
 
-    model = unpacked(model, room)
+    model, unpacked = unpack_base(model, room, report)
     inspected = examine(
         ExamineInputs(
             model=model,
@@ -141,7 +151,18 @@ def prepare(recipe: Recipe, room: Room, report: RunReport) -> Prepared:
     if recipe.task != "text-classification":
         report.section("What is learnt", samples_markdown(token_samples(tokenized, room)))
     report.warn(*inspected.warnings, *tokenized.warnings)
-    return Prepared(data, model, loaded, inspected, tokenized, guard)
+    return Prepared(data, model, loaded, inspected, tokenized, guard, unpacked)
+
+
+def unpack_base(model: Source, room: Room, report: RunReport) -> tuple[Source, Unpacked | None]:
+    """The base model as all steps can load it, and what was unpacked where it is a GGUF file."""
+    if not is_gguf(model):
+        return model, None
+    report.doing("Unpacking the base model.")
+    made = unpack(UnpackInputs(model=model), room)
+    size = made.artifact.bytes
+    report.made("unpack", made, f"{made.architecture} in {made.dtype}, {size / 1e6:,.0f} MB")
+    return as_source(model, made.artifact, room), made
 
 
 def settle_plan(

@@ -50,7 +50,7 @@ def _load(recipe: Recipe, room: Room) -> GuardSet:
     for task in _tasks(recipe):
         inputs = LoadInputs(data=guard.data, source=source, task=task, all_judge=True)
         try:
-            return GuardSet(loaded=load.once(inputs, room), task=task)
+            return GuardSet(loaded=load.once(inputs, room), task=task, source=source)
         except (BadData, BadRecipe) as error:
             problems.append(error)
     raise problems[0]

@@ -165,17 +165,34 @@ def make_release(candidate: Candidate, store: Store) -> Release:
 
 
 def provenance(candidate: Candidate, store: Store) -> dict:
-    """All that is needed to make the release again: recipe, data, code and library versions."""
-    steps: dict[str, StepResult] = {
+    """All that is needed to make the release again: recipe, data, code and library versions.
+
+    What only some recipes ask for (a GGUF base, a guard set, a judge, the harness) is there where
+    it was asked for.
+    """
+    guard = candidate.guard
+    steps: dict[str, StepResult | None] = {
         "load": candidate.loaded,
+        "unpack": candidate.unpacked,
         "examine": candidate.inspected,
+        "guard": guard.loaded if guard else None,
         "tokenize": candidate.tokenized,
         "finetune": candidate.finetuned,
         "evaluate": candidate.scored,
+        "compare": candidate.compared,
+        "harness": candidate.harness,
+        "harness_baseline": candidate.harness_baseline,
+        "guard_evaluate": candidate.guard_scored,
+        "guard_baseline": candidate.guard_baseline,
         "gate": candidate.judged,
     }
     # The files of a source are named by its digest; a list of thousands belongs to no page.
-    sources = {"data": candidate.data, "model": candidate.model}
+    sources = {
+        "data": candidate.data,
+        "model": candidate.model,
+        "guard": guard.source if guard else None,
+        "harness_folder": candidate.harness_folder,
+    }
     return {
         "schema_version": 1,
         "recipe": candidate.recipe.model_dump(mode="json"),
@@ -184,6 +201,7 @@ def provenance(candidate: Candidate, store: Store) -> dict:
         "sources": {
             name: source.model_dump(mode="json", include={"uri", "pinned", "digest"})
             for name, source in sources.items()
+            if source
         },
         "steps": {
             name: {
@@ -192,12 +210,32 @@ def provenance(candidate: Candidate, store: Store) -> dict:
                 "made": result.made.model_dump(mode="json") if result.made else None,
             }
             for name, result in steps.items()
+            if result
         },
         "data_report": data_report(candidate.loaded, store),
         "metrics": candidate.scored.metrics,
         "baseline_metrics": candidate.baseline.metrics if candidate.baseline else {},
+        **_beside(candidate),
         "verdict": candidate.judged.verdict.model_dump(mode="json"),
     }
+
+
+def _beside(candidate: Candidate) -> dict:
+    """What was found beside the test examples' metrics, of what was asked for."""
+    found: dict = {}
+    if candidate.compared:
+        found["comparisons"] = candidate.compared.model_dump(
+            mode="json", exclude={"artifact", "key", "made", "schema_version"}
+        )
+    if candidate.harness:
+        found["harness"] = candidate.harness.results
+    if candidate.harness_baseline:
+        found["baseline_harness"] = candidate.harness_baseline.results
+    if candidate.guard_scored:
+        found["guard_metrics"] = candidate.guard_scored.metrics
+    if candidate.guard_baseline:
+        found["baseline_guard_metrics"] = candidate.guard_baseline.metrics
+    return found
 
 
 def provenance_of(release: Release, store: Store) -> dict:

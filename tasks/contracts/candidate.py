@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from tasks.contracts.artifact import (
+    Benchmarked,
+    Comparisons,
     Finetuned,
     Inspected,
     Loaded,
@@ -10,6 +12,7 @@ from tasks.contracts.artifact import (
     Scored,
     Source,
     Tokenized,
+    Unpacked,
 )
 from tasks.contracts.base import Contract
 from tasks.contracts.recipe import Recipe, Task
@@ -22,14 +25,21 @@ class GuardSet(Contract):
     Attributes:
         loaded: Its rows, all of them test examples.
         task: What they were read for: completion or instruction.
+        source: Where they come from.
     """
 
     loaded: Loaded
     task: Task
+    source: Source
 
 
 class Trained(Contract):
-    """What the first half of a run has made: from the sources to a trained model."""
+    """What the first half of a run has made: from the sources to a trained model.
+
+    Attributes:
+        model: The base model, as it was trained on: of a GGUF file, what was unpacked of it.
+        unpacked: That it was; None where it need not be.
+    """
 
     recipe: Recipe
     data: Source
@@ -40,11 +50,25 @@ class Trained(Contract):
     tokenized: Tokenized
     finetuned: Finetuned
     guard: GuardSet | None = None
+    unpacked: Unpacked | None = None
 
 
 class Candidate(Trained):
-    """A trained model with its scores, the baseline's, and the verdict."""
+    """A trained model with its scores, the baseline's, and the verdict.
+
+    Attributes:
+        guard_scored, guard_baseline: Both models' scores on the guard set.
+        compared: What the recipe's judge said of their answers.
+        harness, harness_baseline: What the harness said of each.
+        harness_folder: Where its task files came from.
+    """
 
     scored: Scored
     baseline: Scored | None
     judged: Judged
+    guard_scored: Scored | None = None
+    guard_baseline: Scored | None = None
+    compared: Comparisons | None = None
+    harness: Benchmarked | None = None
+    harness_baseline: Benchmarked | None = None
+    harness_folder: Source | None = None

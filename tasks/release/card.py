@@ -5,6 +5,7 @@ from __future__ import annotations
 import yaml
 
 from tasks.contracts.candidate import Candidate
+from tasks.harness import harness_markdown
 from tasks.report import markdown_table, verdict_markdown
 
 PIPELINES = {
@@ -72,7 +73,7 @@ Fine-tuned from `{recipe.model.uri}` {_purpose(candidate)}.
 ## Verdict
 
 {verdict_markdown(candidate.judged.verdict)}
-
+{_beside(candidate)}
 ## Data
 
 `{"`, `".join(recipe.data.uris)}` (digest `{candidate.data.digest[:12]}`): {rows["train"]} examples
@@ -90,6 +91,25 @@ at most, learning rate {recipe.training.learning_rate:g}, seed {recipe.training.
 Model `{candidate.finetuned.artifact.digest}`, base model `{candidate.model.digest[:12]}`, recipe
 `{recipe.digest[:12]}`, training key `{candidate.finetuned.key[:12]}`.
 """
+
+
+def _beside(candidate: Candidate) -> str:
+    """What was asked of it beside the test examples."""
+    said = ""
+    if guard := candidate.guard:
+        said += (
+            f"\nWhat must not be forgotten: `{guard.source.uri}` (digest "
+            f"`{guard.source.digest[:12]}`), {guard.loaded.rows['test']} examples.\n"
+        )
+    if compared := candidate.compared:
+        said += (
+            f"\nThe judge `{compared.judge}` preferred its answers {compared.wins} times, the "
+            f"baseline's {compared.losses} times, and neither {compared.ties} times.\n"
+        )
+    if candidate.harness:
+        table = harness_markdown(candidate.harness, candidate.harness_baseline)
+        said += f"\n## Harness\n\n{table}\n"
+    return said
 
 
 def _gguf(candidate: Candidate) -> str:
