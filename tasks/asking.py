@@ -157,8 +157,8 @@ class Asker:
             f"{WHERE} {self._judge.url}",
             found,
             "a server that answers",
-            "see whether the server is up, or raise time_out_seconds; answers and training are "
-            "kept, so a retry only asks the judge",
+            "see whether the server is up, or raise time_out_seconds; training, answers and the "
+            "verdicts so far are kept: a retry asks only for those that are missing",
         )
 
     def _clean(self, text: str) -> str:

@@ -1,6 +1,8 @@
 """Compare: let a judge say which answers are better, the candidate's or the baseline's.
 
-It runs in the flow's own process: programs have neither network nor credentials.
+It runs in the flow's own process: programs have neither network nor credentials. Answers cost
+money: each verdict is kept as soon as it is given, and a retry asks only for those that are
+missing.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from tasks.contracts.base import Contract
 from tasks.contracts.recipe import JudgeRecipe
 from tasks.data.examples import TEST, texts_by_hash
 from tasks.errors import JudgeFailed
+from tasks.memo import Memo
 from tasks.report import run_logger
 from tasks.store import open_store
 
@@ -68,7 +71,7 @@ def compare(inputs: CompareInputs, room: Room) -> Comparisons:
     )
     texts = texts_by_hash(room, inputs.dataset, TEST)
     pairs = preferences.pairs_of(candidate, baseline, texts, inputs.judge.max_examples)
-    asked = _ask(inputs.judge, pairs)
+    asked = _ask(inputs.judge, pairs, _Kept(inputs.judge, room))
     verdicts = [tuple(preferences.verdict_in(said) for said in both) for both in asked]
     counts = preferences.counted(verdicts)
     _refuse_unreadable(inputs.judge, asked, verdicts, counts["unreadable"])
@@ -85,28 +88,57 @@ def compare(inputs: CompareInputs, room: Room) -> Comparisons:
         )
 
 
-def _ask(judge: JudgeRecipe, pairs: list) -> list[tuple[str, str]]:
+class _Kept:
+    """What this judge said before: in this run, or in one that broke off.
+
+    Only what has a verdict is kept; about the rest a retry asks again.
+    """
+
+    def __init__(self, judge: JudgeRecipe, room: Room) -> None:
+        self._judge = {"url": judge.url, "model": judge.model}
+        self._memo = Memo("verdict-said", "compare", room, code=("tasks.asking",), libraries=())
+
+    def get(self, question: str) -> str | None:
+        """The answer to a question, which has the prompt and both answers in it."""
+        record = self._memo.get(self._key(question))
+        return record and record["said"]
+
+    def put(self, question: str, said: str) -> None:
+        """Keep an answer."""
+        from tasks.judging.preferences import UNREADABLE, verdict_in
+
+        if verdict_in(said) != UNREADABLE:
+            self._memo.put(self._key(question), {"said": said})
+
+    def _key(self, question: str) -> str:
+        return self._memo.key({**self._judge, "question": question})
+
+
+def _ask(judge: JudgeRecipe, pairs: list, kept: _Kept) -> list[tuple[str, str]]:
     """What the judge said of each pair, first and with the answers swapped; `Unanswered` reasons
     in the place of answers that there were none of."""
     from tasks.judging import preferences
 
     prompt = judge.prompt or preferences.PROMPT
-    run_logger().info("%d pairs go to the judge %s, twice each", len(pairs), judge.model)
+    # Equal answers are a tie whoever judges.
+    differing = [pair for pair in pairs if pair.candidate != pair.baseline]
+    questions = [
+        preferences.filled(prompt, pair, swapped) for pair in differing for swapped in (False, True)
+    ]
+    run_logger().info("%d questions for the judge %s, two a pair", len(questions), judge.model)
     with Asker(judge) as asker, ThreadPoolExecutor(judge.parallel) as pool:
 
         def ask(question: str) -> str:
+            said = kept.get(question)
+            if said is not None:
+                return said
             try:
-                return asker.ask(question)
+                said = asker.ask(question)
             except Unanswered as error:
                 return str(error)
+            kept.put(question, said)
+            return said
 
-        # Equal answers are a tie whoever judges.
-        differing = [pair for pair in pairs if pair.candidate != pair.baseline]
-        questions = [
-            preferences.filled(prompt, pair, swapped)
-            for pair in differing
-            for swapped in (False, True)
-        ]
         futures = [pool.submit(ask, question) for question in questions]
         try:
             said = iter([future.result() for future in futures])

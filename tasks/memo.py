@@ -1,4 +1,5 @@
-"""Records of work smaller than a step: a shard that was read, a shard that was tokenized.
+"""Records of work smaller than a step: a shard that was read, a shard that was tokenized, an
+answer that was paid for.
 
 The same idea as a step's record in tasks/cache.py, with the same parts in its key, but without a
 Prefect task of its own: a hundred trivial tasks cost 3.5 s.
@@ -51,7 +52,7 @@ class Memo:
         """What was recorded under a key, if every artifact that it names is still whole.
 
         A record names its artifacts as `artifact` or as a list of entries `shards`, each with an
-        `artifact` of its own.
+        `artifact` of its own; it may name none.
         """
         if key in self._made:
             return self._made[key]
@@ -79,4 +80,4 @@ class Memo:
 
 def _artifacts(record: dict[str, Any]) -> list[Artifact]:
     entries = record.get("shards", [record])
-    return [Artifact.model_validate(entry["artifact"]) for entry in entries]
+    return [Artifact.model_validate(entry["artifact"]) for entry in entries if "artifact" in entry]

@@ -30,6 +30,7 @@ class JudgeServer:
     Attributes:
         rule: Of both answers, what is said.
         fail: Of the number of a request, from 0, a status and headers to fail with; None: none.
+        drop: Of the number of a request, whether the line goes dead without a word.
         spoil: Of the number of a request, a body to send instead; None: none.
         wait: Seconds before each answer.
         requests: What was asked: path, headers and body of each.
@@ -38,6 +39,7 @@ class JudgeServer:
     def __init__(self) -> None:
         self.rule: Rule = likes_longer
         self.fail: Callable[[int], tuple[int, dict[str, str]] | None] = lambda number: None
+        self.drop: Callable[[int], bool] = lambda number: False
         self.spoil: Callable[[int], bytes | None] = lambda number: None
         self.wait = 0.0
         self.requests: list[dict[str, Any]] = []
@@ -84,6 +86,9 @@ class JudgeServer:
             self.requests.append(asked)
         if self.wait:
             self.stopped.wait(self.wait)
+        if self.drop(number):
+            request.close_connection = True
+            return None
         failure = self.fail(number)
         if failure:
             status, headers = failure

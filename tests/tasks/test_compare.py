@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import shutil
 import time
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,12 +41,20 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
+def data(tmp_path_factory):
     """A place with data for completion."""
     where = room(tmp_path_factory.mktemp("data"))
     rows = [{"prompt": r["text"], "completion": r["label"]} for r in some_rows(150)]
     path = write_jsonl(tmp_path_factory.mktemp("rows") / "data.jsonl", rows)
     return where, load_data(path, where, "completion")
+
+
+@pytest.fixture
+def dataset(data, tmp_path):
+    """A copy of it: what a judge has said is kept there."""
+    where, loaded = data
+    shutil.copytree(where.store, tmp_path / "place" / "store")
+    return room(tmp_path / "place"), loaded
 
 
 @pytest.fixture
@@ -66,7 +76,7 @@ def judged(dataset, server):
             pq.write_table(pa.table(table), scratch / "s" / "scores.parquet")
             return store.put("scores", scratch / "s")
 
-    def run(ours=None, theirs=None, **changes):
+    def run(ours=None, theirs=None, refresh=(), **changes):
         n = len(keys)
         judge = {"url": server.url, "model": "wise", "api_key_env": "JUDGE_KEY", **changes}
         inputs = CompareInputs(
@@ -76,9 +86,10 @@ def judged(dataset, server):
             dataset=loaded.artifact,
             judge=JudgeRecipe(**judge),
         )
-        result = compare.work(inputs, where)
+        result = compare.work(inputs, where.model_copy(update={"refresh": refresh}))
         return result, pq.read_table(store.file(result.artifact, "comparisons.parquet"))
 
+    run.store = Path(where.store)
     run.keys, run.texts = keys, texts_by_hash(where, loaded.artifact, TEST)
     return run
 
@@ -242,6 +253,54 @@ class TestTheKey:
 
 
 class TestWhatIsKept:
+    @pytest.mark.parametrize("end", ["errors", "silence"])
+    def test_is_each_verdict_from_a_judge_that_then_fails(self, judged, server, monkeypatch, end):
+        monkeypatch.setattr(asking, "RETRIES", 0)
+        questions = 2 * (len(judged.keys) - len(judged.keys) // 3)
+        if end == "errors":
+            server.fail = lambda number: (500, {}) if number >= 7 else None
+        else:
+            server.drop = lambda number: number >= 7
+        with pytest.raises(JudgeFailed, match="verdicts so far are kept"):
+            judged(parallel=1)
+        # It broke off at the first failure.
+        assert 7 < len(server.requests) < questions
+        given = set(server.questions[:7])
+
+        server.fail, server.drop = lambda number: None, lambda number: False
+        server.requests.clear()
+        result, table = judged(parallel=1)
+        assert len(server.requests) == questions - 7
+        assert not given & set(server.questions)
+        # As from a judge that never failed.
+        server.requests.clear()
+        whole, unbroken = judged(parallel=1, model="other")
+        assert len(server.requests) == questions
+        assert unbroken.equals(table)
+        assert (result.wins, result.losses) == (whole.wins, whole.losses)
+
+    def test_is_asked_again_where_that_is_wanted(self, judged, server):
+        judged(max_examples=2)
+        count = len(server.requests)
+        judged(max_examples=2)
+        assert len(server.requests) == count
+        judged(max_examples=2, refresh=("compare",))
+        assert len(server.requests) == 2 * count
+
+    def test_is_no_answer_without_a_verdict(self, judged, server):
+        server.spoil = lambda number: b"{}" if number in (0, 3) else None
+        with pytest.raises(JudgeFailed, match="no verdict"):
+            judged(max_examples=2, parallel=1)
+        result, _ = judged(max_examples=2, parallel=1)
+        assert (len(server.requests), result.unreadable) == (6, 0)
+
+    def test_has_no_secret_in_it(self, judged, server, tmp_path):
+        server.rule = lambda first, second: f"Authorization: Bearer {KEY} [[A]]"
+        judged(max_examples=2)
+        kept = list((judged.store / "keys" / "verdict-said").iterdir())
+        assert len(kept) == 4
+        assert not any(KEY in file.read_text() for file in kept)
+
     def test_is_not_asked_again(self, judged, dataset, server):
         result, _ = judged(max_examples=2)
         inputs = {"candidate": result.artifact, "baseline": result.artifact}
