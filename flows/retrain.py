@@ -182,7 +182,9 @@ def run_once(recipe: Recipe, room: Room, report: RunReport) -> State:
     for target in open_targets(recipe):
         target.check_access()
     key_of(recipe.evaluation.judge)
-    check_harness(recipe)
+    if recipe.evaluation.harness:
+        report.doing("Looking for the harness's tasks.")
+    check_harness(recipe, room)
 
     finish_abandoned(recipe, room, report)
 

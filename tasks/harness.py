@@ -18,6 +18,7 @@ from tasks.contracts.recipe import Recipe
 from tasks.data.sources import fetch_folder, resolve
 from tasks.errors import BadRecipe
 from tasks.evaluate import ScoreInputs
+from tasks.memo import Memo
 from tasks.process import run_program
 from tasks.report import markdown_table
 from tasks.store import open_store
@@ -114,14 +115,15 @@ def harness_inputs(recipe: Recipe, scoring: ScoreInputs) -> HarnessInputs:
     )
 
 
-def check_harness(recipe: Recipe) -> None:
-    """Refuse early what cannot be run.
+def check_harness(recipe: Recipe, room: Room) -> None:
+    """Refuse early what cannot be run. Names that were found once are not looked for again.
 
     Raises:
-        BadRecipe: lm-evaluation-harness is not installed.
+        BadRecipe: lm-evaluation-harness is not installed, or does not know a task.
         NotFound: `evaluation.harness_folder` does not exist.
     """
-    if not recipe.evaluation.harness:
+    asked = recipe.evaluation
+    if not asked.harness:
         return
     if find_spec("lm_eval") is None:
         raise BadRecipe(
@@ -130,8 +132,27 @@ def check_harness(recipe: Recipe) -> None:
             "the package lm-eval",
             "run `pip install 'burnish[harness]'`, or leave evaluation.harness empty",
         )
-    if recipe.evaluation.harness_folder:
-        resolve(recipe.evaluation.harness_folder, "data")
+    _check_tasks(
+        asked.harness, resolve(asked.harness_folder, "data") if asked.harness_folder else None, room
+    )
+
+
+def _check_tasks(names: tuple[str, ...], source: Source | None, room: Room) -> None:
+    memo = Memo(
+        "harness-tasks",
+        "harness",
+        room,
+        code=("tasks.programs.harness_tasks",),
+        libraries=("lm-eval",),
+    )
+    key = memo.key({"tasks": sorted(names), "folder": source.digest if source else ""})
+    if memo.get(key) is not None:
+        return
+    with open_store(room.store).scratch() as scratch:
+        folder = fetch_folder(source, scratch / "tasks") if source else None
+        job = {"tasks": list(names), "folder": str(folder.resolve()) if folder else None}
+        run_program("tasks.programs.harness_tasks", job, scratch=scratch)
+    memo.put(key, {"tasks": list(names)})
 
 
 def harness_markdown(candidate: Benchmarked, baseline: Benchmarked | None) -> str:

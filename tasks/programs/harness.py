@@ -16,19 +16,17 @@ A program has no network: data sets of the Hub must lie in the machine's cache.
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging
 
-from tasks.errors import BadRecipe, NotFound
+from tasks.errors import NotFound
 from tasks.learning import chat
 from tasks.programs import score_language
+from tasks.programs.harness_tasks import WHERE, find_tasks
 from tasks.programs.protocol import Reporter, run
-
-WHERE = "evaluation.harness"
 
 
 def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
@@ -48,7 +46,7 @@ def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     reporter.progress(always=True, stage="looking for tasks")
     if folder:
         os.chdir(folder)
-    manager = _tasks(job["tasks"], folder)
+    manager = find_tasks(job["tasks"], folder)
     reporter.progress(always=True, stage="loading model")
     home = Path(job["model"])
     model = score_language.load(job, home, job.get("device") or "cpu").eval()
@@ -80,27 +78,6 @@ def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
             name: counts["effective"] for name, counts in sorted(found["n-samples"].items())
         },
     }
-
-
-def _tasks(names: list[str], folder: str | None) -> Any:
-    """Where tasks are found; those of the library are looked through only if they are needed."""
-    from lm_eval.tasks import TaskManager
-
-    if folder:
-        own = TaskManager(include_path=folder, include_defaults=False)
-        if set(names) <= set(own.all_tasks):
-            return own
-    every = TaskManager(include_path=folder)
-    for name in names:
-        if name not in every.all_tasks:
-            near = difflib.get_close_matches(name, every.all_tasks, n=1)
-            raise BadRecipe(
-                WHERE,
-                f"the task {name!r}, which the harness does not know",
-                "names that `lm-eval ls tasks` lists, or of files in evaluation.harness_folder",
-                f"write {near[0]!r}" if near else "correct the name",
-            )
-    return every
 
 
 def _numbers(facts: dict[str, Any]) -> dict[str, float]:

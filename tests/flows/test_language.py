@@ -14,6 +14,7 @@ from flows.cli import apply_setting
 from flows.retrain import retrain
 from tasks.contracts.recipe import Recipe
 from tasks.objects import open_objects
+from tasks.publish import provenance_of
 from tasks.release import ledger
 from tasks.store import Store
 from tests.conftest import avoid_proxies
@@ -55,9 +56,16 @@ class Place:
             apply_setting(data, f"{path.replace('__', '.')}={value}")
         return retrain(Recipe.model_validate(data), return_state=True)
 
+    @property
+    def store(self) -> Store:
+        return Store(open_objects(str(self.folder / "store")))
+
     def deployed(self):
-        store = Store(open_objects(str(self.folder / "store")))
-        return ledger.deployed(store, "tiny", "production")
+        return ledger.deployed(self.store, "tiny", "production")
+
+    def provenance(self) -> dict:
+        """What the deployed release says of itself."""
+        return provenance_of(self.deployed().release, self.store)
 
 
 @pytest.fixture
@@ -104,6 +112,9 @@ class TestTheGuardSet:
         report = report_of(state)
         assert "40 examples, for completion" in report
         assert "On the guard set the loss is" in report and "for the base model" in report
+        made = chat.provenance()
+        assert {"guard", "guard_evaluate", "guard_baseline"} <= set(made["steps"])
+        assert made["sources"]["guard"]["uri"] == str(guard) and made["guard_metrics"]["loss"]
         released = chat.deployed().event.data.verdict
         assert [rule.passed for rule in released.rules if rule.slice == "guard set"] == [True]
         # Of the very same training, only the gate's question changes.
@@ -176,6 +187,15 @@ class TestTheHarness:
         report = report_of(state)
         assert "## Harness" in report and "| ships | acc |" in report
         assert task_states(state)["harness"] == "Completed"
+        made = chat.provenance()
+        assert {"harness", "harness_baseline"} <= set(made["steps"])
+        assert "acc" in made["harness"]["ships"] and made["sources"]["harness_folder"]["digest"]
+
+    def test_a_name_that_it_does_not_know_is_refused_before_anything_else(self, chat):
+        state = chat.run(evaluation__harness='["arc_easi"]')
+        assert state.name == "Bad recipe", state.message
+        assert "evaluation.harness" in state.message and "'arc_easy'" in state.message
+        assert task_states(state) == {}
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 
 from tasks import harness as module
@@ -10,7 +12,10 @@ from tasks.contracts.recipe import Recipe
 from tasks.errors import BadRecipe, NotFound
 from tasks.evaluate import ScoreInputs
 from tasks.harness import check_harness, harness, harness_inputs, harness_markdown
+from tasks.process import run_program
+from tests.tasks.samples import room
 
+needs_harness = pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs the extra `harness`")
 ARTIFACT = Artifact(kind="model", digest="d" * 64, files=1, bytes=1, uri="")
 
 
@@ -44,19 +49,44 @@ def scoring(**changes) -> ScoreInputs:
 
 
 class TestEarly:
-    def test_refused_where_it_is_not_installed(self, monkeypatch):
+    def test_refused_where_it_is_not_installed(self, monkeypatch, tmp_path):
         monkeypatch.setattr(module, "find_spec", lambda name: None)
         with pytest.raises(BadRecipe, match=r"pip install 'burnish\[harness\]'"):
-            check_harness(recipe())
+            check_harness(recipe(), room(tmp_path))
 
-    def test_not_missed_where_it_is_not_asked_for(self, monkeypatch):
+    def test_not_missed_where_it_is_not_asked_for(self, monkeypatch, tmp_path):
         monkeypatch.setattr(module, "find_spec", lambda name: None)
-        check_harness(recipe(harness=[]))
+        check_harness(recipe(harness=[]), room(tmp_path))
 
     def test_refused_where_its_folder_is_missing(self, monkeypatch, tmp_path):
         monkeypatch.setattr(module, "find_spec", lambda name: "there")
         with pytest.raises(NotFound):
-            check_harness(recipe(harness_folder=str(tmp_path / "none")))
+            check_harness(recipe(harness_folder=str(tmp_path / "none")), room(tmp_path))
+
+    @needs_harness
+    def test_refused_where_it_does_not_know_a_name(self, tmp_path):
+        with pytest.raises(BadRecipe) as caught:
+            check_harness(recipe(harness=["arc_easi"]), room(tmp_path))
+        assert caught.value.where == "evaluation.harness"
+        assert "'arc_easi'" in caught.value.found and "'arc_easy'" in caught.value.fix
+
+    @needs_harness
+    def test_looked_for_once_until_the_task_files_change(self, tmp_path, monkeypatch):
+        folder = tmp_path / "own"
+        folder.mkdir()
+        (folder / "ships.yaml").write_text("task: ships")
+        runs = []
+        monkeypatch.setattr(
+            module, "run_program", lambda *job, **more: runs.append(run_program(*job, **more))
+        )
+        asked = recipe(harness_folder=str(folder))
+        for _ in range(2):
+            check_harness(asked, room(tmp_path))
+        assert runs == [{}]
+        # It is no cache of what is not there.
+        (folder / "ships.yaml").write_text("task: shops")
+        with pytest.raises(BadRecipe, match=r"'ships', which.*'shops'"):
+            check_harness(asked, room(tmp_path))
 
 
 class TestTheKey:

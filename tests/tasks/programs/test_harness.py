@@ -107,8 +107,9 @@ class TestATaskOfOnesOwn:
 
 class TestRefusals:
     def test_a_task_that_nobody_knows(self, run):
-        with pytest.raises(BadRecipe, match=r"'shipz', which the harness.*write 'ships'"):
-            run(tasks=["shipz"])
+        with pytest.raises(BadRecipe, match=r"'shipz', 'zzzz', which the harness") as caught:
+            run(tasks=["shipz", "zzzz"])
+        assert "write 'ships'" in caught.value.fix and "correct 'zzzz'" in caught.value.fix
 
     def test_data_that_are_not_on_this_machine(self, run, folder):
         described = SHIPS | {"dataset_path": "owner/ships", "dataset_kwargs": {}}
