@@ -33,7 +33,7 @@ from tasks.forecast import (
 )
 from tasks.guard import load_guard
 from tasks.load import LoadInputs, load
-from tasks.plan import make_plan, refuse_early, refuse_memory
+from tasks.plan import make_plan, refuse_adapter, refuse_early, refuse_memory
 from tasks.process import warm_up
 from tasks.publish import (
     data_report,
@@ -111,6 +111,7 @@ def prepare(recipe: Recipe, room: Room, report: RunReport) -> Prepared:
     report.doing("Resolving data and base model.")
     data = resolve(recipe.data.uri, "data")
     model = resolve(recipe.model.uri, "model")
+    refuse_adapter(recipe, model)
 
     report.doing("Loading the data.")
     asked = _load_inputs(recipe, data)
@@ -174,7 +175,7 @@ def settle_plan(
     plan, told = make_plan(recipe, tokens), None
     if recipe.task != "text-classification":
         told = tell(recipe, ready.model, ready.tokenized, ready.loaded, plan, room)
-        refuse_memory(recipe, told)
+        refuse_memory(recipe, told, gguf_base=ready.unpacked is not None)
         plan = make_plan(recipe, tokens, told)
         work = workload(recipe, ready.inspected, ready.tokenized, ready.loaded, plan, room)
         report.section("Forecast", forecast_markdown(told, work))

@@ -17,6 +17,7 @@ from tasks.errors import BadRecipe, StorageFailed
 from tasks.memory import count_gpus, memory_for
 from tasks.objects import FolderObjects
 from tasks.store import open_store
+from tasks.unpack import is_gguf
 
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 # On a CPU, plain attention was measured a fifth faster than the fused one at 128 tokens.
@@ -26,6 +27,11 @@ COMPILE_TOKENS = 2_000_000
 SAID = "the recipe says so"
 # Checkpoints of adapter and optimizer, the merged model in fp32, and its published copy.
 DISK_COPIES = 4
+# In the store, staged to be published, and at a folder that is a target.
+GGUF_COPIES = 3
+# A weight of q8_0: blocks of 32 of 8 bits share a scale of 16 bits
+# (https://github.com/ggml-org/llama.cpp, ggml/src/ggml-common.h).
+GGUF_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32}
 
 
 def make_plan(recipe: Recipe, tokens: int = 0, told: Forecast | None = None) -> Plan:
@@ -139,11 +145,35 @@ def refuse_early(recipe: Recipe, model: Source, loaded: Loaded, inspected: Inspe
     _refuse_targets(recipe, inspected)
     _refuse_length(recipe, inspected)
     _refuse_gguf(recipe, inspected)
-    _refuse_disk(recipe, model)
+    _refuse_disk(recipe, model, inspected)
 
 
-def refuse_memory(recipe: Recipe, told: Forecast) -> None:
+def refuse_adapter(recipe: Recipe, model: Source) -> None:
+    """Refuse an adapter that nobody could load: it names its base, and peft loads no GGUF file.
+
+    Args:
+        recipe: What is to ship.
+        model: The base model, as it was resolved.
+
+    Raises:
+        BadRecipe: The adapter shall ship, of a base that is a GGUF file.
+    """
+    if recipe.model.ship == "adapter" and is_gguf(model):
+        raise BadRecipe(
+            "model.ship",
+            f"adapter, of a base that is a GGUF file ({recipe.model.uri})",
+            "a base that an adapter can be loaded on: a model in safetensors",
+            "set model.ship to merged, or model.uri to the original model in safetensors",
+        )
+
+
+def refuse_memory(recipe: Recipe, told: Forecast, *, gguf_base: bool = False) -> None:
     """Refuse what will not fit into memory, and say what would.
+
+    Args:
+        recipe: What is to be trained.
+        told: What it will take.
+        gguf_base: Whether the base is a GGUF file, of which only a merged model can ship.
 
     Raises:
         BadRecipe: Training, or merging the adapter, needs more than there is.
@@ -163,7 +193,7 @@ def refuse_memory(recipe: Recipe, told: Forecast) -> None:
             f"{_gb(told.shipping)} to merge the adapter into its base on the {what} (training "
             f"itself needs {_gb(told.peak)})",
             expected,
-            "set model.ship to adapter, or use a larger card",
+            "use a larger card" if gguf_base else "set model.ship to adapter, or use a larger card",
         )
     parts = sorted(told.parts.items(), key=lambda part: -part[1])[:3]
     raise BadRecipe(
@@ -290,17 +320,22 @@ def _refuse_gguf(recipe: Recipe, inspected: Inspected) -> None:
         )
 
 
-def _refuse_disk(recipe: Recipe, model: Source) -> None:
+def _refuse_disk(recipe: Recipe, model: Source, inspected: Inspected) -> None:
     store = open_store(recipe.store)
     if not isinstance(store.objects, FolderObjects):
         return
     Path(store.uri).mkdir(parents=True, exist_ok=True)
     need = DISK_COPIES * sum(file.size for file in model.files)
+    expected = f"{DISK_COPIES} times the base model"
+    if recipe.model.gguf != "none":
+        exported = round(GGUF_BYTES[recipe.model.gguf] * inspected.parameters)
+        need += GGUF_COPIES * exported
+        expected += f" and {GGUF_COPIES} times the GGUF file of {exported / 1e6:.0f} MB"
     free = shutil.disk_usage(store.uri).free
     if free < need:
         raise StorageFailed(
             f"store {store.uri}",
             f"no disk space: {free / 1e6:.0f} MB free",
-            f"about {need / 1e6:.0f} MB, {DISK_COPIES} times the base model",
+            f"about {need / 1e6:.0f} MB, {expected}",
             "free some space, or name another store in the recipe",
         )

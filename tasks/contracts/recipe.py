@@ -184,13 +184,15 @@ class ModelRecipe(Contract):
     uri: str = Field(
         min_length=1,
         title="Base model",
-        description="hf://owner/name@revision; a folder; s3://bucket/prefix; package:module/path.",
+        description="hf://owner/name@revision; a folder; s3://bucket/prefix; package:module/path. "
+        "In safetensors, or one GGUF file (language models).",
     )
     ship: Literal["merged", "adapter"] = Field(
         "merged",
         title="What ships",
         description="merged: one ordinary model that needs nothing else. adapter: the adapter and "
-        "the head alone, small, to be loaded on the same base model.",
+        "the head alone, small, to be loaded on the same base model, which must be in safetensors: "
+        "of a GGUF file, only a merged model ships.",
     )
     chat_template: str = Field(
         "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from string import ascii_letters, digits
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from tests.conftest import avoid_proxies
 from tests.doubles.judge import JudgeServer
 from tests.flows.conftest import report_of, task_states
 from tests.tasks.samples import some_rows, write_jsonl
+from tests.tasks.test_unpack import write_gguf
 
 
 def questions(count: int) -> list[dict[str, str]]:
@@ -217,6 +219,32 @@ class TestPreference:
         state = place.run()
         assert state.name in ("Released", "Rejected"), state.message
         assert "accuracy" in report_of(state)
+
+
+@pytest.fixture
+def gguf(tmp_path, prefect_env):
+    """A place whose base model is a GGUF file."""
+    # One that transformers adds, had it not been there.
+    tokens = ("<|endoftext|>", *ascii_letters, *digits, *".,'", "Ġ", "ab")
+    base = write_gguf(tmp_path / "m.gguf", tokens=tokens)
+    rows = [{"text": row["text"]} for row in some_rows(200)]
+    return Place(tmp_path, base, "completion", rows)
+
+
+class TestAGgufBase:
+    def test_is_refused_where_the_adapter_shall_ship(self, gguf):
+        state = gguf.run(model__ship="adapter")
+        assert state.name == "Bad recipe", state.message
+        assert "model.ship" in state.message and "GGUF" in state.message
+        assert task_states(state) == {}
+
+    @pytest.mark.slow
+    def test_has_its_row_in_the_report_and_its_place_in_the_provenance(self, gguf):
+        state = gguf.run(training__max_length=48, training__epochs=1)
+        assert state.name == "Released", state.message
+        assert "| unpack | made in " in report_of(state)
+        assert "LlamaForCausalLM in float32" in report_of(state)
+        assert gguf.provenance()["steps"]["unpack"]["artifact"]
 
 
 class TestRefusals:

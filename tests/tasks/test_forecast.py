@@ -190,6 +190,10 @@ class TestARefusal:
         with pytest.raises(BadRecipe) as error:
             plan.refuse_memory(recipe(tmp_path), small)
         assert "30.0 GB to merge" in error.value.found and "model.ship" in error.value.fix
+        # Of a GGUF file, no adapter can ship.
+        with pytest.raises(BadRecipe) as error:
+            plan.refuse_memory(recipe(tmp_path), small, gguf_base=True)
+        assert error.value.fix == "use a larger card"
 
     @pytest.mark.parametrize("changes", [{"fits": True}, {"unknown": "why"}, {"memory": 0}])
     def test_is_not_made_on_a_guess(self, tmp_path, changes):

