@@ -1,18 +1,27 @@
 """The host that programs are forked off: its life, and what its programs inherit."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from importlib.util import find_spec
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tasks import host
+from tasks.contracts.artifact import Plan
+from tasks.contracts.recipe import LoraRecipe
+from tasks.converter import find_converter
 from tasks.errors import CodeFailed, OutOfHostMemory, TimedOut
 from tasks.process import ROOT, run_program, warm_up
+from tests.tasks.samples import write_jsonl
 from tests.tasks.test_process import HEADER, gone
+from tests.tasks.test_unpack import write_gguf
 
 pytestmark = pytest.mark.skipif(not host._possible(), reason="programs are not forked here")
 
@@ -212,6 +221,153 @@ class TestTheEnd:
         parent.wait()
         parent.stdout.close()
         assert gone(pid)
+
+
+@pytest.fixture
+def language_job(tmp_path, tiny_lm):
+    """Makes a small job for a program of language models, which writes below the given folder."""
+    chats = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Say {n}"},
+                {"role": "assistant", "content": "ab " * (1 + n % 5)},
+            ]
+        }
+        for n in range(20)
+    ]
+    table = {
+        "text": [f"input {n}" for n in range(20)],
+        "example": [json.dumps(chat, sort_keys=True) for chat in chats],
+        "label": [""] * 20,
+        "hash_hi": pa.array(range(20), pa.uint64()),
+        "hash_lo": pa.array(range(20), pa.uint64()),
+    }
+    rows = str(tmp_path / "rows.parquet")
+    pq.write_table(pa.table(table), rows)
+    plan = Plan(device="cpu", precision="fp32", attention="segments", packing=True)
+    model = {
+        "model": str(tiny_lm),
+        "base": None,
+        "kind": "merged",
+        "quantization": "none",
+        "tokenizer": None,
+        "device": "cpu",
+    }
+
+    def make(name, out):
+        (out / "out").mkdir(parents=True)
+        jobs = {
+            "tokenize_language": lambda: {
+                "tokenizer": str(tiny_lm),
+                "task": "instruction",
+                "max_length": 64,
+                "too_long": "truncate",
+                "shards": [{"digest": "5" * 64, "rows": rows, "out": str(out / "out")}],
+            },
+            "score_language": lambda: (
+                model
+                | {
+                    "max_length": 64,
+                    "task": "instruction",
+                    "examples": rows,
+                    "generate_tokens": 4,
+                    "must_match": "",
+                    "must_not_contain": [],
+                    "json_schema": "",
+                    "beta": 0.1,
+                    "batch_size": 8,
+                    "measure_latency": False,
+                    "out": str(out / "out" / "scores.parquet"),
+                }
+            ),
+            "forecast": lambda: {
+                "base": str(tiny_lm),
+                "lora": LoraRecipe().model_dump(mode="json"),
+                "quantization": "nf4",
+                "plan": plan.model_dump(mode="json"),
+                "ship": "merged",
+                "checkpointing": "auto",
+                "micro_batch_tokens": 0,
+                "max_length": 64,
+                "longest": 64,
+                "most_tokens": 256,
+                "learnt": 0.5,
+                "memory": 8 * 10**9,
+            },
+            "unpack_gguf": lambda: {
+                "files": [str(write_gguf(tmp_path / "m.gguf"))],
+                "out": str(out / "out"),
+            },
+            "export_gguf": lambda: {
+                "type": "q8_0",
+                "converter": str(find_converter()),
+                "work": str(out),
+                "model": str(tiny_lm),
+                "out": str(out / "out"),
+            },
+            "harness": lambda: (
+                model
+                | {
+                    "tasks": ["ships"],
+                    "folder": str(own_task(tmp_path / "own")),
+                    "limit": 0,
+                    "chat": False,
+                    "batch_size": 4,
+                }
+            ),
+        }
+        return jobs[name]()
+
+    return make
+
+
+def own_task(folder):
+    """A folder with a task for lm-evaluation-harness."""
+    from tests.tasks.programs.test_harness import ROWS, SHIPS
+
+    write_jsonl(folder / "ships.jsonl", ROWS)
+    (folder / "ships.yaml").write_text(json.dumps(SHIPS))
+    return folder
+
+
+class TestThePrograms:
+    def test_are_all_known(self):
+        found = {file.stem for file in (ROOT / "tasks" / "programs").glob("*.py")}
+        programs = found - {"__init__", "host", "protocol", "several"}
+        assert {f"tasks.programs.{name}" for name in programs} == host.LIBRARIES.keys() | host.FRESH
+
+    def test_may_need_to_be_fresh(self, follow, monkeypatch):
+        monkeypatch.setattr(host, "FRESH", {"follower"})
+        assert follow(until=False)["host"] == os.getpid()
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "tokenize_language",
+            "score_language",
+            "forecast",
+            "unpack_gguf",
+            pytest.param(
+                "export_gguf",
+                marks=pytest.mark.skipif(not find_converter(), reason="needs the converter"),
+            ),
+            pytest.param(
+                "harness",
+                marks=pytest.mark.skipif(not find_spec("lm_eval"), reason="needs the extra"),
+            ),
+        ],
+    )
+    def test_give_the_same_as_fresh_ones(self, language_job, tmp_path, monkeypatch, name):
+        found = []
+        for way in ("on", "off"):
+            monkeypatch.setenv("BURNISH_PROGRAM_HOST", way)
+            job = language_job(name, tmp_path / way)
+            result = run_program(f"tasks.programs.{name}", job, scratch=tmp_path / "s")
+            files = sorted((tmp_path / way / "out").rglob("*"))
+            found.append((result, [(file.name, file.read_bytes()) for file in files]))
+        assert found[0] == found[1]
+        assert found[0][0] or found[0][1]
 
 
 class TestWhatIsInherited:
