@@ -62,12 +62,12 @@ class Place:
     def store(self) -> Store:
         return Store(open_objects(str(self.folder / "store")))
 
-    def deployed(self):
-        return ledger.deployed(self.store, "tiny", "production")
+    def deployed(self, name: str = "tiny"):
+        return ledger.deployed(self.store, name, "production")
 
-    def provenance(self) -> dict:
+    def provenance(self, name: str = "tiny") -> dict:
         """What the deployed release says of itself."""
-        return provenance_of(self.deployed().release, self.store)
+        return provenance_of(self.deployed(name).release, self.store)
 
 
 @pytest.fixture
@@ -219,6 +219,24 @@ class TestPreference:
         state = place.run()
         assert state.name in ("Released", "Rejected"), state.message
         assert "accuracy" in report_of(state)
+
+
+@pytest.mark.slow
+class TestTwoProcesses:
+    def test_train_what_one_does(self, chat):
+        found = {}
+        for name, count in (("one", 1), ("two", 2)):
+            state = chat.run(name=name, plan__processes=count)
+            assert state.name == "Released", state.message
+            assert f"- world_size: {count}, for the recipe says so" in report_of(state)
+            found[name] = chat.provenance(name)
+            assert found[name]["plan"]["world_size"] == count
+        one, two = (chat.deployed(name).event.data for name in ("one", "two"))
+        # Each step's mean is over the same tokens, but its sum is in another order.
+        assert two.metrics["loss"] == pytest.approx(one.metrics["loss"], rel=1e-3)
+        keys = {made["steps"]["finetune"]["key"] for made in found.values()}
+        assert len(keys) == 2
+        assert len({made["steps"]["tokenize"]["key"] for made in found.values()}) == 1
 
 
 @pytest.fixture
