@@ -29,7 +29,7 @@ from tasks.learning.batches import (
     in_order,
     make_batch,
 )
-from tasks.learning.chat import end_tokens, training_tokenizer
+from tasks.learning.endings import end_tokens, training_tokenizer
 from tasks.learning.loop import arguments, diverged
 
 _CPU_TOKENS = 4096

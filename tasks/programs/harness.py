@@ -23,7 +23,7 @@ from typing import Any
 from transformers.utils import logging
 
 from tasks.errors import NotFound
-from tasks.learning import chat
+from tasks.learning.endings import training_tokenizer
 from tasks.programs import score_language
 from tasks.programs.harness_tasks import WHERE, find_tasks
 from tasks.programs.protocol import Reporter, run
@@ -51,7 +51,7 @@ def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     home = Path(job["model"])
     model = score_language.load(job, home, job.get("device") or "cpu").eval()
     model = model.get_base_model() if job["kind"] == "adapter" else model
-    tokenizer = chat.training_tokenizer(Path(job.get("tokenizer") or home))
+    tokenizer = training_tokenizer(Path(job.get("tokenizer") or home))
     reporter.progress(always=True, stage="asking")
     asked = {
         "model": HFLM(pretrained=model, tokenizer=tokenizer, batch_size=job["batch_size"]),

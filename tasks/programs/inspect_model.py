@@ -194,7 +194,8 @@ def max_length(config: Any) -> int | None:
 def _language_tokenizer(
     folder: Path, task: str, chat_template: str, warnings: list[str]
 ) -> PreTrainedTokenizerBase:
-    from tasks.learning.chat import no_end_token, settle_padding, template_of
+    from tasks.learning.endings import no_end_token, settle_padding
+    from tasks.learning.template import template_of
     from tasks.learning.tokenizer import read_tokenizer
 
     tokenizer = read_tokenizer(folder)
@@ -217,7 +218,7 @@ def _give_template(
         BadModel: The tokenizer lacks what chatml needs.
         BadRecipe: The template is no Jinja, or cannot render a question and an answer.
     """
-    from tasks.learning.chat import CHATML, template_of
+    from tasks.learning.template import CHATML, template_of
 
     own = tokenizer.chat_template
     text = chat_template

@@ -55,6 +55,7 @@ from transformers.utils import logging
 from tasks.errors import BadModel, BadRecipe
 from tasks.judging import answers as judged
 from tasks.learning import causal, chat, losses, shipped
+from tasks.learning.endings import end_tokens, training_tokenizer
 from tasks.learning.reading import reading_shipped
 from tasks.learning.writing import Writer
 from tasks.programs.protocol import Reporter, run
@@ -154,7 +155,7 @@ class Scorer:
         self._job, self._task = job, job["task"]
         self._device = job.get("device") or "cpu"
         folder = Path(job["model"])
-        self._tokenizer = chat.training_tokenizer(Path(job.get("tokenizer") or folder))
+        self._tokenizer = training_tokenizer(Path(job.get("tokenizer") or folder))
         model = load(job, folder, self._device).eval().requires_grad_(False)
         self._model = model.get_base_model() if job["kind"] == "adapter" else model
         config = self._model.config
@@ -167,7 +168,7 @@ class Scorer:
                 f"fewer than the model's {shipped.positions_of(config)} positions",
                 "ask for shorter answers",
             )
-        ends = chat.end_tokens(self._tokenizer, self._model.generation_config)
+        ends = end_tokens(self._tokenizer, self._model.generation_config)
         pad = self._tokenizer.pad_token_id
         self._writer = Writer(self._model, ends, ends[0] if pad is None else pad)
         self._linear = causal.head_is_linear(self._model, self._device)
@@ -347,7 +348,7 @@ class Scorer:
         ids = chat.encode_prompt(self._tokenizer, examples[0], self._task)
         references = [chat.reference(example, self._task) for example in examples]
         if not ids:
-            ids = chat.end_tokens(self._tokenizer)[:1]
+            ids = end_tokens(self._tokenizer)[:1]
         return ids[-self._room :], references
 
 

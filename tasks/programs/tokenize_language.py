@@ -33,13 +33,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.errors import BadData, BadRecipe, BurnishError
-from tasks.learning.chat import (
-    Encoded,
-    ExampleEncoder,
-    Rendered,
-    check_learnt,
-    training_tokenizer,
-)
+from tasks.learning.chat import Encoded, ExampleEncoder, check_learnt
+from tasks.learning.endings import training_tokenizer
+from tasks.learning.turns import Rendered
 from tasks.programs.protocol import Reporter, run
 
 _ROWS_AT_ONCE = 512

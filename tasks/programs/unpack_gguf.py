@@ -188,7 +188,7 @@ def _save(model: Any, tokenizer: Any, out: Path) -> None:
     """Write the folder, with special tokens on which model and tokenizer agree."""
     from transformers import GenerationConfig
 
-    from tasks.learning.chat import end_tokens, settle_padding
+    from tasks.learning.endings import end_tokens, settle_padding
     from tasks.learning.model import save_merged, save_tokenizer
 
     if tokenizer.eos_token_id is not None:

@@ -14,7 +14,8 @@ from tasks import unpack as unpacking
 from tasks.contracts.artifact import Source
 from tasks.data.sources import fetch_folder, resolve
 from tasks.errors import BadModel
-from tasks.learning.chat import encode_prompt, training_tokenizer
+from tasks.learning.chat import encode_prompt
+from tasks.learning.endings import training_tokenizer
 from tasks.programs.unpack_gguf import main
 from tasks.store import open_store
 from tasks.unpack import UnpackInputs, as_source, is_gguf, unpack, unpacked

@@ -10,7 +10,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from tasks.errors import BadRecipe, NotFound
-from tasks.learning import chat
+from tasks.learning.endings import training_tokenizer
 from tasks.programs import harness
 from tests.tasks.programs.conftest import Notes
 
@@ -78,7 +78,7 @@ def run(tiny_lm, folder):
 def accuracy_by_hand(home):
     """The share of questions whose right choice is the likeliest."""
     model = AutoModelForCausalLM.from_pretrained(home, dtype=torch.float32).eval()
-    tokenizer = chat.training_tokenizer(home)
+    tokenizer = training_tokenizer(home)
 
     def likelihood(question, choice):
         start = len(tokenizer(question)["input_ids"])

@@ -23,8 +23,8 @@ from transformers import (
 
 from tasks.contracts.artifact import Inspected
 from tasks.errors import BadModel, BadRecipe
-from tasks.learning.chat import CHATML
 from tasks.learning.model import load_tokenizer
+from tasks.learning.template import CHATML
 from tasks.programs.inspect_model import main
 from tests.tasks.programs.conftest import LABELS, Notes, content
 

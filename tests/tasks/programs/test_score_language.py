@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from tasks.errors import BadModel, BadRecipe
 from tasks.judging import answers as judged
 from tasks.learning import chat
+from tasks.learning.endings import end_tokens, training_tokenizer
 from tasks.programs import score_language
 from tests.tasks.programs.conftest import Notes
 
@@ -115,7 +116,7 @@ def scored(tmp_path, tiny_lm, written):
 def nats_by_hand(folder, rows, task, side=0, max_length=None):
     """(nats, tokens) by number: each sequence alone, with the model's own logits."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = chat.training_tokenizer(folder)
+    tokenizer = training_tokenizer(folder)
     found = {}
     for number, example in rows:
         encoded = chat.encode_example(tokenizer, example, task)
@@ -133,8 +134,8 @@ def nats_by_hand(folder, rows, task, side=0, max_length=None):
 def answers_by_hand(folder, rows, task, tokens):
     """Greedy answers, one prompt at a time, without keys and values of what was read."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = chat.training_tokenizer(folder)
-    ends = chat.end_tokens(tokenizer, model.generation_config)
+    tokenizer = training_tokenizer(folder)
+    ends = end_tokens(tokenizer, model.generation_config)
     found = {}
     for number, example in rows:
         prompt = chat.encode_prompt(tokenizer, example, task)
@@ -161,9 +162,9 @@ def sharpened(tiny_lm, tmp_path):
         if "norm" not in name:
             weights[name] = 0.4 * torch.randn_like(tensor)
     # The end comes about every twentieth token.
-    tokenizer = chat.training_tokenizer(folder)
+    tokenizer = training_tokenizer(folder)
     embedding = weights["model.embed_tokens.weight"]
-    embedding[chat.end_tokens(tokenizer)[-1]] *= 3
+    embedding[end_tokens(tokenizer)[-1]] *= 3
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
@@ -251,7 +252,7 @@ class TestAnswers:
         expected = answers_by_hand(sharpened, chats(), "instruction", 24)
         _, table = scored(chats(), model=str(sharpened), generate_tokens=24, batch_size=batch_size)
         assert table["generated"].to_pylist() == expected
-        tokenizer = chat.training_tokenizer(sharpened)
+        tokenizer = training_tokenizer(sharpened)
         lengths = [len(tokenizer(text)["input_ids"]) for text in expected]
         assert len(set(expected)) > 5
         # Some ended by themselves, so rows did leave the batch.
@@ -355,7 +356,7 @@ class TestOtherKinds:
                 shutil.copy(file, folder / file.name)
         merged = tmp_path / "merged"
         wrapped.merge_and_unload().save_pretrained(merged)
-        chat.training_tokenizer(tiny_lm).save_pretrained(merged)
+        training_tokenizer(tiny_lm).save_pretrained(merged)
         changes = {"kind": "adapter", "base": str(tiny_lm), "quantization": quantization}
         _, one = scored(chats(), model=str(folder), generate_tokens=4, **changes)
         _, two = scored(chats(), model=str(merged), generate_tokens=4)

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.errors import BadData, BadModel, BadRecipe
-from tasks.learning.chat import encode_example, training_tokenizer
+from tasks.learning.chat import encode_example
+from tasks.learning.endings import training_tokenizer
 from tasks.programs.tokenize_language import main
 from tests.tasks.programs.conftest import Notes
 

@@ -1,0 +1,89 @@
+"""Whether what a chat template made of a conversation shows all of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from tasks.errors import BadModel
+from tasks.learning.messages import Message, as_object, content_of, short
+from tasks.learning.template import Template
+
+
+def check_shown(
+    template: Template, texts: list[str], messages: list[Message], tools: list[Any] | None
+) -> None:
+    """Refuse a template that leaves out a message, a tool call or a tool.
+
+    Args:
+        template: The template.
+        texts: What it made of the conversation: one rendering, or one for each turn.
+        messages: The conversation.
+        tools: That the assistant may call.
+
+    Raises:
+        BadModel: The template leaves something out.
+    """
+    for place, message in enumerate(messages):
+        content = content_of(message)
+        if not _shown(content, texts) and not (
+            # Of earlier turns, templates leave out the thinking: it must be shown when it is new.
+            message["role"] == "assistant"
+            and _shown(content, [template.render(messages[: place + 1], tools)])
+        ):
+            raise _left_out(f"what the {message['role']} says ({short(content)})")
+        for call in message.get("tool_calls") or ():
+            function = call.get("function", call)
+            leaves = [function.get("name", ""), *_leaves(as_object(function.get("arguments")))]
+            without = {**message, "content": content, "tool_calls": None}
+            if not all(_shown(leaf, texts) for leaf in leaves) or _same(
+                template, messages[:place], (message, tools), (without, tools)
+            ):
+                raise _left_out(f"a tool call ({short(str(function.get('name')))})")
+    for tool in tools or ():
+        name = tool.get("function", tool).get("name", "")
+        ways = (messages[-1], tools), (messages[-1], None)
+        if not _shown(name, texts) or _same(template, messages[:-1], *ways):
+            raise _left_out(f"the tools that the assistant may call ({short(name)})")
+
+
+def _same(template: Template, messages: list[Message], *ways: tuple[Message, Any]) -> bool:
+    """Whether a conversation reads alike with another last message or other tools: a short name
+    may be found in the text by chance."""
+    try:
+        return len({template.render([*messages, each], tools) for each, tools in ways}) == 1
+    except BadModel:
+        return False  # it minds what is missing
+
+
+def _shown(content: str, texts: list[str]) -> bool:
+    wanted = content.strip()
+    if any(wanted in text for text in texts):
+        return True
+    # Quoted as JSON, or with other spaces.
+    ways = {wanted, json.dumps(wanted)[1:-1], json.dumps(wanted, ensure_ascii=False)[1:-1]}
+    dense = ["".join(text.split()) for text in texts]
+    return any("".join(way.split()) in text for way in ways for text in dense)
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from _leaves(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(inner)
+    elif isinstance(value, str):
+        yield value
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield json.dumps(value)
+
+
+def _left_out(what: str) -> BadModel:
+    return BadModel(
+        "model.chat_template",
+        f"a chat template that does not show {what}",
+        "a template that shows every message, tool and tool call",
+        "set model.chat_template to one that does, or take it out of the data",
+    )

@@ -1,0 +1,67 @@
+"""Chat templates of many kinds, and conversations to render with them."""
+
+from itertools import groupby
+
+TURN = "<|im_start|>{{ m.role }}\n{{ c }}<|im_end|>\n{% endfor %}"
+PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+EACH = "{% for m in messages %}{% set c = m.content %}"
+FORGETFUL = (
+    EACH + "{% if m.role == 'assistant' and not loop.last %}"
+    "{% set c = m.content.split('</think>')[-1] | trim %}{% endif %}"
+)
+STRIPS_THINKING = FORGETFUL + TURN + PROMPT
+MARKED = (
+    FORGETFUL + "<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+    "{% generation %}{{ c }}{% endgeneration %}{% else %}{{ c }}{% endif %}<|im_end|>\n{% endfor %}"
+) + PROMPT
+DROPS_SYSTEM = EACH.replace("messages", "messages if m.role != 'system'") + TURN + PROMPT
+NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('No system role here') }}{% endif %}"
+    + EACH + TURN + PROMPT
+)  # fmt: skip
+CLOSES = EACH + TURN + "{% if add_generation_prompt %}<|im_start|>assistant\n{% else %}"
+CLOSES += "<|endoftext|>{% endif %}"
+NO_END = "{% for m in messages %}{{ m.role }}:\n{{ m.content }}\n{% endfor %}"
+NO_END += "{% if add_generation_prompt %}assistant:\n{% endif %}"
+LLAMA = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+    "{{ m.content | trim }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+CALLS = (
+    "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for t in m.tool_calls %}"
+    "<tool_call>{{ t.function.name }}({{ t.function.arguments | tojson }})</tool_call>"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+) + PROMPT
+ALL_MARKED = FORGETFUL.replace("{% for", "{% generation %}{% for", 1) + TURN + "{% endgeneration %}"
+NONE_MARKED = STRIPS_THINKING + "{% if false %}{% generation %}{% endgeneration %}{% endif %}"
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+ASK = {"role": "user", "content": "What is 2 + 2?"}
+SAY = {"role": "assistant", "content": "It is 4, naturally. 👍🏽"}
+MORE = {"role": "user", "content": "And 3 + 3 ?"}
+LAST = {"role": "assistant", "content": "6"}
+TALK = [SYSTEM, ASK, SAY, MORE, LAST]
+THOUGHT = [ASK, {"role": "assistant", "content": "<think>two twos</think>\n\nFour."}, MORE, LAST]
+CALL = {
+    "role": "assistant",
+    "tool_calls": [
+        {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "why": 'say "so"'}}}
+    ],
+}
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+
+
+def segments(tokenizer, encoded):
+    """Runs of tokens that are learnt and that are not, as text."""
+    found, place = [], 0
+    for flag, run in groupby(encoded.learnt):
+        count = len(list(run))
+        found.append((flag, tokenizer.decode(encoded.ids[place : place + count])))
+        place += count
+    return found
+
+
+def learnt(tokenizer, encoded):
+    return [text for flag, text in segments(tokenizer, encoded) if flag]
