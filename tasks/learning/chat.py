@@ -11,7 +11,8 @@ the rendering of all that precedes it ends, with the prompt for an answer, and e
 rendering up to it does. Where that does not fit together (templates that strip the thinking of
 earlier turns, or move the system's message), the template's own `{% generation %}` marks decide,
 and without such marks each turn of the assistant becomes an example of its own, rendered as it is
-when it is the last: just what a model is given when it serves.
+when it is the last: just what a model is given when it serves. Where not even the last turn is
+shown behind the prompt for it, prompt and answer are joined (see `tasks.learning.joined`).
 """
 
 from __future__ import annotations
@@ -194,7 +195,8 @@ def encode_prompt(
 
 def reference(example: dict[str, Any], task: str) -> str:
     """The last answer's text: the completion (or the whole text), what the assistant says last, or
-    what it says last in the chosen conversation. A tool call without words is given as JSON."""
+    what it says last in the chosen conversation. A tool call without words is given as JSON. A
+    thought in the content is a part of it (see `spoken`)."""
     if task == "completion":
         return example["text"] if "text" in example else example["completion"]
     messages = conversation_of(example, task)
@@ -203,6 +205,33 @@ def reference(example: dict[str, Any], task: str) -> str:
     if calls and not content_of(message).strip():
         return json.dumps([call.get("function", call) for call in calls], ensure_ascii=False)
     return content_of(message)
+
+
+def spoken(
+    tokenizer: PreTrainedTokenizerBase,
+    example: dict[str, Any],
+    task: str,
+    text: str,
+    *,
+    written: bool,
+) -> str:
+    """What an answer says, without the thought before it: all there is to compare.
+
+    Args:
+        tokenizer: As of `encode_prompt`.
+        example: What is answered.
+        task: `completion`, `instruction` or `preference`.
+        text: The answer.
+        written: Whether it was written behind `encode_prompt`, which may have begun a thought. If
+            that does not end, nothing is said.
+
+    Returns:
+        The text as it is, where the chat template knows of no thoughts.
+    """
+    if task == "completion":
+        return text
+    template = template_of(tokenizer, bool(example.get("tools")))
+    return template.spoken(text, written=written)
 
 
 def check_learnt(group: list[Encoded], task: str) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tasks.errors import BadModel
 from tasks.learning.messages import Message, as_object, content_of, short
 from tasks.learning.template import Template
+from tasks.learning.thoughts import thought_of
 
 
 def check_shown(
-    template: Template, texts: list[str], messages: list[Message], tools: list[Any] | None
+    template: Template,
+    texts: list[str],
+    messages: list[Message],
+    tools: list[Any] | None,
+    when_new: Callable[[int], str],
 ) -> None:
     """Refuse a template that leaves out a message, a tool call or a tool.
 
@@ -21,30 +26,29 @@ def check_shown(
         texts: What it made of the conversation: one rendering, or one for each turn.
         messages: The conversation.
         tools: That the assistant may call.
+        when_new: The assistant's message at a place, as it is shown when it is the last. Templates
+            leave the thinking of earlier turns out.
 
     Raises:
         BadModel: The template leaves something out.
     """
     for place, message in enumerate(messages):
-        content = content_of(message)
-        if not _shown(content, texts) and not (
-            # Of earlier turns, templates leave out the thinking: it must be shown when it is new.
-            message["role"] == "assistant"
-            and _shown(content, [template.render(messages[: place + 1], tools)])
-        ):
-            raise _left_out(f"what the {message['role']} says ({short(content)})")
+        content, speaks = content_of(message), message["role"] == "assistant"
+        for does, part in (("says", content), ("thinks", thought_of(message) if speaks else "")):
+            if not is_shown(part, texts) and not (speaks and is_shown(part, [when_new(place)])):
+                raise _left_out(f"what the {message['role']} {does} ({short(part)})")
         for call in message.get("tool_calls") or ():
             function = call.get("function", call)
             leaves = [function.get("name", ""), *_leaves(as_object(function.get("arguments")))]
             without = {**message, "content": content, "tool_calls": None}
-            if not all(_shown(leaf, texts) for leaf in leaves) or _same(
+            if not all(is_shown(leaf, texts) for leaf in leaves) or _same(
                 template, messages[:place], (message, tools), (without, tools)
             ):
                 raise _left_out(f"a tool call ({short(str(function.get('name')))})")
     for tool in tools or ():
         name = tool.get("function", tool).get("name", "")
         ways = (messages[-1], tools), (messages[-1], None)
-        if not _shown(name, texts) or _same(template, messages[:-1], *ways):
+        if not is_shown(name, texts) or _same(template, messages[:-1], *ways):
             raise _left_out(f"the tools that the assistant may call ({short(name)})")
 
 
@@ -57,7 +61,8 @@ def _same(template: Template, messages: list[Message], *ways: tuple[Message, Any
         return False  # it minds what is missing
 
 
-def _shown(content: str, texts: list[str]) -> bool:
+def is_shown(content: str, texts: list[str]) -> bool:
+    """Whether a text is in one of several, if need be with other spaces or quoted as JSON."""
     wanted = content.strip()
     if any(wanted in text for text in texts):
         return True

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import re
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.errors import BadModel
 from tasks.learning.messages import Message, roles_of, ways
+from tasks.learning.thoughts import split_thought, tags_known, tags_opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,13 +29,40 @@ _TODAY = datetime(2024, 7, 26)
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _PROBE = "Dsjq7Zt"
 
+QUESTION = {"role": "user", "content": "Hello"}
+"""A conversation that every chat template takes."""
+
+
+_PROBED = [QUESTION, {"role": "assistant", "content": _PROBE}]
+
+
+class Start(NamedTuple):
+    """How a template begins an answer to a bare question.
+
+    Attributes:
+        prompt: What it writes behind the question, for a model to go on from.
+        begun: What of that it does not write before a given answer: the prompt has begun it.
+        lead: What it writes before a given answer, and not into the prompt.
+        thinks: Whether the prompt ends with an opening tag, so that what follows is a thought.
+    """
+
+    prompt: str
+    begun: str
+    lead: str
+    thinks: bool
+
 
 class Template:
     """A chat template, ready to render.
 
     Attributes:
         end_of_turn: The special token that it ends the assistant's turns with; empty if none.
+        ending: What it writes behind the assistant's words, up to and with that token; empty if
+            there is none.
         marked: Whether it marks what the assistant says with `{% generation %}`.
+        may_think: Whether it minds `enable_thinking`.
+        start: How it begins an answer; None where that is uncertain.
+        tags: Between which it takes a thought to stand; None where it knows of none.
     """
 
     def __init__(self, text: str, variables: dict[str, Any], special_tokens: list[str]) -> None:
@@ -47,10 +75,20 @@ class Template:
         self._variables = {**variables, "strftime_now": _TODAY.strftime}
         self._special = tuple(sorted(special_tokens, key=len, reverse=True))
         self.marked = bool(_MARKS.search(text))
+        self.may_think = "enable_thinking" in text
         self._tail, self.end_of_turn = self._find_end()
+        self.ending = (self._tail or "")[: self._end_in_tail()]
+        self.start = self._find_start()
+        thinks = self.start is not None and self.start.thinks
+        self.tags = tags_opened(self.start.prompt) if thinks else tags_known(text)
 
     def render(
-        self, messages: list[Message], tools: list[Any] | None = None, *, prompt: bool = False
+        self,
+        messages: list[Message],
+        tools: list[Any] | None = None,
+        *,
+        prompt: bool = False,
+        thinking: bool = True,
     ) -> str:
         """The conversation as text.
 
@@ -58,6 +96,8 @@ class Template:
             messages: In order.
             tools: That the assistant may call, as JSON schemas.
             prompt: Whether the prompt for an answer is put behind.
+            thinking: False turns thinking off, where the template minds `enable_thinking`; else it
+                does what it does by default.
 
         Raises:
             BadModel: The template refuses it.
@@ -70,6 +110,7 @@ class Template:
                 documents=None,
                 add_generation_prompt=prompt,
                 **self._variables,
+                **({} if thinking else {"enable_thinking": False}),
             ),
         )
 
@@ -89,8 +130,13 @@ class Template:
         """Where the last turn of a rendering ends: behind its end token, or its last word."""
         if self._tail is None or not text.endswith(self._tail):
             return len(text.rstrip())
-        behind = self._tail.find(self.end_of_turn) + len(self.end_of_turn)
-        return len(text) - len(self._tail) + (behind or len(self._tail.rstrip()))
+        return len(text) - len(self._tail) + (self._end_in_tail() or len(self._tail.rstrip()))
+
+    def spoken(self, text: str, *, written: bool) -> str:
+        """What an answer says behind its thought; see `tasks.learning.chat.spoken`."""
+        begun = written and self.start is not None and self.start.thinks
+        _, said = split_thought(text, self.tags, begun=begun)
+        return text if said == text else said.strip()
 
     def ends(self, text: str) -> bool:
         """Whether a turn ends with a special token."""
@@ -119,13 +165,9 @@ class Template:
     def _find_end(self) -> tuple[str | None, str]:
         """What the template writes behind the assistant's words, and the first special token in
         it."""
-        messages = [
-            {"role": "user", "content": "Hello"},
-            {"role": "assistant", "content": _PROBE},
-        ]
         self._tail, self.end_of_turn = None, ""
         try:
-            text = self.render(messages)
+            text = self.render(_PROBED)
         except BadModel:
             return None, ""
         if _PROBE not in text:
@@ -134,6 +176,33 @@ class Template:
         places = [(tail.find(token), -len(token), token) for token in self._special]
         inside = [place for place in places if place[0] >= 0]
         return tail, min(inside)[2] if inside else ""
+
+    def _end_in_tail(self) -> int:
+        """Where the end token ends in what is written behind the assistant's words."""
+        if not self.end_of_turn:
+            return 0
+        return (self._tail or "").find(self.end_of_turn) + len(self.end_of_turn)
+
+    def _find_start(self) -> Start | None:
+        try:
+            text, prompt = self.render(_PROBED), self.render([QUESTION], prompt=True)
+        except BadModel:
+            return None
+        alike = _common(text, prompt)
+        lead, found, _ = text[alike:].partition(_PROBE)
+        begun = prompt[alike:]
+        if (
+            not found
+            or QUESTION["content"] not in prompt[:alike]
+            or (begun.strip() and lead.strip())
+        ):
+            return None
+        behind = prompt[prompt.rindex(QUESTION["content"]) + len(QUESTION["content"]) :]
+        tags = tags_opened(behind)
+        thinks = tags is not None and (
+            tags.opening in begun or lead.lstrip().startswith(tags.closing)
+        )
+        return Start(behind, begun, lead, thinks)
 
 
 @functools.lru_cache(maxsize=16)
@@ -178,6 +247,12 @@ def template_of(tokenizer: PreTrainedTokenizerBase, with_tools: bool = False) ->
             "a template in Jinja",
             "correct it, or set model.chat_template",
         ) from error
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters two texts begin alike with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def template_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:

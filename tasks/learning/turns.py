@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from tasks.errors import BadData, BadModel
+from tasks.errors import BadData, BadModel, BurnishError
+from tasks.learning.joined import answer_behind, goes_on
 from tasks.learning.messages import EXCERPT, Message, assistant_turns, content_of, short
 from tasks.learning.shown import check_shown
 from tasks.learning.template import Span, Template
@@ -47,7 +48,8 @@ def all_turns(template: Template, messages: list[Message], example: Message) -> 
         given = _given(template, messages, turn, tools)
         own = whole if turn == len(messages) - 1 else template.render(messages[: turn + 1], tools)
         own = own[: template.end_of(own)]
-        if given is None or not own.startswith(given) or not whole.startswith(own):
+        fits = given is not None and goes_on(template, given, own, messages[turn])
+        if not fits or not whole.startswith(own):
             break
         spans.append((len(given), len(own)))
     else:
@@ -76,12 +78,17 @@ def _own_turn(template: Template, messages: list[Message], tools: list[Any] | No
     text = template.render(messages, tools)
     given = _given(template, messages, len(messages) - 1, tools)
     end = template.end_of(text)
-    if given is not None and text[:end].startswith(given):
+    if given is not None and goes_on(template, given, text[:end], messages[-1]):
         return _rendered(template, text, [(len(given), end)])
     if template.marked:
         text, marks = template.render_marked(messages, tools)
         if marks:
             return _rendered(template, text, marks[-1:])
+    answer = None if given is None else answer_behind(template, given, messages, tools)
+    if answer is not None:
+        return _rendered(template, given + answer, [(len(given), len(given + answer))])
+    if given is not None and text[:end].startswith(given):
+        return _rendered(template, text, [(len(given), end)])
     if given is None or len(messages) == 1:
         raise BadData(
             "data",
@@ -119,5 +126,12 @@ def _checked(
     template: Template, parts: list[Rendered], messages: list[Message], tools: list[Any] | None
 ) -> list[Rendered]:
     """The renderings, if they show everything (see `check_shown`)."""
-    check_shown(template, [part.text for part in parts], messages, tools)
+
+    def when_new(place: int) -> str:
+        try:
+            return _own_turn(template, messages[: place + 1], tools).text
+        except BurnishError:
+            return template.render(messages[: place + 1], tools)
+
+    check_shown(template, [part.text for part in parts], messages, tools, when_new)
     return parts

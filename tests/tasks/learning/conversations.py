@@ -35,6 +35,41 @@ CALLS = (
     "{% endfor %}<|im_end|>\n{% endfor %}"
 ) + PROMPT
 ALL_MARKED = FORGETFUL.replace("{% for", "{% generation %}{% for", 1) + TURN + "{% endgeneration %}"
+MOVES_SYSTEM = (
+    "{% set system = messages[0].content + '\n\n' if messages[0].role == 'system' else '' %}"
+    "{% for m in messages if m.role != 'system' %}{% if m.role == 'user' %}"
+    "[INST] {{ system if loop.last }}{{ m.content }}[/INST]"
+    "{% elif m.tool_calls %} CALLS{% for t in m.tool_calls %} {{ t.function | tojson }}{% endfor %}"
+    "{{ eos_token }}{% else %} {{ m.content | trim }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+"""As Mistral's: what the system says is in the user's last message, if that is the last at all."""
+
+_SAID = (
+    EACH + "{% if m.role == 'assistant' %}{% set c = m.content.split('</think>')[-1] %}{% endif %}"
+)
+BEGINS_THOUGHT = _SAID + TURN + PROMPT.replace("{% endif", "<think>\n{% endif")
+"""As those of DeepSeek-R1 and QwQ: a thought is begun in the prompt, and shown nowhere else."""
+
+HIDES_THOUGHT = _SAID + TURN + PROMPT
+OWN_THOUGHT = (
+    "{% set place = namespace(asked=0) %}{% for m in messages if m.role == 'user' %}"
+    "{% set place.asked = messages.index(m) %}{% endfor %}"
+    + EACH
+    + "{% if m.role == 'assistant' %}"
+    "{% set thought = m.reasoning_content or '' %}{% if '</think>' in c %}"
+    "{% set thought = c.split('</think>')[0].split('<think>')[-1] | trim %}"
+    "{% set c = c.split('</think>')[-1] | trim %}{% endif %}"
+    "{% if loop.last and loop.index0 > place.asked %}"
+    "{% set c = '<think>\n' + thought + '\n</think>\n\n' + c %}{% endif %}{% endif %}"
+) + TURN
+MAY_THINK = OWN_THOUGHT + PROMPT.replace(
+    "{% endif",
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n"
+    "{% endif %}{% endif",
+)
+"""As Qwen3's: a last answer is shown with its thought, if need be an empty one."""
+
+MUST_THINK = OWN_THOUGHT + PROMPT.replace("{% endif", "<think>\n{% endif")
 NONE_MARKED = STRIPS_THINKING + "{% if false %}{% generation %}{% endgeneration %}{% endif %}"
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -44,6 +79,8 @@ MORE = {"role": "user", "content": "And 3 + 3 ?"}
 LAST = {"role": "assistant", "content": "6"}
 TALK = [SYSTEM, ASK, SAY, MORE, LAST]
 THOUGHT = [ASK, {"role": "assistant", "content": "<think>two twos</think>\n\nFour."}, MORE, LAST]
+SIX = {"role": "assistant", "content": "<think>\nthree twos\n</think>\n\nSix."}
+BESIDE = {"role": "assistant", "content": "Six.", "reasoning_content": "three twos"}
 CALL = {
     "role": "assistant",
     "tool_calls": [

@@ -5,6 +5,7 @@ import pytest
 from tasks.errors import BadModel
 from tests.tasks.learning.conversations import (
     ASK,
+    BESIDE,
     CALL,
     DROPS_SYSTEM,
     EACH,
@@ -36,6 +37,10 @@ class TestATemplateThatLeavesSomethingOut:
     def test_of_the_tools_is_refused(self, chat):
         with pytest.raises(BadModel, match="the tools that the assistant may call"):
             chat(None, TALK, TOOLS)
+
+    def test_of_a_thought_beside_the_answer_is_refused(self, chat):
+        with pytest.raises(BadModel, match=r"what the assistant thinks \('three twos'\)"):
+            chat(None, [ASK, BESIDE])
 
     def test_is_not_meant_where_it_only_trims(self, chat):
         spaced = [{"role": "user", "content": "  two  \n"}, LAST]

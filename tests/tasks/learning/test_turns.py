@@ -111,7 +111,7 @@ class TestATemplateThatShowsEarlierTurnsOtherwise:
             chat(ALL_MARKED, THOUGHT)
 
     def test_is_refused_where_the_prompt_does_not_begin_the_answer(self, chat):
-        template = EACH + TURN + PROMPT.replace("{% endif", "<think>{% endif")
+        template = EACH + TURN + PROMPT.replace("{% endif", "Sure: {% endif")
         with pytest.raises(BadModel, match="does not begin the answer"):
             chat(template, TALK)
 
