@@ -31,7 +31,8 @@ strings.
   alone. tokens are those of all answers.
 - where answers are written: generated (greedily, without the end, stripped of surrounding spaces),
   reference (the first), exact_match, token_f1, rouge_l (the best over all references), and checks
-  (null where none is asked).
+  (null where none is asked). Where the chat template knows of thoughts, measures and checks are of
+  what is said behind them, in both; an answer whose thought does not end says nothing.
 
 An example that is too long is cut as in training, at its end; where that would cut off the whole
 answer, its beginning is cut off instead. A text without a prompt is written on from its middle.
@@ -221,7 +222,14 @@ class Scorer:
             ).strip()
             for answer in written
         ]
-        pairs = list(zip(texts, (references for _, references in asked), strict=True))
+        said = [
+            self._spoken(one, text, written=True) for one, text in zip(inputs, texts, strict=True)
+        ]
+        right = [
+            [self._spoken(one, reference, written=False) for reference in references]
+            for one, (_, references) in zip(inputs, asked, strict=True)
+        ]
+        pairs = list(zip(said, right, strict=True))
         measures: dict[str, Callable[[str, list[str]], float]] = {
             "exact_match": judged.exact_match,
             "token_f1": judged.token_f1,
@@ -229,12 +237,12 @@ class Scorer:
         }
         return {
             "generated": pa.array(texts, pa.string()),
-            "reference": pa.array([references[0] for _, references in pairs], pa.string()),
+            "reference": pa.array([references[0] for _, references in asked], pa.string()),
             **{
                 name: pa.array([measure(*pair) for pair in pairs], pa.float64())
                 for name, measure in measures.items()
             },
-            "checks": pa.array([checks(text) for text in texts], pa.float64()),
+            "checks": pa.array([checks(text) for text in said], pa.float64()),
         }
 
     def latency(self, inputs: list[Input]) -> float:
@@ -341,6 +349,9 @@ class Scorer:
             name: pa.array(np.bincount(owners, values.numpy(), inputs) / pairs, pa.float64())
             for name, values in (("loss", loss), ("accuracy", right))
         }
+
+    def _spoken(self, one: Input, text: str, *, written: bool) -> str:
+        return chat.spoken(self._tokenizer, one.examples[0], self._task, text, written=written)
 
     def _prompt(self, one: Input) -> tuple[list[int], list[str]]:
         """What the model is given, and all references."""

@@ -17,9 +17,14 @@ from tasks.judging import answers as judged
 from tasks.learning import chat
 from tasks.learning.endings import end_tokens, training_tokenizer
 from tasks.programs import score_language
+from tests.tasks.learning.conversations import HIDES_THOUGHT, MUST_THINK
 from tests.tasks.programs.conftest import Notes
 
 TOPICS = ("rivers", "the old town", "bread", "a very long and winding road to the sea", "tea")
+
+QUESTIONS = [
+    (n, {"role": "user", "content": f"What of {topic}?"}) for n, topic in enumerate(TOPICS)
+]
 
 
 def chats(count=9):
@@ -268,6 +273,28 @@ class TestAnswers:
             assert table["reference"][number].as_py() == references[0]
             for measure in (judged.exact_match, judged.token_f1, judged.rouge_l):
                 assert table[measure.__name__][number].as_py() == measure(text, references)
+
+    def test_are_compared_by_what_is_said_behind_the_thought(self, scored, sharpened, tmp_path):
+        def asked(template):
+            tokenizer = training_tokenizer(sharpened)
+            tokenizer.chat_template = template
+            tokenizer.save_pretrained(tmp_path / "tokenizer")
+            place = str(tmp_path / "tokenizer")
+            changes = {"model": str(sharpened), "tokenizer": place, "must_match": "."}
+            return scored(rows, generate_tokens=6, **changes)[1]
+
+        thought = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nA river."}
+        rows = [(number, {"messages": [question, thought]}) for number, question in QUESTIONS]
+        table = asked(HIDES_THOUGHT)
+        assert set(table["reference"].to_pylist()) == {thought["content"]}
+        assert table["token_f1"].to_pylist() == [
+            judged.token_f1(text, ["A river."]) for text in table["generated"].to_pylist()
+        ]
+        assert set(table["checks"].to_pylist()) == {1.0}
+        # This model thinks until it must stop, and says nothing.
+        table = asked(MUST_THINK)
+        assert all(table["generated"].to_pylist())
+        assert set(table["checks"].to_pylist()) == set(table["token_f1"].to_pylist()) == {0.0}
 
     def test_are_checked_where_that_is_asked(self, scored):
         _, unasked = scored(chats(), generate_tokens=4)
