@@ -17,7 +17,8 @@ several forms.
 | preference        | prompt?, chosen, rejected      | a chat and two ways to go on; without a     |
 |                   |                                | prompt, it is what both begin with          |
 
-A turn keeps `role`, `content`, `tool_calls`, `name` and `tool_call_id`, and nothing else.
+A turn keeps `role`, `content`, `tool_calls`, `name`, `tool_call_id`, and of the assistant
+`reasoning_content`, its thought; nothing else.
 """
 
 from __future__ import annotations
@@ -415,6 +416,9 @@ class _Turn:
         for name in ("name", "tool_call_id"):
             if isinstance(self._turn.get(name), str) and self._turn[name]:
                 message[name] = self._turn[name]
+        thought = self._turn.get("reasoning_content")
+        if role == "assistant" and isinstance(thought, str) and thought.strip():
+            message["reasoning_content"] = thought
         return message
 
     def _bad(self, found: str, expected: str, fix: str) -> NoReturn:

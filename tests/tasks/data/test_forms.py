@@ -157,6 +157,14 @@ class TestForms:
         found = taken({"messages": [*turns("a"), said, tool, *turns("x", "b")[1:]]})
         assert json.loads(found.example)["messages"][1:3] == [said, tool]
 
+    def test_thoughts_stay_with_the_assistant(self):
+        said = {"role": "assistant", "content": "b", "reasoning_content": "hm"}
+        asked = {"role": "user", "content": "a", "reasoning_content": "hm"}
+        found = taken({"messages": [asked, said]})
+        assert json.loads(found.example)["messages"] == [*turns("a"), said]
+        assert found.text == taken(chat("a", "b")).text
+        assert found.answer != taken(chat("a", "b")).answer
+
     def test_nulls_of_tables_mean_nothing(self):
         said = {"role": "assistant", "content": "", "tool_calls": [{**CALL, "id": "c1"}]}
         tool = {"role": "tool", "content": "7", "tool_call_id": "c1"}
