@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -200,32 +199,6 @@ def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList | None:
         if isinstance(module, torch.nn.ModuleList) and len({type(each) for each in module}) == 1
     ]
     return max(lists, key=len, default=None)
-
-
-def merge(model: torch.nn.Module, dtype: torch.dtype) -> PreTrainedModel:
-    """Add the adapter to its base, layer by layer, in fp32, and round each once.
-
-    Only one layer at a time is there in fp32: a model of 16 bits needs no more memory than its
-    own size.
-
-    Args:
-        model: Adapter on a base that is not quantised (any more).
-        dtype: Of the result.
-    """
-    # peft takes seconds to import, and what only scores needs none of it.
-    from peft.tuners.lora import LoraLayer
-
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            weight = module.get_base_layer().weight
-            weight.data = weight.data.float()
-            module.merge(safe_merge=True)
-            weight = module.get_base_layer().weight
-            weight.data = weight.data.to(dtype)
-    with warnings.catch_warnings():
-        # That the layers are merged already is what peft warns of.
-        warnings.simplefilter("ignore")
-        return model.merge_and_unload().to(dtype)
 
 
 def settle_generation(model: PreTrainedModel, ends: list[int], pad: int | None) -> None:

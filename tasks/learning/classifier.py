@@ -25,6 +25,7 @@ from tasks.learning.examples import (
     gather,
 )
 from tasks.learning.loop import CLASSIFICATION, arguments, diverged
+from tasks.learning.merging import bring_home, merge, read_on
 from tasks.learning.metrics import ClassificationMetrics
 
 
@@ -53,25 +54,29 @@ class Classification:
         return ranks.first_makes(made)
 
     def model(self, merging: bool = False) -> Any:
-        """Base and new adapter: as it trains, or on the dequantised base, to be merged.
+        """Base and new adapter: as it trains, or on the dequantised base in host memory, to be
+        merged.
 
         An adapter that was trained on a quantised base belongs to that base's rounded weights:
         merged into the original ones it is another model.
         """
         job = self._job
         plan, seed = job["plan"], job["training"]["seed"]
+        dtype, device = models.DTYPES[plan["precision"]], plan["device"]
+        if merging:
+            device = read_on(device, job["quantization"])
         base, found = models.load_classifier(
             Path(job["base"]),
             job["labels"],
             seed=seed,
-            dtype=models.DTYPES[plan["precision"]],
+            dtype=dtype,
             quantization=job["quantization"],
             head_modules=job["head_modules"],
-            device=plan["device"],
+            device=device,
             attention=plan["attention"],
         )
-        if merging and job["quantization"] == "nf4":
-            base = base.dequantize(dtype=torch.float32)
+        if merging:
+            base = bring_home(base, dtype)
         base.config.pad_token_id = self._tokenizer().pad_token_id
         return models.attach_lora(base, job["lora"], {*found, *job["head_modules"]}, seed)
 
@@ -96,7 +101,7 @@ class Classification:
 
     def merge(self, model: Any) -> Any:
         """Adapter and base as one model, in the number format of the base's files."""
-        return models.merge(model, models.stored_dtype(Path(self._job["base"])))
+        return merge(model, models.stored_dtype(Path(self._job["base"])))
 
     def finish(self, model: Any, out: Path) -> None:
         """Write what ships beside the weights."""

@@ -31,6 +31,7 @@ from tasks.learning.batches import (
 )
 from tasks.learning.endings import end_tokens, training_tokenizer
 from tasks.learning.loop import arguments, diverged
+from tasks.learning.merging import bring_home, merge, read_on
 
 _CPU_TOKENS = 4096
 _LEAST_TOKENS, _MOST_TOKENS = 1024, 65536
@@ -67,23 +68,26 @@ class Language:
         return ranks.first_makes(made)
 
     def model(self, merging: bool = False) -> Any:
-        """Base and new adapter: as it trains, or on the dequantised base, to be merged.
+        """Base and new adapter: as it trains, or on the dequantised base in host memory, to be
+        merged.
 
         An adapter that was trained on a quantised base belongs to that base's rounded weights, in
         the number format that they were computed in: merged into others it is another model.
         """
         job, plan = self._job, self._job["plan"]
-        dtype = models.DTYPES[plan["precision"]]
+        dtype, device = models.DTYPES[plan["precision"]], plan["device"]
+        if merging:
+            device = read_on(device, job["quantization"])
         base = causal.load_causal(
             Path(job["base"]),
             dtype=dtype,
             quantization=job["quantization"],
-            device=plan["device"],
+            device=device,
             attention=plan["attention"],
             shares=plan["world_size"] if plan["sharding"] == "fsdp" else 1,
         )
-        if merging and job["quantization"] == "nf4":
-            base = base.dequantize(dtype=dtype)
+        if merging:
+            base = bring_home(base, dtype)
         return causal.attach_lora(base, job["lora"], job["training"]["seed"])
 
     def trainer(
@@ -119,7 +123,7 @@ class Language:
 
     def merge(self, model: Any) -> PreTrainedModel:
         """Adapter and base as one model, in the number format of the base's files."""
-        merged = causal.merge(model, models.stored_dtype(Path(self._job["base"])))
+        merged = merge(model, models.stored_dtype(Path(self._job["base"])))
         self._settle_generation(merged)
         return merged
 

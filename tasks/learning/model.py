@@ -260,16 +260,6 @@ def load_adapter(model: torch.nn.Module, file: Path) -> None:
     set_peft_model_state_dict(model, load_file(file))
 
 
-def merge(model: torch.nn.Module, dtype: torch.dtype) -> PreTrainedModel:
-    """Add the adapter to its base, in fp32, and round once at the end.
-
-    Args:
-        model: Adapter on a base that is not quantised (any more).
-        dtype: Of the result.
-    """
-    return model.float().merge_and_unload(safe_merge=True).to(dtype)
-
-
 def save_merged(model: PreTrainedModel, folder: Path) -> None:
     """Write an ordinary model as safetensors, without a trace of where its base lay."""
     model.config._name_or_path = ""

@@ -27,6 +27,7 @@ that holds the file `complete`.
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,7 +62,8 @@ class Task(Protocol):
         """The examples of a split, in a file that is made for them."""
 
     def model(self, merging: bool = False) -> Any:
-        """Base and new adapter: as it trains, or on the dequantised base, to be merged."""
+        """Base and new adapter: as it trains, or on the dequantised base in host memory, to be
+        merged."""
 
     def trainer(
         self, model: Any, train: Any, validation: Any, callbacks: list[TrainerCallback]
@@ -101,6 +103,7 @@ def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     ranks.leave()
     if ranks.rank() > 0:
         return {}
+    _give_back()
     reporter.progress(always=True, stage="writing model")
     ship(job, best.adapter)
     logged = history(state, task.names)
@@ -132,6 +135,13 @@ def ship(job: dict[str, Any], adapter: Path) -> None:
     else:
         models.save_shipped_adapter(model, adapter, out, job["base_pin"], job["quantization"])
     task.finish(model, out)
+
+
+def _give_back() -> None:
+    """Have what training held collected: the model and its Trainer name each other, and would stay
+    on the device beside the base that is read once more."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _as_one(job: dict[str, Any]) -> dict[str, Any]:
