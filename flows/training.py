@@ -174,7 +174,7 @@ def settle_plan(
     tokens = ready.tokenized.tokens
     plan, told = make_plan(recipe, tokens), None
     if recipe.task != "text-classification":
-        told = tell(recipe, ready.model, ready.tokenized, ready.loaded, plan, room)
+        told = tell(recipe, ready.model, ready.inspected, ready.tokenized, ready.loaded, plan, room)
         refuse_memory(recipe, told, gguf_base=ready.unpacked is not None)
         plan = make_plan(recipe, tokens, told)
         work = workload(recipe, ready.inspected, ready.tokenized, ready.loaded, plan, room)

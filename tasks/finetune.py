@@ -31,7 +31,7 @@ class FinetuneInputs(Contract):
         task: What it is trained for.
         micro_batch_tokens: Tokens of one forward pass of a language model; 0: the program picks.
         most_tokens: The most that it may pick, by the forecast; 0: it is not known.
-        tight_memory: Whether memory goes back to the system at once, which takes longer (CPU).
+        tight_memory: Whether memory goes back to the system at once, which takes longer.
         gguf: The type of the GGUF file that ships beside the merged model, or `none`.
         converter: What makes that file, by its digest; empty where none is made.
     """

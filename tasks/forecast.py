@@ -39,6 +39,9 @@ class ForecastInputs(Contract):
         learnt: Share of the tokens that are learnt.
         memory: Bytes of one device; 0 where nobody knows.
         reserve: Bytes of it that are left alone.
+        host_memory: Bytes of the machine, where the adapter is merged; 0 where nobody knows.
+        host_reserve: Bytes of it that are left alone.
+        stored_bytes: Of one weight in the base's files.
     """
 
     model: Source
@@ -55,6 +58,9 @@ class ForecastInputs(Contract):
     learnt: float
     memory: int
     reserve: int
+    host_memory: int
+    host_reserve: int
+    stored_bytes: int
 
 
 @step(
@@ -67,15 +73,18 @@ def forecast(inputs: ForecastInputs, room: Room) -> Forecast:
     """Train one step without memory, and tell what it would have taken."""
     store = open_store(room.store)
     with store.scratch() as scratch:
-        job = inputs.model_dump(mode="json", exclude={"model", "task", "reserve"})
+        job = inputs.model_dump(mode="json", exclude={"model", "task", "reserve", "host_reserve"})
         job["base"] = str(fetch_folder(inputs.model, scratch / "base"))
         job["memory"] = max(0, inputs.memory - inputs.reserve)
+        job["host_memory"] = max(0, inputs.host_memory - inputs.host_reserve)
         told = run_program("tasks.programs.forecast", job, scratch=scratch)
         facts = {
             **told,
             "device": inputs.plan.device,
             "memory": inputs.memory,
             "reserve": inputs.reserve,
+            "host_memory": inputs.host_memory,
+            "host_reserve": inputs.host_reserve,
             "longest": inputs.longest,
         }
         out = scratch / "forecast"
@@ -87,6 +96,7 @@ def forecast(inputs: ForecastInputs, room: Room) -> Forecast:
 def tell(
     recipe: Recipe,
     model: Source,
+    inspected: Inspected,
     tokenized: Tokenized,
     loaded: Loaded,
     plan: Plan,
@@ -96,7 +106,7 @@ def tell(
 
     Args:
         recipe: Of a language task.
-        model: The base model.
+        model, inspected: The base model.
         tokenized, loaded: The data.
         plan: From `make_plan`; its checkpointing is not believed where the recipe leaves it open.
         room: Where the step works.
@@ -105,6 +115,7 @@ def tell(
     longest = max(2, min(tokenized.longest, recipe.training.max_length) * sides)
     share = math.ceil(recipe.training.batch_size / plan.world_size)
     memory = found_memory(plan.device, recipe.plan.device_memory_gb)
+    host = memory if plan.device == "cpu" else found_memory("cpu")
     return forecast(
         ForecastInputs(
             model=model,
@@ -122,6 +133,9 @@ def tell(
             learnt=math.ceil(100 * tokenized.learnt / max(1, tokenized.tokens)) / 100,
             memory=memory,
             reserve=reserve_of(plan.device, memory),
+            host_memory=host,
+            host_reserve=reserve_of("cpu", host),
+            stored_bytes=inspected.shape.get("stored_bytes", 4),
         ),
         room,
     )
@@ -195,10 +209,10 @@ def _throughput_place(kind: str, recipe: Recipe, inspected: Inspected, plan: Pla
 
 
 def must_be_tight(told: Forecast) -> bool:
-    """Whether training on a CPU must give memory back at once, which is slower: see
-    `tasks.learning.allocator`."""
-    room = told.memory - told.reserve
-    return told.device == "cpu" and told.memory > 0 and told.peak * _LOOSE > room
+    """Whether the program that trains must give memory back to the machine at once, which is
+    slower: see `tasks.learning.allocator`."""
+    need = max(told.shipping_host, told.peak if told.device == "cpu" else 0)
+    return 0 < told.host_memory - told.host_reserve < need * _LOOSE
 
 
 def forecast_markdown(told: Forecast, load: Workload) -> str:
@@ -224,6 +238,11 @@ def _memory_sentence(told: Forecast) -> str:
         f"**{size_words(told.peak)}** at the fullest moment, with {told.micro_batch_tokens:,} "
         f"tokens at once and activations {how}; {told.trained_parameters:,} weights are trained."
     )
+    if told.shipping_host:
+        sentence += (
+            f" Merging the adapter afterwards takes {size_words(told.shipping_host)} of the "
+            "machine's own memory."
+        )
     if not told.memory:
         return f"{sentence} How much the device has is not known."
     where = "card" if told.device == "cuda" else "machine"

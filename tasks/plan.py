@@ -178,32 +178,47 @@ def refuse_memory(recipe: Recipe, told: Forecast, *, gguf_base: bool = False) ->
     Raises:
         BadRecipe: Training, or merging the adapter, needs more than there is.
     """
-    if told.fits or told.unknown or not told.memory:
+    if told.fits or told.unknown:
         return
-    room = told.memory - told.reserve
-    where = "plan.device_memory_gb" if recipe.plan.device_memory_gb else "training.max_length"
-    what = "card" if told.device == "cuda" else "machine"
-    expected = (
-        f"at most {_gb(room)} ({_gb(told.memory)} of the {what}, less {_gb(told.reserve)} that are "
-        "left alone)"
+    if told.memory and told.peak > told.memory - told.reserve:
+        raise _too_large_to_train(recipe, told)
+    merging = (
+        ("card", told.shipping, told.memory, told.reserve),
+        ("machine", told.shipping_host, told.host_memory, told.host_reserve),
     )
-    if told.peak <= room:
-        raise BadRecipe(
-            where,
-            f"{_gb(told.shipping)} to merge the adapter into its base on the {what} (training "
-            f"itself needs {_gb(told.peak)})",
-            expected,
-            "use a larger card" if gguf_base else "set model.ship to adapter, or use a larger card",
-        )
+    for what, need, memory, reserve in merging:
+        if memory and need > memory - reserve:
+            raise _too_large_to_merge(what, need, memory, reserve, gguf_base)
+
+
+def _too_large_to_train(recipe: Recipe, told: Forecast) -> BadRecipe:
     parts = sorted(told.parts.items(), key=lambda part: -part[1])[:3]
-    raise BadRecipe(
-        where,
+    return BadRecipe(
+        "plan.device_memory_gb" if recipe.plan.device_memory_gb else "training.max_length",
         f"{_gb(told.peak)} to train with {told.micro_batch_tokens:,} tokens at once ("
         + ", ".join(f"{name} {_gb(size)}" for name, size in parts)
         + ")",
-        expected,
+        _at_most("card" if told.device == "cuda" else "machine", told.memory, told.reserve),
         _memory_advice(told),
     )
+
+
+def _too_large_to_merge(
+    what: str, need: int, memory: int, reserve: int, gguf_base: bool
+) -> BadRecipe:
+    larger = f"use a {what} of {_gb(memory_for(need, 'cuda' if what == 'card' else 'cpu'))}"
+    return BadRecipe(
+        "model.ship",
+        f"merged, which takes {_gb(need)} of the {what}'s memory to merge the adapter into its "
+        "base",
+        _at_most(what, memory, reserve),
+        larger if gguf_base else f"set model.ship to adapter, or {larger}",
+    )
+
+
+def _at_most(what: str, memory: int, reserve: int) -> str:
+    room = max(0, memory - reserve)
+    return f"at most {_gb(room)} ({_gb(memory)} of the {what}, less {_gb(reserve)} left alone)"
 
 
 def _memory_advice(told: Forecast) -> str:

@@ -46,7 +46,13 @@ class Forecast(StepResult):
     """Tokens of the longest example."""
     trained_parameters: int = 0
     shipping: int = 0
-    """Bytes that merging the adapter takes on the device."""
+    """Bytes that merging the adapter takes on the card."""
+    shipping_host: int = 0
+    """Bytes that it takes of the machine's own memory."""
+    host_memory: int = 0
+    """Bytes of the machine's own memory; 0 where nobody knows."""
+    host_reserve: int = 0
+    """Bytes of it that are left alone."""
     remedies: tuple[Remedy, ...] = ()
     """What would help, where it does not fit."""
 

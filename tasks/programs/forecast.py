@@ -14,9 +14,11 @@ Job:
     most_tokens: of an optimizer step, on one device: no micro-batch needs more.
     learnt: share of the tokens that are learnt.
     memory: bytes that training may take on one device; 0 where nobody knows.
+    host_memory: bytes that merging may take on the machine; 0 where nobody knows.
+    stored_bytes: of one weight in the base's files, and in those that ship.
 
-Result: `parts`, `checkpointing`, `micro_batch_tokens`, `trained_parameters`, `shipping`, `fits`,
-    `remedies` and `unknown`: see `tasks.contracts.forecast.Forecast`.
+Result: `parts`, `checkpointing`, `micro_batch_tokens`, `trained_parameters`, `shipping`,
+    `shipping_host`, `fits`, `remedies` and `unknown`: see `tasks.contracts.forecast.Forecast`.
 """
 
 from __future__ import annotations
@@ -504,9 +506,10 @@ class _Planner:
 
     def _result(self, setting: Setting, fits: bool) -> dict[str, Any]:
         parts = self._peak(setting)
-        shipping = _shipping(setting, self._job["ship"])
-        if self._memory and setting.cuda and shipping > self._memory:
-            fits = False
+        shipping, host = _shipping(setting, parts, self._job)
+        remedies = [] if fits else self._remedies(setting)
+        for need, have in ((shipping, self._memory), (host, self._job["host_memory"])):
+            fits = fits and (not have or need <= have)
         return {
             "unknown": "",
             "parts": parts,
@@ -514,8 +517,9 @@ class _Planner:
             "micro_batch_tokens": setting.tokens,
             "trained_parameters": parts[ADAPTERS] // 4,
             "shipping": shipping,
+            "shipping_host": host,
             "fits": fits,
-            "remedies": [] if fits else self._remedies(setting),
+            "remedies": remedies,
         }
 
     def _fitting(self, checkpointing: bool) -> Setting | None:
@@ -632,18 +636,26 @@ class _Frozen(dict):
         return hash(json.dumps(self, sort_keys=True))
 
 
-def _shipping(setting: Setting, ship: str) -> int:
-    """Bytes that writing the model takes on the device: see `tasks.programs.train.ship`."""
-    if ship != "merged":
-        return 0
-    config = _config(setting.base)
+def _shipping(setting: Setting, parts: dict[str, int], job: dict[str, Any]) -> tuple[int, int]:
+    """Bytes that merging takes on the device and in host memory: see `tasks.learning.merging`."""
+    if job["ship"] != "merged":
+        return 0, 0
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    number = models.DTYPES[setting.plan["precision"]].itemsize
-    weights = sum(each.numel() for each in model.parameters())
-    largest = max(each.numel() for each in model.parameters())
-    # The largest one once more in fp32, with what is added to it and their sum.
-    return weights * number + 3 * 4 * largest
+        model = AutoModelForCausalLM.from_config(_config(setting.base), trust_remote_code=False)
+    number, stored = models.DTYPES[setting.plan["precision"]].itemsize, job["stored_bytes"]
+    sizes = [each.numel() for each in model.parameters()]
+    linear = models.linear_modules(model, [causal.head_name(model)])
+    layer = max(model.get_submodule(name).weight.numel() for name in linear)
+    # What one tensor takes: a layer in fp32, with a copy, what is added, and what tells that all
+    # of it is finite; or the largest one, where it ships in another format.
+    one = max(13 * layer, stored * max(sizes) if stored != number else 0)
+    # Besides, the model as it is read or ships; and the adapter, with the file that it comes from.
+    host = sum(sizes) * max(number, stored) + 2 * parts[ADAPTERS] + one
+    if not setting.cuda or setting.quantization != "nf4":
+        return 0, host
+    # As in training; and of one layer, its weights in 16 bits, in 4, and the scale of each block.
+    one = layer * (number + 1) + layer // _BLOCK * 4
+    return parts[WEIGHTS] + parts[CONSTANTS] + one, host
 
 
 if __name__ == "__main__":

@@ -118,7 +118,9 @@ def no_gpu(monkeypatch):
 class TestAForecast:
     def test_of_a_small_model_fits_this_machine(self, tmp_path, base, room, asked, no_gpu):
         wanted = recipe(tmp_path)
-        found = step.tell(wanted, base, tokenized(), loaded(), plan.make_plan(wanted), room)
+        found = step.tell(
+            wanted, base, inspected(), tokenized(), loaded(), plan.make_plan(wanted), room
+        )
         assert not found.unknown and found.fits and not found.checkpointing
         assert found.memory > found.reserve > 0
         # Eight examples of 60 tokens, twice that for a heavy step, to the next power of two.
@@ -129,7 +131,9 @@ class TestAForecast:
 
     def test_of_a_declared_card_is_of_that_card(self, tmp_path, base, room, asked, no_gpu):
         wanted = recipe(tmp_path, plan={"device_memory_gb": 1.2})
-        found = step.tell(wanted, base, tokenized(), loaded(), plan.make_plan(wanted), room)
+        found = step.tell(
+            wanted, base, inspected(), tokenized(), loaded(), plan.make_plan(wanted), room
+        )
         assert found.memory == 1_200_000_000 and not found.fits
         with pytest.raises(BadRecipe) as error:
             plan.refuse_memory(wanted, found)
@@ -141,7 +145,7 @@ class TestAForecast:
         seen = []
         monkeypatch.setattr(step, "forecast", lambda inputs, room: seen.append(inputs))
         wanted = recipe(tmp_path, task="preference")
-        step.tell(wanted, base, tokenized(), loaded(), plan.make_plan(wanted), room)
+        step.tell(wanted, base, inspected(), tokenized(), loaded(), plan.make_plan(wanted), room)
         assert seen[0].longest == 256
 
     def test_is_the_same_for_a_few_rows_more(self, tmp_path, base, room, monkeypatch, no_gpu):
@@ -149,7 +153,7 @@ class TestAForecast:
         monkeypatch.setattr(step, "forecast", lambda inputs, room: seen.append(inputs))
         wanted = recipe(tmp_path)
         for more in (tokenized(), tokenized(tokens=6100, learnt=3049)):
-            step.tell(wanted, base, more, loaded(), plan.make_plan(wanted), room)
+            step.tell(wanted, base, inspected(), more, loaded(), plan.make_plan(wanted), room)
         assert seen[0].key_part() == seen[1].key_part()
 
 
@@ -185,19 +189,55 @@ class TestARefusal:
         # 26 GB and the driver's 0.6, of which a twentieth more is left alone.
         assert error.value.fix == "use a card of 28.0 GB, or a smaller base model"
 
-    def test_is_for_merging_too(self, tmp_path):
+    def test_is_for_merging_on_the_card_too(self, tmp_path):
         small = told(parts={"weights": 10**9}, shipping=30 * 10**9)
         with pytest.raises(BadRecipe) as error:
             plan.refuse_memory(recipe(tmp_path), small)
-        assert "30.0 GB to merge" in error.value.found and "model.ship" in error.value.fix
+        assert error.value.where == "model.ship"
+        assert "30.0 GB of the card's memory" in error.value.found
+        assert error.value.fix == "set model.ship to adapter, or use a card of 32.2 GB"
         # Of a GGUF file, no adapter can ship.
         with pytest.raises(BadRecipe) as error:
             plan.refuse_memory(recipe(tmp_path), small, gguf_base=True)
-        assert error.value.fix == "use a larger card"
+        assert error.value.fix == "use a card of 32.2 GB"
+
+    @pytest.mark.parametrize("memory", [24 * 10**9, 0])
+    def test_is_for_merging_in_the_machine_too(self, tmp_path, memory):
+        small = told(
+            parts={"weights": 10**9},
+            memory=memory,
+            shipping_host=30 * 10**9,
+            host_memory=32 * 10**9,
+            host_reserve=4 * 10**9,
+        )
+        with pytest.raises(BadRecipe) as error:
+            plan.refuse_memory(recipe(tmp_path), small)
+        assert error.value.where == "model.ship"
+        assert "30.0 GB of the machine's memory" in error.value.found
+        assert error.value.expected == (
+            "at most 28.0 GB (32.0 GB of the machine, less 4.0 GB left alone)"
+        )
+        assert error.value.fix == "set model.ship to adapter, or use a machine of 34.4 GB"
 
     @pytest.mark.parametrize("changes", [{"fits": True}, {"unknown": "why"}, {"memory": 0}])
     def test_is_not_made_on_a_guess(self, tmp_path, changes):
         plan.refuse_memory(recipe(tmp_path), told(**changes))
+
+
+class TestMemoryThatIsGivenBackAtOnce:
+    host = {"host_memory": 64 * 10**9, "host_reserve": 4 * 10**9}
+
+    @pytest.mark.parametrize(
+        ("device", "shipping", "tight"),
+        # Training takes 26 GB: 65 with all that glibc may keep.
+        [("cpu", 0, True), ("cuda", 0, False), ("cuda", 23 * 10**9, False), ("cuda", 25e9, True)],
+    )
+    def test_is_the_machines_where_it_is_short(self, device, shipping, tight):
+        found = told(device=device, shipping_host=int(shipping), **self.host)
+        assert step.must_be_tight(found) is tight
+
+    def test_is_not_asked_for_where_nobody_knows(self):
+        assert not step.must_be_tight(told(device="cpu"))
 
 
 class TestTime:
@@ -260,6 +300,10 @@ class TestTheReport:
         assert (
             "1,000 tokens, 3 times, in 12 steps on A Card: how long that takes is not known" in text
         )
+
+    def test_says_what_merging_takes_of_the_machine(self):
+        text = step.forecast_markdown(told(shipping_host=27 * 10**9), self.load)
+        assert "Merging the adapter afterwards takes 27.00 GB of the machine's own memory." in text
 
     def test_says_how_long_where_that_is_known(self):
         load = self.load.model_copy(update={"tokens_per_second": 10.0})

@@ -98,6 +98,8 @@ def told(tmp_path):
             "most_tokens": 2048,
             "learnt": 0.5,
             "memory": 22 * 10**9,
+            "host_memory": 60 * 10**9,
+            "stored_bytes": 2,
         }
         return forecast.main(job | changes, Nobody())
 
@@ -274,11 +276,29 @@ class TestALargeModel:
         last = found["remedies"][-1]
         assert last["fits"] and "training.max_length: " in last["change"]
 
-    @pytest.mark.slow
-    def test_is_not_merged_on_a_card_that_is_too_small_for_that(self, told):
-        found = told("8B", ship="merged", memory=12 * 10**9, micro_batch_tokens=0)
-        assert found["shipping"] > 16e9 and not found["fits"]
-        assert total(found["parts"]) < 12e9
+    def test_is_merged_in_the_machine_where_the_card_is_too_small_for_that(self, told):
+        found = told("8B", ship="merged")
+        assert found["fits"]
+        # 8 billion weights of two bytes, 42 million of four, twice, and a layer of 59 million.
+        needed = 2 * 8.03e9 + 8 * 41_943_040 + 13 * 4096 * 14336
+        assert found["shipping_host"] == pytest.approx(needed, rel=0.001)
+        lasting = found["parts"]["weights"] + found["parts"]["quantization constants"]
+        assert lasting < found["shipping"] < lasting + 3.1 * 4096 * 14336
+        assert found["shipping"] < total(found["parts"])
+
+    @pytest.mark.parametrize("ship", ["merged", "adapter"])
+    def test_is_merged_only_where_the_machine_has_room_for_it(self, told, ship):
+        found = told("8B", ship=ship, host_memory=16 * 10**9)
+        assert found["fits"] == (ship == "adapter") and not found["remedies"]
+        assert total(found["parts"]) < 22e9
+
+    def test_that_ships_in_more_bits_takes_more_of_the_machine(self, told):
+        few, many = (told("8B", ship="merged", stored_bytes=each) for each in (2, 4))
+        assert many["shipping_host"] - few["shipping_host"] == pytest.approx(16.06e9, rel=0.1)
+
+    def test_that_was_not_quantised_is_not_merged_on_the_card_at_all(self, told):
+        found = told("8B", ship="merged", quantization="none", memory=80 * 10**9)
+        assert found["shipping"] == 0 and found["shipping_host"] > 16e9
 
 
 class TestAModelThatCannotBeTraced:
