@@ -18,7 +18,7 @@ def read_on(device: str, quantization: str) -> str:
     """Where the base is read that an adapter is to be merged into.
 
     An adapter that was trained on a quantised base belongs to the very weights that it was trained
-    on, and another device may round ties otherwise. Whoever is not quantised is the same everywhere.
+    on, and another device may round ties otherwise. Others are the same everywhere.
 
     Args:
         device: That the adapter was trained on: `cpu` or `cuda`.

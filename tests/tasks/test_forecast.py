@@ -118,9 +118,8 @@ def no_gpu(monkeypatch):
 class TestAForecast:
     def test_of_a_small_model_fits_this_machine(self, tmp_path, base, room, asked, no_gpu):
         wanted = recipe(tmp_path)
-        found = step.tell(
-            wanted, base, inspected(), tokenized(), loaded(), plan.make_plan(wanted), room
-        )
+        made = plan.make_plan(wanted)
+        found = step.tell(wanted, base, inspected(), tokenized(), loaded(), made, room)
         assert not found.unknown and found.fits and not found.checkpointing
         assert found.memory > found.reserve > 0
         # Eight examples of 60 tokens, twice that for a heavy step, to the next power of two.
@@ -131,9 +130,8 @@ class TestAForecast:
 
     def test_of_a_declared_card_is_of_that_card(self, tmp_path, base, room, asked, no_gpu):
         wanted = recipe(tmp_path, plan={"device_memory_gb": 1.2})
-        found = step.tell(
-            wanted, base, inspected(), tokenized(), loaded(), plan.make_plan(wanted), room
-        )
+        made = plan.make_plan(wanted)
+        found = step.tell(wanted, base, inspected(), tokenized(), loaded(), made, room)
         assert found.memory == 1_200_000_000 and not found.fits
         with pytest.raises(BadRecipe) as error:
             plan.refuse_memory(wanted, found)
@@ -225,15 +223,14 @@ class TestARefusal:
 
 
 class TestMemoryThatIsGivenBackAtOnce:
-    host = {"host_memory": 64 * 10**9, "host_reserve": 4 * 10**9}
-
     @pytest.mark.parametrize(
         ("device", "shipping", "tight"),
         # Training takes 26 GB: 65 with all that glibc may keep.
         [("cpu", 0, True), ("cuda", 0, False), ("cuda", 23 * 10**9, False), ("cuda", 25e9, True)],
     )
     def test_is_the_machines_where_it_is_short(self, device, shipping, tight):
-        found = told(device=device, shipping_host=int(shipping), **self.host)
+        host = {"host_memory": 64 * 10**9, "host_reserve": 4 * 10**9}
+        found = told(device=device, shipping_host=int(shipping), **host)
         assert step.must_be_tight(found) is tight
 
     def test_is_not_asked_for_where_nobody_knows(self):

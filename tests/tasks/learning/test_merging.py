@@ -142,9 +142,7 @@ class TestAMergedModel:
         found = merging.merge(shake(causal.attach_lora(home, lora, 1)), torch.float32)
         ids = torch.arange(9)[None]
         with torch.no_grad():
-            one, other = (
-                model(input_ids=ids, use_cache=False).logits for model in (trained, found)
-            )
+            one, other = (each(input_ids=ids, use_cache=False).logits for each in (trained, found))
         assert torch.allclose(one, other, atol=1e-4)
 
 
