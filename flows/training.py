@@ -172,11 +172,12 @@ def settle_plan(
     """How it will be trained, and for a language model what that will take; refuses what will not
     fit."""
     tokens = ready.tokenized.tokens
-    plan, told = make_plan(recipe, tokens), None
+    architecture = ready.inspected.architecture
+    plan, told = make_plan(recipe, tokens, architecture=architecture), None
     if recipe.task != "text-classification":
         told = tell(recipe, ready.model, ready.inspected, ready.tokenized, ready.loaded, plan, room)
         refuse_memory(recipe, told, gguf_base=ready.unpacked is not None)
-        plan = make_plan(recipe, tokens, told)
+        plan = make_plan(recipe, tokens, told, architecture)
         work = workload(recipe, ready.inspected, ready.tokenized, ready.loaded, plan, room)
         report.section("Forecast", forecast_markdown(told, work))
     picks = [f"- {name}: {getattr(plan, name)}, for {why}" for name, why in plan.why.items()]

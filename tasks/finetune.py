@@ -7,7 +7,7 @@ from pathlib import Path
 import orjson
 from pydantic import Field
 
-from tasks.cache import Room, step
+from tasks.cache import Room, library_versions, step
 from tasks.contracts.artifact import Artifact, Finetuned, Plan, Source
 from tasks.contracts.base import Contract
 from tasks.contracts.recipe import LoraRecipe, Task, TrainingRecipe
@@ -16,6 +16,8 @@ from tasks.data.sources import fetch_folder
 from tasks.process import run_program
 from tasks.report import TrainingProgress
 from tasks.store import open_store
+
+LIGER = "liger-kernel"
 
 
 class FinetuneInputs(Contract):
@@ -34,6 +36,7 @@ class FinetuneInputs(Contract):
         tight_memory: Whether memory goes back to the system at once, which takes longer.
         gguf: The type of the GGUF file that ships beside the merged model, or `none`.
         converter: What makes that file, by its digest; empty where none is made.
+        fused: The version of what makes the plan's fused kernels; empty where there are none.
     """
 
     not_in_key = frozenset({"micro_batch_tokens", "most_tokens", "tight_memory"})
@@ -56,6 +59,11 @@ class FinetuneInputs(Contract):
     gguf: str = "none"
     converter: str = Field(
         default_factory=lambda known: converter_digest() if known["gguf"] != "none" else ""
+    )
+    fused: str = Field(
+        default_factory=lambda known: (
+            library_versions((LIGER,))[LIGER] if known["plan"].kernels == "liger" else ""
+        )
     )
 
 

@@ -4,6 +4,7 @@ refused before a GPU is asked for."""
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -24,6 +25,8 @@ BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 SHORT_TOKENS = 128
 # Compiling a model of 135 M weights took as long as it saves in about so many tokens, on two cores.
 COMPILE_TOKENS = 2_000_000
+# Dense models whose layers Liger's kernels replace, each tried against transformers' own.
+LIGER_KNOWS = ("LlamaForCausalLM",)
 SAID = "the recipe says so"
 # Checkpoints of adapter and optimizer, the merged model in fp32, and its published copy.
 DISK_COPIES = 4
@@ -34,7 +37,9 @@ GGUF_COPIES = 3
 GGUF_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32}
 
 
-def make_plan(recipe: Recipe, tokens: int = 0, told: Forecast | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe, tokens: int = 0, told: Forecast | None = None, architecture: str = ""
+) -> Plan:
     """Settle how it is trained on the machine that trains: what `recipe.plan` says, and for the
     rest what suits the device and the task.
 
@@ -42,6 +47,7 @@ def make_plan(recipe: Recipe, tokens: int = 0, told: Forecast | None = None) -> 
         recipe: What is to be trained.
         tokens: Real tokens of one epoch, where they are known.
         told: What training will take, where that is known: it was told of the plan without it.
+        architecture: The base model's class in transformers, where it is known.
     """
     gpus = count_gpus()
     device = "cuda" if gpus else "cpu"
@@ -55,6 +61,7 @@ def make_plan(recipe: Recipe, tokens: int = 0, told: Forecast | None = None) -> 
     picks["optimizer"] = _optimizer(recipe, device, language)
     picks["checkpointing"] = _checkpointing(recipe, told)
     picks["compile"] = _compile(recipe, language, tokens)
+    picks["kernels"] = _kernels(recipe, device, architecture)
     picks["world_size"] = _processes(recipe, gpus)
     fields = {name: value for name, (value, _) in picks.items()}
     sharding = "fsdp" if recipe.plan.sharding == "fsdp" else "ddp"
@@ -112,6 +119,30 @@ def _compile(recipe: Recipe, language: bool, tokens: int) -> tuple[bool, str]:
     return _switch(recipe.plan.compile, pays, why)
 
 
+def _kernels(recipe: Recipe, device: str, architecture: str) -> tuple[str, str]:
+    if recipe.plan.kernels != "auto":
+        return recipe.plan.kernels, SAID
+    lacking = _why_not_liger(recipe.task, device, architecture)
+    if recipe.plan.sharding == "fsdp":
+        lacking = lacking or "Liger's were not tried on a model that is shared out"
+    if lacking:
+        return "none", lacking
+    return "liger", "norm, rotary embedding and gated MLP are one kernel each, and keep less"
+
+
+def _why_not_liger(task: str, device: str, architecture: str) -> str:
+    """Why Liger's kernels cannot be used; empty where they can."""
+    if task == "text-classification":
+        return "Liger's are used for language models only"
+    if device == "cpu":
+        return "Liger's need a GPU"
+    if importlib.util.find_spec("liger_kernel") is None:
+        return "liger-kernel is not installed"
+    if architecture not in LIGER_KNOWS:
+        return f"Liger's are not known to suit {architecture or 'the model'}"
+    return ""
+
+
 def _processes(recipe: Recipe, gpus: int) -> tuple[int, str]:
     if recipe.plan.processes:
         return recipe.plan.processes, SAID
@@ -136,11 +167,13 @@ def refuse_early(recipe: Recipe, model: Source, loaded: Loaded, inspected: Inspe
     """Refuse what would fail later, while it costs nothing.
 
     Raises:
-        BadRecipe: LoRA targets match nothing, the length exceeds the model's, the test set is
-            smaller than the gate asks for, or a GGUF file is asked for and cannot be made.
+        BadRecipe: Kernels are asked for that cannot be used, LoRA targets match nothing, the
+            length exceeds the model's, the test set is smaller than the gate asks for, or a GGUF
+            file is asked for and cannot be made.
         StorageFailed: The store's disk is too full for what training will write.
     """
     _refuse_sharing(recipe)
+    _refuse_kernels(recipe, inspected)
     _refuse_small_test(recipe, loaded)
     _refuse_targets(recipe, inspected)
     _refuse_length(recipe, inspected)
@@ -256,6 +289,22 @@ def _refuse_sharing(recipe: Recipe) -> None:
                 "a language model in 16 or 32 bits, with a plain adapter",
                 "set plan.sharding to ddp, or leave the other out",
             )
+
+
+def _refuse_kernels(recipe: Recipe, inspected: Inspected) -> None:
+    if recipe.plan.kernels != "liger":
+        return
+    device = "cuda" if count_gpus() else "cpu"
+    lacking = _why_not_liger(recipe.task, device, inspected.architecture)
+    if lacking:
+        missing = device == "cuda" and importlib.util.find_spec("liger_kernel") is None
+        raise BadRecipe(
+            "plan.kernels",
+            f"liger, but {lacking}",
+            "a language model that Liger knows, on a GPU, with liger-kernel installed",
+            ("pip install 'burnish[liger]', or " if missing else "")
+            + "set plan.kernels to none or auto",
+        )
 
 
 def _refuse_small_test(recipe: Recipe, loaded: Loaded) -> None:

@@ -329,6 +329,12 @@ class PlanRecipe(Contract):
     compile: Literal["auto", "on", "off"] = Field(
         "auto", title="Compile", description="With torch.compile. auto: where it pays."
     )
+    kernels: Literal["auto", "none", "liger"] = Field(
+        "auto",
+        title="Kernels",
+        description="liger: fused ones, from the package liger-kernel (language models, on CUDA). "
+        "auto: where it is installed and knows the model.",
+    )
     optimizer: Literal[
         "auto", "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"
     ] = Field("auto", title="Optimizer", description="The last two need CUDA.")

@@ -140,7 +140,7 @@ def head_is_linear(model: PreTrainedModel, device: str) -> bool:
         if hidden.shape[-1] != head.weight.shape[-1]:
             return False
         own = torch.nn.functional.linear(hidden, head.weight, getattr(head, "bias", None))
-    return _close(own, logits)
+    return close(own, logits)
 
 
 def head_looks_linear(model: PreTrainedModel) -> bool:
@@ -177,7 +177,7 @@ def packs(model: PreTrainedModel, device: str) -> bool:
             together = model(**packed, use_cache=False).logits
     except (segments.NotDoneHere, TypeError):
         return False
-    return _close(together, torch.cat(alone, 1))
+    return close(together, torch.cat(alone, 1))
 
 
 def runs(model: PreTrainedModel, device: str) -> bool:
@@ -189,6 +189,26 @@ def runs(model: PreTrainedModel, device: str) -> bool:
     except segments.NotDoneHere:
         return False
     return True
+
+
+def sample_states(model: PreTrainedModel, device: str) -> torch.Tensor:
+    """What enters the head for a few tokens, always the same.
+
+    Args:
+        model: The base model, without an adapter's wrapper.
+        device: Where it is.
+    """
+    (text,) = _texts(model, device, 7)
+    with torch.no_grad(), headless(model):
+        return model(input_ids=text, use_cache=False).logits
+
+
+def close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two ways to compute the same differ by rounding alone."""
+    # bf16 has 8 bits: a few roundings, but no other tokens.
+    tolerance = 1e-4 if one.dtype == torch.float32 else 0.05
+    one, other = one.float(), other.float()
+    return bool((one - other).abs().max() <= tolerance * (1 + other.abs().max()))
 
 
 def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList | None:
@@ -250,10 +270,3 @@ def _is_plain(head: Any) -> bool:
 
 def _itself(hidden: torch.Tensor) -> torch.Tensor:
     return hidden
-
-
-def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
-    # bf16 has 8 bits: a few roundings, but no other tokens.
-    tolerance = 1e-4 if one.dtype == torch.float32 else 0.05
-    one, other = one.float(), other.float()
-    return bool((one - other).abs().max() <= tolerance * (1 + other.abs().max()))

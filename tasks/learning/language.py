@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
-from tasks.learning import causal, lora, losses, ranks, segments
+from tasks.learning import causal, kernels, lora, losses, ranks, segments
 from tasks.learning import model as models
 from tasks.learning.batches import (
     Batch,
@@ -88,6 +88,8 @@ class Language:
         )
         if merging:
             base = bring_home(base, dtype)
+        elif plan["kernels"] == "liger":
+            kernels.fuse(base, device)
         return causal.attach_lora(base, job["lora"], job["training"]["seed"])
 
     def trainer(

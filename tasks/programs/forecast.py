@@ -82,7 +82,7 @@ class Setting:
         base: Folder with the base's configuration.
         lora: `LoraRecipe` as plain values.
         quantization: none or nf4.
-        plan: `Plan` as plain values.
+        plan: `Plan` as plain values. Fused kernels are not traced: they keep less, if anything.
         checkpointing: Whether activations are computed twice.
         tokens: Of a micro-batch.
         longest: Tokens of an example.

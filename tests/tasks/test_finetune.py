@@ -49,10 +49,9 @@ def inputs(tmp_path, room):
             lora=LoraRecipe(),
             quantization="none",
             training=TrainingRecipe(),
-            plan=Plan(device="cpu", precision="fp32"),
             ship="merged",
             head_modules=(),
-            **changes,
+            **{"plan": Plan(device="cpu", precision="fp32")} | changes,
         )
 
     return make
@@ -115,3 +114,9 @@ class TestTheKey:
 
     def test_differs_by_type(self, inputs):
         assert finetune.key(inputs(gguf="f16")) != finetune.key(inputs(gguf="q8_0"))
+
+    def test_has_the_version_of_fused_kernels_where_there_are_any(self, inputs, monkeypatch):
+        monkeypatch.setattr(module, "library_versions", lambda names: dict.fromkeys(names, "0.8.5"))
+        plain = Plan(device="cuda", precision="bf16")
+        assert inputs(plan=plain).fused == ""
+        assert inputs(plan=plain.model_copy(update={"kernels": "liger"})).fused == "0.8.5"

@@ -73,6 +73,78 @@ class TestPicks:
         assert plan.processor_flags()
 
 
+class TestKernels:
+    """Liger's, which are looked for, but not imported."""
+
+    @pytest.fixture
+    def machine(self, monkeypatch):
+        def have(gpus=1, liger=True):
+            monkeypatch.setattr(plan, "count_gpus", lambda: gpus)
+            found = {"liger_kernel": object() if liger else None}
+            monkeypatch.setattr(plan.importlib.util, "find_spec", found.get)
+
+        return have
+
+    def made(self, tmp_path, architecture="LlamaForCausalLM", **changes):
+        wanted = recipe(tmp_path, **{"task": "completion", **changes})
+        return plan.make_plan(wanted, architecture=architecture)
+
+    def test_are_picked_where_they_help(self, tmp_path, machine):
+        machine()
+        found = self.made(tmp_path)
+        assert found.kernels == "liger" and "one kernel each" in found.why["kernels"]
+
+    @pytest.mark.parametrize(
+        ("gpus", "liger", "changes", "why"),
+        [
+            (0, True, {}, "need a GPU"),
+            (1, False, {}, "not installed"),
+            (1, True, {"architecture": "GPT2LMHeadModel"}, "to suit GPT2LMHeadModel"),
+            (1, True, {"task": "text-classification"}, "language models only"),
+            (2, True, {"plan": {"sharding": "fsdp"}}, "shared out"),
+        ],
+    )
+    def test_are_left_out_elsewhere_and_it_is_said_why(
+        self, tmp_path, machine, gpus, liger, changes, why
+    ):
+        machine(gpus, liger)
+        found = self.made(tmp_path, **changes)
+        assert found.kernels == "none" and why in found.why["kernels"]
+
+    def test_are_as_the_recipe_says(self, tmp_path, machine):
+        machine()
+        found = self.made(tmp_path, plan={"kernels": "none"})
+        assert (found.kernels, found.why["kernels"]) == ("none", plan.SAID)
+
+    @pytest.mark.parametrize(
+        ("gpus", "liger", "architecture", "fix"),
+        [
+            (1, False, "LlamaForCausalLM", "burnish[liger]', or set plan.kernels to none"),
+            (0, True, "LlamaForCausalLM", "set plan.kernels to none or auto"),
+            (1, True, "GPT2LMHeadModel", "set plan.kernels to none or auto"),
+        ],
+    )
+    def test_that_cannot_be_are_refused_early(
+        self, tmp_path, machine, gpus, liger, architecture, fix
+    ):
+        asked = recipe(tmp_path, task="completion", plan={"kernels": "liger"})
+        found = inspected().model_copy(update={"architecture": architecture})
+        machine(gpus, liger)
+        with pytest.raises(BadRecipe) as error:
+            plan.refuse_early(asked, source(), loaded(), found)
+        assert error.value.where == "plan.kernels" and fix in error.value.fix
+        machine()
+        known = found.model_copy(update={"architecture": "LlamaForCausalLM"})
+        plan._refuse_kernels(asked, known)
+
+    def test_are_part_of_the_key(self, tmp_path, machine):
+        machine()
+        keys = [
+            self.made(tmp_path, plan={"kernels": each}).key_part() for each in ("none", "liger")
+        ]
+        assert keys[0] != keys[1]
+
+
 class TestRefusals:
     def test_targets_that_match_nothing_name_those_that_would(self, tmp_path):
         asked = recipe(tmp_path, lora={"target_modules": ["quary"]})
