@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 from tasks.errors import Preempted
 from tasks.process import run_program
+from tasks.programs import train
+from tests.tasks.programs.conftest import Notes
 from tests.tasks.programs.test_train_language import (  # noqa: F401 - fixtures
     adapter_of,
     lm_data,
@@ -22,30 +24,36 @@ SETTINGS = {"epochs": 2, "batch_size": 7, "learning_rate": 2e-3}
 
 @pytest.fixture
 def run(tmp_path):
-    """Trains on so many processes."""
+    """Trains on so many processes; on one, in this one."""
 
     def run(job, processes, **options):
         job["plan"]["world_size"] = processes
+        if processes == 1:
+            return train.main(job, Notes())
         options |= {"scratch": Path(job["work"]).parent, "processes": processes}
         return run_program("tasks.programs.train", job, **options)
 
     return run
 
 
-def assert_alike(jobs, results, names):
+def assert_alike(jobs, results, names, precision="fp32"):
+    bf16 = precision == "bf16"
     one, other = (result["history"] for result in results)
     assert [set(entry) for entry in one] == [set(entry) for entry in other]
+    # Within an epoch, it is counted in micro-batches; a rounding may make another token likelier.
+    left_out = {"epoch", "eval_accuracy"} if bf16 else {"epoch"}
     for before, after in zip(one, other, strict=True):
-        # Within an epoch, it is counted in micro-batches.
-        for name in before.keys() - {"epoch"}:
+        for name in before.keys() - left_out:
             # The norm of gradients that nearly cancel out has fewer true digits.
-            assert after[name] == pytest.approx(before[name], rel=1e-3, abs=1e-4), name
+            wanted = pytest.approx(before[name], rel=5e-3 if bf16 else 1e-3, abs=1e-4)
+            assert after[name] == wanted, name
     for name in names:
         found, expected = (result["metrics"][name] for result in results)
-        assert found == pytest.approx(expected, abs=1e-4)
+        assert found == pytest.approx(expected, abs=2e-3 if bf16 else 1e-4)
     one, other = map(adapter_of, jobs)
     assert set(one) == set(other)
-    assert all((one[name] - other[name]).abs().max() < 2e-3 for name in one)
+    most = 5e-3 if bf16 else 2e-3
+    assert all((one[name] - other[name]).abs().max() < most for name in one)
     shipped = [load_file(Path(job["out"]) / "model.safetensors") for job in jobs]
     assert set(shipped[0]) == set(shipped[1])
 
@@ -89,13 +97,32 @@ class TestTwoProcesses:
         assert_alike(jobs, results, ("loss", "accuracy"))
 
     @pytest.mark.slow
-    def test_that_share_the_model_train_it_as_one_does(self, lm_job, run):  # noqa: F811
+    @pytest.mark.parametrize(
+        ("task", "precision", "checkpointing", "names"),
+        [
+            ("instruction", "fp32", False, ("loss", "accuracy")),
+            ("preference", "fp32", True, ("loss", "accuracy", "margin")),
+            ("instruction", "bf16", True, ("loss",)),
+        ],
+    )
+    def test_that_share_the_model_train_it_as_one_does(
+        self,
+        lm_job,  # noqa: F811
+        run,
+        task,
+        precision,
+        checkpointing,
+        names,
+    ):
+        plan = {"precision": precision, "checkpointing": checkpointing}
         jobs = [
-            lm_job(plan={"sharding": kind}, training=SETTINGS, micro_batch_tokens=40)
+            lm_job(
+                task=task, plan=plan | {"sharding": kind}, training=SETTINGS, micro_batch_tokens=40
+            )
             for kind in ("ddp", "fsdp")
         ]
         results = [run(job, count) for count, job in enumerate(jobs, 1)]
-        assert_alike(jobs, results, ("loss", "accuracy"))
+        assert_alike(jobs, results, names, precision)
 
     @pytest.mark.slow
     def test_train_a_classifier_as_one_does(self, train_job, run):
