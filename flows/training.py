@@ -28,6 +28,7 @@ from tasks.forecast import (
     forecast_markdown,
     must_be_tight,
     remember_throughput,
+    scoring_warnings,
     tell,
     workload,
 )
@@ -177,6 +178,7 @@ def settle_plan(
     if recipe.task != "text-classification":
         told = tell(recipe, ready.model, ready.inspected, ready.tokenized, ready.loaded, plan, room)
         refuse_memory(recipe, told, gguf_base=ready.unpacked is not None)
+        report.warn(*scoring_warnings(ready.inspected, told))
         plan = make_plan(recipe, tokens, told, architecture)
         work = workload(recipe, ready.inspected, ready.tokenized, ready.loaded, plan, room)
         report.section("Forecast", forecast_markdown(told, work))

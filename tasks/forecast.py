@@ -215,6 +215,20 @@ def must_be_tight(told: Forecast) -> bool:
     return 0 < told.host_memory - told.host_reserve < need * _LOOSE
 
 
+def scoring_warnings(inspected: Inspected, told: Forecast) -> list[str]:
+    """What a person should know of scoring: the model that ships merged, and a base that nothing
+    was trained on, are scored whole, on the card, which may have been large enough to train on."""
+    room = told.memory - told.reserve
+    whole = inspected.parameters * inspected.shape.get("stored_bytes", 4)
+    if told.device != "cuda" or not told.memory or whole <= room:
+        return []
+    return [
+        f"Scoring reads whole models of {size_words(whole)}, and the card has room for "
+        f"{size_words(room)}: it will run out of memory there. What was trained is kept: a worker "
+        "with a larger card goes on from it."
+    ]
+
+
 def forecast_markdown(told: Forecast, load: Workload) -> str:
     """The run report's section on what training will take.
 

@@ -237,6 +237,17 @@ class TestMemoryThatIsGivenBackAtOnce:
         assert not step.must_be_tight(told(device="cpu"))
 
 
+class TestScoring:
+    def test_of_whole_models_that_the_card_has_no_room_for_is_warned_of(self):
+        large = inspected().model_copy(
+            update={"parameters": 13 * 10**9, "shape": {"stored_bytes": 2}}
+        )
+        (warning,) = step.scoring_warnings(large, told())
+        assert "whole models of 26.00 GB" in warning and "room for 22.00 GB" in warning
+        assert not step.scoring_warnings(large, told(device="cpu"))
+        assert not step.scoring_warnings(inspected(), told())
+
+
 class TestTime:
     def finetuned(self, **changes):
         made = Made(run_id="run 1", run_name="", at="", seconds=1, libraries={}, code="")
