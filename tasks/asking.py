@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from tasks.contracts.recipe import JudgeRecipe
+from tasks.contracts.evaluation import JudgeRecipe
 from tasks.errors import BurnishError, JudgeFailed, NoAccess, NotFound
 
 WHERE = "evaluation.judge"

@@ -16,7 +16,7 @@ from tasks.asking import WHERE, Asker, Unanswered
 from tasks.cache import Room, step
 from tasks.contracts.artifact import Artifact, Comparisons
 from tasks.contracts.base import Contract
-from tasks.contracts.recipe import JudgeRecipe
+from tasks.contracts.evaluation import JudgeRecipe
 from tasks.data.examples import TEST, texts_by_hash
 from tasks.errors import JudgeFailed
 from tasks.memo import Memo

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from tasks.cache import Room, step
 from tasks.contracts.artifact import Artifact, Scored, Source
 from tasks.contracts.base import Contract, digest_of
-from tasks.contracts.recipe import Task
+from tasks.contracts.training import Task
 from tasks.data.examples import TEST, write_examples
 from tasks.data.sources import fetch_folder
 from tasks.process import run_program

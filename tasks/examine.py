@@ -5,7 +5,7 @@ from __future__ import annotations
 from tasks.cache import Room, step
 from tasks.contracts.artifact import Inspected, Source
 from tasks.contracts.base import Contract
-from tasks.contracts.recipe import Task
+from tasks.contracts.training import Task
 from tasks.data.sources import fetch_folder
 from tasks.process import run_program
 from tasks.store import open_store

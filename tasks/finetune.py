@@ -10,7 +10,7 @@ from pydantic import Field
 from tasks.cache import Room, library_versions, step
 from tasks.contracts.artifact import Artifact, Finetuned, Plan, Source
 from tasks.contracts.base import Contract
-from tasks.contracts.recipe import LoraRecipe, Task, TrainingRecipe
+from tasks.contracts.training import LoraRecipe, Task, TrainingRecipe
 from tasks.converter import converter_digest, find_converter
 from tasks.data.sources import fetch_folder
 from tasks.process import run_program

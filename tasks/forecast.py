@@ -12,7 +12,8 @@ from tasks.cache import Room, step
 from tasks.contracts.artifact import Finetuned, Inspected, Loaded, Plan, Source, Tokenized
 from tasks.contracts.base import Contract, digest_of
 from tasks.contracts.forecast import Forecast, Workload
-from tasks.contracts.recipe import LoraRecipe, Recipe, Task
+from tasks.contracts.recipe import Recipe
+from tasks.contracts.training import LoraRecipe, Task
 from tasks.data.sources import fetch_folder
 from tasks.memory import GB, device_kind, found_memory, reserve_of
 from tasks.process import run_program

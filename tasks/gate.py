@@ -5,7 +5,8 @@ from __future__ import annotations
 from tasks.cache import Room, step
 from tasks.contracts.artifact import Artifact, Comparisons, Scored
 from tasks.contracts.base import Contract
-from tasks.contracts.recipe import GateRecipe, Task
+from tasks.contracts.evaluation import GateRecipe
+from tasks.contracts.training import Task
 from tasks.contracts.verdict import Judged
 from tasks.store import open_store
 

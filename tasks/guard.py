@@ -9,7 +9,8 @@ from __future__ import annotations
 from tasks.cache import Room
 from tasks.contracts.artifact import Artifact
 from tasks.contracts.candidate import GuardSet
-from tasks.contracts.recipe import FORMS, Recipe, Task
+from tasks.contracts.recipe import Recipe
+from tasks.contracts.training import FORMS, Task
 from tasks.data.sources import resolve
 from tasks.errors import BadData, BadRecipe, BurnishError, DamagedArtifact
 from tasks.load import LoadInputs, load

@@ -20,7 +20,7 @@ import orjson
 from tasks.cache import Room, step
 from tasks.contracts.artifact import SPLITS, Artifact, Loaded, Source
 from tasks.contracts.base import Contract
-from tasks.contracts.recipe import DataRecipe, Task
+from tasks.contracts.training import DataRecipe, Task
 from tasks.data.examples import TEST, TRAIN, VALIDATION, read_split, write_examples
 from tasks.data.forms import CLASSES, answer_of
 from tasks.data.gather import LIBRARIES, Read, gather

@@ -13,7 +13,7 @@ import orjson
 from tasks.cache import Room, step
 from tasks.contracts.artifact import Artifact, Tokenized
 from tasks.contracts.base import Contract
-from tasks.contracts.recipe import Task
+from tasks.contracts.training import Task
 from tasks.data.examples import dataset_shards
 from tasks.data.splits import TRAIN, VALIDATION
 from tasks.errors import BadData

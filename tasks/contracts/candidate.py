@@ -15,7 +15,8 @@ from tasks.contracts.artifact import (
     Unpacked,
 )
 from tasks.contracts.base import Contract
-from tasks.contracts.recipe import Recipe, Task
+from tasks.contracts.recipe import Recipe
+from tasks.contracts.training import Task
 from tasks.contracts.verdict import Judged
 
 

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import orjson
 
-from tasks.contracts.recipe import FORMS, Form, Task
+from tasks.contracts.training import FORMS, Form, Task
 from tasks.errors import BadData, BadRecipe
 
 CLASSES: Task = "text-classification"

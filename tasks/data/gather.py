@@ -22,7 +22,7 @@ from typing import Any
 
 from tasks.cache import Room
 from tasks.contracts.artifact import Artifact, Source, SourceFile
-from tasks.contracts.recipe import DataRecipe, Task
+from tasks.contracts.training import DataRecipe, Task
 from tasks.data.cut import (
     Piece,
     array_to_lines,

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import orjson
 
 from tasks.contracts.base import Contract
-from tasks.contracts.recipe import DataRecipe, Form, SplitRecipe, Task
+from tasks.contracts.training import DataRecipe, Form, SplitRecipe, Task
 from tasks.data.cut import (
     LONGEST,
     Piece,

@@ -9,7 +9,7 @@ import hashlib
 import re
 import unicodedata
 
-from tasks.contracts.recipe import SplitRecipe
+from tasks.contracts.training import SplitRecipe
 
 TRAIN, VALIDATION, TEST = 1, 2, 3
 SPLIT_NAMES = {TRAIN: "train", VALIDATION: "validation", TEST: "test"}

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from sklearn.metrics import precision_recall_fscore_support
 
-from tasks.contracts.recipe import GateRecipe
+from tasks.contracts.evaluation import GateRecipe
 from tasks.contracts.verdict import RuleOutcome
 from tasks.errors import BadData
 from tasks.judging import paired, words

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tasks.contracts.recipe import GateRecipe
+from tasks.contracts.evaluation import GateRecipe
 from tasks.judging import paired
 from tasks.judging.evidence import Compared, mean
 from tasks.judging.rules import POWER, alpha_of, two_sided

@@ -10,7 +10,8 @@ from typing import Any, Literal, Self
 import numpy as np
 import pyarrow as pa
 
-from tasks.contracts.recipe import GateRecipe, Task
+from tasks.contracts.evaluation import GateRecipe
+from tasks.contracts.training import Task
 from tasks.judging import words
 from tasks.judging.paired import Interval
 

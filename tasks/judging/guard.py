@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from tasks.contracts.recipe import GateRecipe, Task
+from tasks.contracts.evaluation import GateRecipe
+from tasks.contracts.training import Task
 from tasks.contracts.verdict import RuleOutcome
 from tasks.judging import paired, words
 from tasks.judging.evidence import UNTRAINED, Compared, Evidence, MetricWords, problems

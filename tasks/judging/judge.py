@@ -13,7 +13,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from tasks.contracts.recipe import METRICS, GateRecipe, Task
+from tasks.contracts.evaluation import METRICS, GateRecipe
+from tasks.contracts.training import Task
 from tasks.contracts.verdict import RuleOutcome, Verdict
 from tasks.judging import classes, scores, words
 from tasks.judging import rules as applied

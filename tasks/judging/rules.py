@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.contracts.recipe import GateRecipe
+from tasks.contracts.evaluation import GateRecipe
 from tasks.contracts.verdict import RuleOutcome
 from tasks.judging import paired, words
 from tasks.judging.evidence import (

@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 from scipy import stats
 
-from tasks.contracts.recipe import GENERATED, METRICS, GateRecipe, Task
+from tasks.contracts.evaluation import GENERATED, METRICS, GateRecipe
+from tasks.contracts.training import Task
 from tasks.errors import BadData
 from tasks.judging import means, paired, words
 from tasks.judging.counts import exact_claim, exact_harm

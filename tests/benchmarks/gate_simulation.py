@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 from scipy import stats
 
-from tasks.contracts.recipe import GateRecipe
+from tasks.contracts.evaluation import GateRecipe
 from tasks.contracts.verdict import Verdict
 from tasks.judging import judge as judging
 from tasks.judging import means, paired

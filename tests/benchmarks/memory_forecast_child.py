@@ -129,7 +129,7 @@ class _Nobody:
 def make_job(spec: dict[str, Any], device: str) -> dict[str, Any]:
     """The job of `tasks.programs.train`, without its data."""
     from tasks.contracts.artifact import Plan
-    from tasks.contracts.recipe import LoraRecipe, TrainingRecipe
+    from tasks.contracts.training import LoraRecipe, TrainingRecipe
 
     longest = spec.get("longest", LONGEST)
     plan = Plan(

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from tasks.contracts.artifact import Plan
-from tasks.contracts.recipe import LoraRecipe, TrainingRecipe
+from tasks.contracts.training import LoraRecipe, TrainingRecipe
 from tasks.process import run_program
 
 

@@ -213,7 +213,7 @@ def run_step(step: str, folder: Path, data: Path) -> dict[str, Any]:
 def load_step(folder: Path, data: Path) -> dict[str, Any]:
     """Resolve and load."""
     from tasks.cache import Room
-    from tasks.contracts.recipe import DataRecipe
+    from tasks.contracts.training import DataRecipe
     from tasks.data.sources import resolve
     from tasks.load import LoadInputs, load
 

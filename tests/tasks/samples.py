@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from tasks.cache import Room
 from tasks.contracts.artifact import Artifact, Loaded
-from tasks.contracts.recipe import DataRecipe, Task
+from tasks.contracts.training import DataRecipe, Task
 from tasks.data.examples import dataset_shards
 from tasks.data.sources import resolve
 from tasks.load import LoadInputs, load

@@ -15,7 +15,7 @@ import pytest
 
 from tasks import asking
 from tasks.compare import CompareInputs, compare
-from tasks.contracts.recipe import JudgeRecipe
+from tasks.contracts.evaluation import JudgeRecipe
 from tasks.data.examples import TEST, texts_by_hash
 from tasks.errors import JudgeFailed, NoAccess, NotFound
 from tasks.store import open_store

@@ -7,7 +7,7 @@ import pytest
 from tasks import finetune as module
 from tasks.cache import Room
 from tasks.contracts.artifact import Plan
-from tasks.contracts.recipe import LoraRecipe, TrainingRecipe
+from tasks.contracts.training import LoraRecipe, TrainingRecipe
 from tasks.converter import VARIABLE, converter_digest
 from tasks.data.sources import resolve
 from tasks.errors import BadModel

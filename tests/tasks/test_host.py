@@ -15,7 +15,7 @@ import pytest
 
 from tasks import host
 from tasks.contracts.artifact import Plan
-from tasks.contracts.recipe import LoraRecipe
+from tasks.contracts.training import LoraRecipe
 from tasks.converter import find_converter
 from tasks.errors import CodeFailed, OutOfHostMemory, TimedOut
 from tasks.process import ROOT, run_program, warm_up

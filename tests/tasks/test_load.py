@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks.contracts.recipe import DataRecipe
+from tasks.contracts.training import DataRecipe
 from tasks.data import gather as gathering
 from tasks.data.examples import TEST, TRAIN, VALIDATION, read_split, write_examples
 from tasks.data.merge import find_near, settle

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.contracts.recipe import FORMS, DataRecipe
+from tasks.contracts.training import FORMS, DataRecipe
 from tasks.data.forms import Forms, answer_of, check_settings
 from tasks.data.readers import Reading, check_table
 from tasks.data.splits import input_hash, normal_form

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks.contracts.recipe import DataRecipe, SplitRecipe
+from tasks.contracts.training import DataRecipe, SplitRecipe
 from tasks.data.cut import Piece, array_to_lines, cut, cut_csv, cut_files, cut_lines
 from tasks.data.minhash import (
     BANDS,

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tasks.contracts.recipe import GateRecipe
+from tasks.contracts.evaluation import GateRecipe
 from tasks.judging import judge as judging
 from tests.tasks.judging.test_judge import seen
 from tests.tasks.judging.test_scores import N, evidence, of_losses, table

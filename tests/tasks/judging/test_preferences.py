@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tasks.contracts.recipe import GateRecipe
+from tasks.contracts.evaluation import GateRecipe
 from tasks.judging import paired, preferences
 from tests.tasks.judging.test_judge import judge, reasons, rule, seen
 from tests.tasks.judging.test_scores import N, evidence, table

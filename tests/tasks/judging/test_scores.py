@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.contracts.recipe import GateRecipe
+from tasks.contracts.evaluation import GateRecipe
 from tasks.contracts.verdict import Verdict
 from tasks.errors import BadData
 from tasks.judging import judge as judging

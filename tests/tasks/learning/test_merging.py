@@ -9,7 +9,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from tasks.contracts.recipe import LoraRecipe
+from tasks.contracts.training import LoraRecipe
 from tasks.learning import causal, merging
 from tasks.learning import model as models
 

@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from tasks.contracts.artifact import Plan
-from tasks.contracts.recipe import LoraRecipe, TrainingRecipe
+from tasks.contracts.training import LoraRecipe, TrainingRecipe
 from tasks.programs.protocol import Reporter
 
 LABELS = ["business", "sports", "tech"]

@@ -8,7 +8,7 @@ import torch
 from transformers import Gemma2Config, GPT2Config, LlamaConfig, Qwen3Config
 
 from tasks.contracts.artifact import Plan
-from tasks.contracts.recipe import LoraRecipe
+from tasks.contracts.training import LoraRecipe
 from tasks.learning import causal, segments
 from tasks.learning.ledger import ACTIVATIONS, TRANSIENT, Ledger
 from tasks.programs import forecast

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from tasks.contracts.artifact import Finetuned, Plan
-from tasks.contracts.recipe import LoraRecipe, TrainingRecipe
+from tasks.contracts.training import LoraRecipe, TrainingRecipe
 from tasks.errors import BadData, BadModel, BadRecipe, Preempted, TrainingDiverged
 from tasks.learning import causal, language
 from tasks.learning import model as models

@@ -1,0 +1,327 @@
+"""What a recipe says of data, base model, adapter and training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import (
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from tasks.contracts.base import Contract
+
+Task = Literal["text-classification", "completion", "instruction", "preference"]
+Form = Literal["auto", "text", "prompt-completion", "alpaca", "messages", "sharegpt", "preference"]
+FORMS: dict[str, tuple[Form, ...]] = {
+    "text-classification": (),
+    "completion": ("text", "prompt-completion"),
+    "instruction": ("messages", "prompt-completion", "alpaca", "sharegpt"),
+    "preference": ("preference",),
+}
+"""What each task's rows may look like."""
+
+
+class SplitRecipe(Contract):
+    """How examples go to train, validation and test."""
+
+    by: Literal["hash", "column", "files"] = Field(
+        "hash",
+        title="Split by",
+        description="hash: by a keyed hash of the input text (or of 'group_by'), so that an "
+        "example never changes sides when data is added. column: a column says train, validation "
+        "or test. files: the file names say it (train.jsonl, test-00000.parquet).",
+    )
+    column: str = Field("", title="Split column", description="Only for 'column'.")
+    group_by: str = Field(
+        "",
+        title="Keep together by",
+        description="A column whose equal values stay on one side: an author, a customer. Only "
+        "for 'hash'.",
+    )
+    test: float = Field(
+        0.15, gt=0, lt=1, title="Test share", description="Share of examples that judge. By hash."
+    )
+    validation: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        title="Validation share",
+        description="Share of examples that choose the best epoch. By hash.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SplitRecipe:
+        if self.test + self.validation >= 1:
+            raise ValueError(
+                f"test ({self.test}) and validation ({self.validation}) together leave nothing "
+                "to train on: their sum must be below 1"
+            )
+        if (self.by == "column") != bool(self.column):
+            raise ValueError("'column' must be given when, and only when, 'by' is column")
+        if self.group_by and self.by != "hash":
+            raise ValueError("'group_by' only works with a split by hash")
+        return self
+
+
+class DataRecipe(Contract):
+    """What to train on."""
+
+    not_in_key = frozenset({"uri"})
+
+    uri: str | tuple[str, ...] = Field(
+        title="Source",
+        description="A file, folder or glob; s3://bucket/prefix; hf://owner/name@revision; "
+        "package:module/path. A list reads several.",
+    )
+    format: Literal["auto", "jsonl", "csv", "parquet", "arrow", "text-folders"] = Field(
+        "auto",
+        title="Format",
+        description="auto: by extension (.jsonl .json .csv .tsv .parquet .arrow). text-folders: "
+        "one text file per example, in a folder named by its label.",
+    )
+    text: str = Field("text", title="Text column", description="The column that the model reads.")
+    text_pair: str = Field(
+        "", title="Second text column", description="For pairs, such as premise and hypothesis."
+    )
+    label: str = Field("label", title="Label column", description="The column to predict.")
+    labels: tuple[str, ...] = Field(
+        (),
+        title="Labels",
+        description="The allowed labels; any other is refused. Empty: those found in the data.",
+    )
+    form: Form = Field(
+        "auto",
+        title="Form of a row",
+        description="For language models. auto: recognised row by row. text: one text. "
+        "prompt-completion: prompt, completion. alpaca: instruction, input, output. messages: chat "
+        "messages with role and content. sharegpt: conversations with from and value. preference: "
+        "prompt, chosen, rejected.",
+    )
+    columns: dict[str, str] = Field(
+        {},
+        title="Columns by another name",
+        description="For language models, where a form's column is called otherwise: "
+        "{prompt: question, completion: answer}.",
+    )
+    keep_columns: tuple[str, ...] = Field(
+        (), title="Columns to keep", description="Other columns to slice the evaluation by."
+    )
+    encoding: str = Field(
+        "utf-8",
+        title="Encoding",
+        description="Of text formats: utf-8, cp1252… Several are tried in order for each file: "
+        "'utf-8, cp1252'.",
+    )
+    delimiter: str = Field(
+        ",", min_length=1, max_length=1, title="CSV delimiter", description="One character."
+    )
+    max_record_mb: float = Field(
+        8.0,
+        gt=0,
+        le=512,
+        title="Largest record (MB)",
+        description="A longer line or text file is refused: it is nearly always a broken file.",
+    )
+    split: SplitRecipe = Field(
+        default_factory=SplitRecipe, title="Splits", description="Train, validation and test."
+    )
+
+    @field_validator("uri")
+    @classmethod
+    def _some_data(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not value or not all(value if isinstance(value, tuple) else (value,)):
+            raise ValueError("name at least one file, folder or URI")
+        return value
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        """All data URIs, as a tuple."""
+        return (self.uri,) if isinstance(self.uri, str) else self.uri
+
+
+class ModelRecipe(Contract):
+    """Which base model to fine-tune, and what form ships."""
+
+    uri: str = Field(
+        min_length=1,
+        title="Base model",
+        description="hf://owner/name@revision; a folder; s3://bucket/prefix; package:module/path. "
+        "In safetensors, or one GGUF file (language models).",
+    )
+    ship: Literal["merged", "adapter"] = Field(
+        "merged",
+        title="What ships",
+        description="merged: one ordinary model that needs nothing else. adapter: the adapter and "
+        "the head alone, small, to be loaded on the same base model, which must be in safetensors: "
+        "of a GGUF file, only a merged model ships.",
+    )
+    chat_template: str = Field(
+        "",
+        title="Chat template",
+        description="For a chat model whose tokenizer brings none: chatml, or a template in Jinja. "
+        "It ships with the model.",
+    )
+    gguf: Literal["none", "f32", "f16", "bf16", "q8_0"] = Field(
+        "none",
+        title="GGUF export",
+        description="For llama.cpp and Ollama: a GGUF file of this type ships beside the merged "
+        "model.",
+    )
+
+
+class LoraRecipe(Contract):
+    """The adapter (LoRA, Hu et al. 2021, arXiv:2106.09685)."""
+
+    r: int = Field(16, ge=1, le=1024, title="Rank", description="Size of the adapter.")
+    alpha: float = Field(
+        32.0, gt=0, title="Alpha", description="The adapter's weight is alpha / rank."
+    )
+    dropout: float = Field(0.05, ge=0, lt=1, title="Dropout", description="On the adapter's input.")
+    target_modules: tuple[str, ...] = Field(
+        ("all-linear",),
+        min_length=1,
+        title="Target modules",
+        description="all-linear, or the last parts of module names: query, value, q_proj.",
+    )
+    modules_to_save: tuple[str, ...] = Field(
+        (),
+        title="Modules to train in full",
+        description="Besides the new classification head, which always is.",
+    )
+    rslora: bool = Field(
+        False,
+        title="Rank-stabilised",
+        description="Weigh the adapter by alpha / sqrt(rank) (rsLoRA, arXiv:2312.03732).",
+    )
+    dora: bool = Field(
+        False,
+        title="Decomposed",
+        description="Train magnitudes apart from directions (DoRA, arXiv:2402.09353): slower.",
+    )
+
+
+class TrainingRecipe(Contract):
+    """How long and how fast to train."""
+
+    epochs: int = Field(
+        3, ge=1, le=1000, title="Epochs", description="Passes over the training data."
+    )
+    batch_size: int = Field(
+        16, ge=1, le=65536, title="Batch size", description="Examples per optimizer step."
+    )
+    learning_rate: float = Field(
+        5e-4, gt=0, lt=1, title="Learning rate", description="Its highest value."
+    )
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", title="Schedule", description="How the learning rate falls after warm-up."
+    )
+    warmup: float = Field(
+        0.06, ge=0, lt=1, title="Warm-up", description="Share of the steps in which it rises."
+    )
+    weight_decay: float = Field(0.01, ge=0, lt=1, title="Weight decay", description="Of AdamW.")
+    max_length: int = Field(
+        256,
+        ge=8,
+        le=1_048_576,
+        title="Maximum length",
+        description="Tokens; longer texts are cut, and counted in the report.",
+    )
+    too_long: Literal["truncate", "drop", "split"] = Field(
+        "truncate",
+        title="Longer examples",
+        description="For language models. truncate: cut at the end. drop: leave out. split: train "
+        "on all of it, in pieces. All are counted in the report.",
+    )
+    beta: float = Field(
+        0.1,
+        gt=0,
+        le=10,
+        title="Beta",
+        description="For preference: how strongly the model is held to its base (DPO, "
+        "arXiv:2305.18290).",
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", title="Precision", description="auto: bf16 where the processor computes in it."
+    )
+    best_by: Literal["auto", "accuracy", "precision", "recall", "f1", "loss"] = Field(
+        "auto",
+        title="Best epoch by",
+        description="The validation metric that chooses the checkpoint that is kept. auto: "
+        "accuracy for classification, loss for language models.",
+    )
+    early_stopping: int = Field(
+        0,
+        ge=0,
+        title="Early stopping",
+        description="Stop after so many epochs without a better one. 0: never.",
+    )
+    seed: int = Field(
+        17, ge=0, le=2**31 - 1, title="Seed", description="Same seed, data and code: same model."
+    )
+    time_limit_minutes: float = Field(
+        720, gt=0, title="Time limit (minutes)", description="Training is stopped after it."
+    )
+
+    not_in_key = frozenset({"time_limit_minutes"})
+
+
+class PlanRecipe(Contract):
+    """How it is trained, where a person knows better than the Plan."""
+
+    not_in_key = frozenset({"micro_batch_tokens", "device_memory_gb"})
+
+    attention: Literal["auto", "eager", "sdpa", "segments", "flash_attention_2"] = Field(
+        "auto",
+        title="Attention",
+        description="segments: each example of a packed batch by itself (language models).",
+    )
+    packing: Literal["auto", "on", "off"] = Field(
+        "auto",
+        title="Packing",
+        description="For language models: examples one behind the other without padding, and "
+        "without seeing each other.",
+    )
+    checkpointing: Literal["auto", "on", "off"] = Field(
+        "auto",
+        title="Gradient checkpointing",
+        description="Computes activations twice instead of keeping them. auto: where memory is "
+        "short.",
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", title="Compile", description="With torch.compile. auto: where it pays."
+    )
+    kernels: Literal["auto", "none", "liger"] = Field(
+        "auto",
+        title="Kernels",
+        description="liger: fused ones, from the package liger-kernel (language models, on CUDA). "
+        "auto: where it is installed and knows the model.",
+    )
+    optimizer: Literal[
+        "auto", "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"
+    ] = Field("auto", title="Optimizer", description="The last two need CUDA.")
+    processes: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        title="Processes",
+        description="That train together, each on its own device. 0: one, or one for each GPU.",
+    )
+    sharding: Literal["auto", "ddp", "fsdp"] = Field(
+        "auto",
+        title="Several processes",
+        description="ddp: each holds the model. fsdp: the model is shared out among them.",
+    )
+    micro_batch_tokens: int = Field(
+        0,
+        ge=0,
+        title="Tokens at once",
+        description="Of one forward pass; the optimizer's batch stays the same. 0: by memory.",
+    )
+    device_memory_gb: float = Field(
+        0,
+        ge=0,
+        title="Memory of the card (GB)",
+        description="That training must fit into. 0: as found on the worker.",
+    )
