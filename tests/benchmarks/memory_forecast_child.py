@@ -26,7 +26,7 @@ def forecast(spec: dict[str, Any]) -> dict[str, Any]:
     """Bytes by part, as told."""
     import torch
 
-    from tasks.programs.forecast import Setting, peak
+    from tasks.learning.trace import Setting, peak
 
     job = make_job(spec, "cuda" if torch.cuda.is_available() else "cpu")
     setting = Setting(
