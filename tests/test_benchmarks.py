@@ -75,6 +75,30 @@ class TestCostOfCompiling:
         assert found["seconds_with"] == 30 + 2_000_000 / 200
         assert found["gain"] == pytest.approx(20_000 / 10_030, abs=1e-3)
 
+    def test_it_is_set_against_the_fastest_of_the_others(self):
+        compiling = {"seconds_with": 5000}
+        found = {"shape": "tiny", "part": "compile", "compiling": compiling}
+        others = {who: {"steady": rate} for who, rate in ((OURS, 900), ("a", 100), ("b", 160))}
+        trained = {"shape": "tiny", "part": "training", "contenders": others}
+        [said] = language_training.against_best(found, [trained, found])
+        # 2,000,000 / 160 = 12,500 s.
+        assert "b, would take 12,500 s" in said and "2.50 times" in said and "reached" in said
+        assert language_training.against_best(found, [found]) == []
+
+
+class TestAReportWrittenInParts:
+    def test_keeps_what_was_not_measured_again(self, tmp_path):
+        def one(shape, part, number):
+            return {"shape": shape, "part": part, "number": number}
+
+        before = [one("tiny", "training", 1), one("smollm2", "training", 2)]
+        file = tmp_path / "report.json"
+        file.write_text(json.dumps({"comparisons": before}))
+        again = {"comparisons": [one("smollm2", "training", 3), one("tiny", "chat", 4)]}
+        found = language_training.with_earlier(again, file)["comparisons"]
+        assert [each["number"] for each in found] == [1, 4, 3]
+        assert language_training.with_earlier(again, tmp_path / "none")["comparisons"]
+
 
 def judge(**changes):
     """Whether two contenders did the same, of which one did something else."""
