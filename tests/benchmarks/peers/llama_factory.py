@@ -57,7 +57,8 @@ def main() -> None:
             "dataset_dir": str(folder),
             "dataset": "train",
             "eval_dataset": "validation",
-            "cutoff_len": spec["longest"],
+            # Packed, it drops without an error what is as long as that, and wants a multiple of 8.
+            "cutoff_len": spec["longest"] + 8,
             "neat_packing": True,
             "overwrite_cache": True,
             "disable_gradient_checkpointing": True,
