@@ -60,7 +60,7 @@ class Shape:
 SHAPES = {
     "tiny": Shape(256, 4, 4, 4, 688, 8192, "fp32", 160, tokens=41_291),
     # SmolLM2-135M's.
-    "smollm2": Shape(576, 30, 9, 3, 1536, 49_152, "bf16", 48, compiled_epochs=4),
+    "smollm2": Shape(576, 30, 9, 3, 1536, 49_152, "bf16", 48, compiled_epochs=2),
     # To see whether the benchmark itself works.
     "smoke": Shape(32, 2, 4, 2, 64, 256, "fp32", 24, validation=4, median=24, longest=96),
     # Llama 3.1 8B's, in 4 bits.
