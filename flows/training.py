@@ -21,7 +21,6 @@ from tasks.contracts.candidate import GuardSet, Trained
 from tasks.contracts.forecast import Forecast
 from tasks.contracts.recipe import Recipe
 from tasks.data.sources import resolve
-from tasks.errors import BurnishError
 from tasks.examine import ExamineInputs, examine
 from tasks.finetune import FinetuneInputs, finetune
 from tasks.forecast import (
@@ -92,7 +91,8 @@ def foresee(recipe: Recipe) -> None:
     """
     if any(uri.startswith(("hf://", "s3://")) for uri in recipe.data.uris):
         return
-    with suppress(BurnishError):
+    # Whatever it is: there is no run yet whose page could tell of it.
+    with suppress(Exception):
         asked = _load_inputs(recipe, resolve(recipe.data.uri, "data"))
         _warm_up_for_new(asked, Room(store=recipe.store or default_store()))
 
