@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from tasks.learning import blockwise
+
 NAME = "segments"
 # What some models want of their attention beyond scaled dot products.
 _NOT_DONE_HERE = ("softcap", "s_aux", "position_bias", "head_mask")
@@ -49,7 +51,6 @@ def segments_of(lengths: list[int], device: str) -> dict[str, Any]:
     }
 
 
-@torch.compiler.disable
 def attend(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -88,14 +89,25 @@ def attend(
         raise NotDoneHere(", ".join(asked) or "a mask")
     if cu_seq_lens_q is None:
         return _plain(query, key, value, dropout, scaling, sliding_window).transpose(1, 2), None
+    if torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if query.is_cuda and _varlen_works(query) and not dropout:
         return _on_cuda(query, key, value, scaling, sliding_window, cu_seq_lens_q, max_length_q)
-    lengths = cu_seq_lens_q.diff().tolist()
+    if blockwise.fits(query) and not dropout:
+        return blockwise.attend(query, key, value, cu_seq_lens_q, scaling, sliding_window), None
+    return _one_by_one(query, key, value, cu_seq_lens_q, dropout, scaling, sliding_window), None
+
+
+@torch.compiler.disable
+def _one_by_one(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends: torch.Tensor, *options: Any
+) -> torch.Tensor:
+    lengths = ends.diff().tolist()
     # Split, not sliced: the gradient of a split is one concatenation, that of each slice a whole
     # tensor of zeros around it.
     parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    done = [_plain(*part, dropout, scaling, sliding_window).transpose(1, 2) for part in parts]
-    return torch.cat(done, dim=1), None
+    return torch.cat([_plain(*part, *options).transpose(1, 2) for part in parts], dim=1)
 
 
 def _plain(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tasks.learning import causal, losses, segments
+from tasks.learning import blockwise, causal, losses, segments
 from tasks.learning import model as models
 from tasks.learning.batches import Batch, Example, Part, make_batch
 from tasks.learning.language import Forward
@@ -121,7 +122,7 @@ def trace(setting: Setting, depth: int | None = None) -> dict[str, dict[str, int
         model = _without_memory(setting, depth)
         batch = _batch(setting)
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-            ledger = Ledger(_WORKSPACES)
+            ledger = Ledger(_WORKSPACES | _of_attention(setting))
             _fill(model, ledger, models.DTYPES[setting.plan["precision"]])
             step = _Step(setting, model, ledger)
             batch = _faked(batch, fake)
@@ -306,7 +307,8 @@ def _batch(setting: Setting) -> Batch:
         learnt[0] = 0
         examples.append(Example(number, (Part(np.zeros(length, np.int32), learnt),)))
     batch = make_batch(examples, setting.plan["packing"], "cpu")
-    if setting.plan["packing"]:
+    # Attention by blocks is one operation, which takes the ends as they are.
+    if setting.plan["packing"] and not _by_blocks(setting):
         for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
             batch.inputs[name] = _Ends(lengths)
     return batch
@@ -388,6 +390,21 @@ def _workspaces() -> dict[Any, Callable[[tuple[Any, ...]], int]]:
 
 
 _WORKSPACES = _workspaces()
+
+
+def _by_blocks(setting: Setting) -> bool:
+    return setting.plan["precision"] == "bf16" and not setting.cuda
+
+
+def _of_attention(setting: Setting) -> dict[Any, Callable[[tuple[Any, ...]], int]]:
+    return {
+        torch.ops.burnish.attend_blockwise.default: functools.partial(
+            blockwise.workspace, longest=setting.longest, going_back=False
+        ),
+        torch.ops.burnish.attend_blockwise_back.default: functools.partial(
+            blockwise.workspace, longest=setting.longest, going_back=True
+        ),
+    }
 
 
 def _register_varlen() -> str:

@@ -1,0 +1,96 @@
+"""Attention by blocks: what torch computes in double precision, but for bf16's rounding."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tasks.learning import blockwise, segments
+from tests.tasks.learning.test_segments import SHAPES
+
+# Shorter than a block, one token, as long as a block, several blocks of unequal length.
+LENGTHS = [7, 1, 256, 300, 700]
+# bf16 has 8 bits: 1/256 is a rounding.
+ROUNDINGS = 2 / 256
+
+
+def drawn(heads, groups, lengths=LENGTHS):
+    """Queries, keys and values as a layer makes them: heads side by side, seen by heads."""
+    draw = torch.Generator().manual_seed(5)
+    rows = [
+        torch.randn(1, sum(lengths), count, 16, generator=draw) for count in (heads, groups, groups)
+    ]
+    return [row.bfloat16().transpose(1, 2).requires_grad_() for row in rows]
+
+
+def distance(one, other):
+    one, other = one.detach(), other.detach()
+    return float((one - other).norm() / other.norm().clamp(min=1e-9))
+
+
+def in_double(inputs, lengths, scaling, window, gradient):
+    """Attention and gradients, each query with a mask of what it sees."""
+    query, key, value = (each.detach().double().requires_grad_() for each in inputs)
+    owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    place = torch.arange(len(owner))
+    behind = place[:, None] - place
+    sees = (owner[:, None] == owner) & (behind >= 0)
+    if window is not None:
+        sees &= behind < window
+    each = query.shape[1] // key.shape[1]
+    scores = query @ key.repeat_interleave(each, 1).transpose(2, 3) * scaling
+    chances = scores.masked_fill(~sees, -torch.inf).softmax(-1)
+    out = (chances @ value.repeat_interleave(each, 1)).transpose(1, 2)
+    out.backward(gradient.double())
+    return out, [query.grad, key.grad, value.grad]
+
+
+@pytest.mark.parametrize("window", [None, 1, 40, 256, 600, 5000])
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (6, 2)])
+def test_values_and_gradients_are_those_of_double_precision(heads, groups, window):
+    inputs = drawn(heads, groups)
+    ends = segments.segments_of(LENGTHS, "cpu")["cu_seq_lens_q"]
+    out = blockwise.attend(*inputs, ends, 0.3, window)
+    gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(6)).bfloat16()
+    out.backward(gradient)
+    wanted, gradients = in_double(inputs, LENGTHS, 0.3, window, gradient)
+    assert distance(out, wanted) < ROUNDINGS
+    if window == 1:
+        # Each token sees itself alone: scores change nothing.
+        gradients[:2] = [torch.zeros_like(each) for each in gradients[:2]]
+    for found, right in zip((each.grad for each in inputs), gradients, strict=True):
+        assert found.norm() < 1e-2 if not right.any() else distance(found, right) < ROUNDINGS
+
+
+def test_torch_is_told_what_the_operations_give():
+    ends = segments.segments_of([3, 9], "cpu")["cu_seq_lens_q"]
+    found = torch.library.opcheck(
+        torch.ops.burnish.attend_blockwise.default, (*drawn(4, 2, [3, 9]), ends, 0.25, None)
+    )
+    assert set(found.values()) == {"SUCCESS"}
+
+
+def test_a_layer_is_compiled_in_one_piece():
+    segments.register()
+    model = AutoModelForCausalLM.from_config(
+        SHAPES["llama"], dtype=torch.bfloat16, attn_implementation="segments"
+    )
+    text = torch.arange(12)[None]
+    inputs = {"input_ids": text, "use_cache": False, **segments.segments_of([5, 7], "cpu")}
+    plain = model(**inputs).logits
+    for layer in model.model.layers:
+        layer.compile(backend="aot_eager", fullgraph=True, dynamic=True)
+    assert torch.equal(model(**inputs).logits, plain)
+    model(**inputs).logits.float().sum().backward()
+
+
+def test_autocast_rounds_what_comes_in():
+    query, key, value = (each.detach().float() for each in drawn(4, 2, [3, 9]))
+    ends = segments.segments_of([3, 9], "cpu")["cu_seq_lens_q"]
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = segments.attend(torch.nn.Module(), query, key, value, None, cu_seq_lens_q=ends)
+    assert found.dtype == torch.bfloat16
+
+
+def test_full_precision_is_left_to_torch():
+    assert blockwise.fits(torch.zeros(1, dtype=torch.bfloat16))
+    assert not blockwise.fits(torch.zeros(1))
