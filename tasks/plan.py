@@ -7,6 +7,7 @@ import difflib
 import importlib.util
 import os
 import shutil
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +127,21 @@ def _compile(recipe: Recipe, language: bool, tokens: int) -> tuple[bool, str]:
     total = tokens * recipe.training.epochs
     if not language:
         return _switch(recipe.plan.compile, False, "short texts train faster than they compile")
+    if lacking := _lacks_to_compile():
+        return _switch(recipe.plan.compile, False, f"{lacking} was not found")
     pays = total >= COMPILE_TOKENS
     why = f"{total:,} tokens are {'enough' if pays else 'too few'} to pay for compiling"
     return _switch(recipe.plan.compile, pays, why)
+
+
+def _lacks_to_compile() -> str:
+    """What torch.compile needs on this machine and does not find; empty where it has all."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        return f"the compiler {compiler}"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "Python's header Python.h"
+    return ""
 
 
 def _kernels(recipe: Recipe, device: str, architecture: str) -> tuple[str, str]:
@@ -179,13 +192,15 @@ def refuse_early(recipe: Recipe, model: Source, loaded: Loaded, inspected: Inspe
     """Refuse what would fail later, while it costs nothing.
 
     Raises:
-        BadRecipe: Kernels are asked for that cannot be used, LoRA targets match nothing, the
+        BadRecipe: Kernels are asked for that cannot be used, or compiling without a compiler, LoRA
+            targets match nothing, the
             length exceeds the model's, the test set is smaller than the gate asks for, or a GGUF
             file is asked for and cannot be made.
         StorageFailed: The store's disk is too full for what training will write.
     """
     _refuse_sharing(recipe)
     _refuse_kernels(recipe, inspected)
+    _refuse_compiling(recipe)
     _refuse_small_test(recipe, loaded)
     _refuse_targets(recipe, inspected)
     _refuse_length(recipe, inspected)
@@ -282,6 +297,17 @@ def _memory_advice(told: Forecast) -> str:
 
 def _gb(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
+
+
+def _refuse_compiling(recipe: Recipe) -> None:
+    if recipe.plan.compile == "on" and (lacking := _lacks_to_compile()):
+        raise BadRecipe(
+            "plan.compile",
+            f"on, where {lacking} was not found",
+            "what torch.compile compiles with: a C++ compiler and Python's headers",
+            "install g++ and python3-dev on the machine that trains (CXX may name another "
+            "compiler), or set plan.compile to auto",
+        )
 
 
 def _refuse_sharing(recipe: Recipe) -> None:

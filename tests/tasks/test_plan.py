@@ -145,6 +145,35 @@ class TestKernels:
         assert keys[0] != keys[1]
 
 
+class TestCompiling:
+    MANY = plan.COMPILE_TOKENS
+
+    def made(self, tmp_path, tokens=MANY, **changes):
+        asked = recipe(tmp_path, task="completion", training={"epochs": 1}, plan=changes)
+        return plan.make_plan(asked, tokens=tokens)
+
+    def test_is_picked_where_it_pays(self, tmp_path):
+        assert self.made(tmp_path).compile
+        assert not self.made(tmp_path, self.MANY - 1).compile
+
+    def test_is_left_out_without_a_compiler(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("CXX", "g++-of-nowhere")
+        found = self.made(tmp_path)
+        assert not found.compile and "g++-of-nowhere was not found" in found.why["compile"]
+
+    def test_without_a_compiler_is_refused_early(self, tmp_path, monkeypatch):
+        asked = recipe(tmp_path, task="completion", plan={"compile": "on"})
+        plan.refuse_early(asked, source(), loaded(), inspected())
+        monkeypatch.setenv("CXX", "g++-of-nowhere")
+        with pytest.raises(BadRecipe, match="g\\+\\+-of-nowhere") as error:
+            plan.refuse_early(asked, source(), loaded(), inspected())
+        assert error.value.where == "plan.compile" and "install g++" in error.value.fix
+
+    def test_without_pythons_headers_is_left_out(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(plan.sysconfig, "get_path", lambda _: str(tmp_path))
+        assert "Python.h" in self.made(tmp_path).why["compile"]
+
+
 class TestRefusals:
     def test_targets_that_match_nothing_name_those_that_would(self, tmp_path):
         asked = recipe(tmp_path, lora={"target_modules": ["quary"]})
