@@ -54,7 +54,7 @@ class Pair(NamedTuple):
     Attributes:
         key: The input's hash (hash_hi, hash_lo).
         question, reference: The input, and the first known answer to it.
-        candidate, baseline: What each model wrote.
+        candidate, baseline: What each model said, without its thoughts.
     """
 
     key: tuple[int, int]
@@ -71,7 +71,7 @@ def pairs_of(
     by lot, and the same in every run.
 
     Args:
-        candidate, baseline: Scores with `generated`, as `tasks.programs.score_language` wrote them.
+        candidate, baseline: Scores with `said`, as `tasks.programs.score_language` wrote them.
         texts: Each input's text by its hash.
         most: How many, at most.
     """
@@ -82,8 +82,8 @@ def pairs_of(
             key,
             _question(texts.get(key, ""), ours[key]["reference"] or ""),
             ours[key]["reference"] or "",
-            ours[key]["generated"] or "",
-            theirs[key]["generated"] or "",
+            ours[key]["said"] or "",
+            theirs[key]["said"] or "",
         )
         for key in keys
     ]
@@ -167,7 +167,7 @@ def with_preferred(
 
 def _by_key(table: pa.Table) -> dict[tuple[int, int], dict]:
     keys = map(tuple, keys_of(table).tolist())
-    rows = table.select(["generated", "reference"]).to_pylist()
+    rows = table.select(["said", "reference"]).to_pylist()
     return dict(zip(keys, rows, strict=True))
 
 

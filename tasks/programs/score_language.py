@@ -30,9 +30,10 @@ strings.
   equation 7) with a reference that finds all answers equally likely, so that a model can be scored
   alone. tokens are those of all answers.
 - where answers are written: generated (greedily, without the end, stripped of surrounding spaces),
-  reference (the first), exact_match, token_f1, rouge_l (the best over all references), and checks
-  (null where none is asked). Where the chat template knows of thoughts, measures and checks are of
-  what is said behind them, in both; an answer whose thought does not end says nothing.
+  said (the same without its thought, where the chat template knows of thoughts; an answer whose
+  thought does not end says nothing), reference (the first, without its thought), and of what is
+  said exact_match, token_f1, rouge_l (the best over all references) and checks (null where none is
+  asked).
 
 An example that is too long is cut as in training, at its end; where that would cut off the whole
 answer, its beginning is cut off instead. A text without a prompt is written on from its middle.
@@ -237,7 +238,8 @@ class Scorer:
         }
         return {
             "generated": pa.array(texts, pa.string()),
-            "reference": pa.array([references[0] for _, references in asked], pa.string()),
+            "said": pa.array(said, pa.string()),
+            "reference": pa.array([references[0] for references in right], pa.string()),
             **{
                 name: pa.array([measure(*pair) for pair in pairs], pa.float64())
                 for name, measure in measures.items()

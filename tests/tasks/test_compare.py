@@ -69,7 +69,7 @@ def judged(dataset, server):
             table = {
                 "hash_hi": pa.array([hi for hi, _ in keys], pa.uint64()),
                 "hash_lo": pa.array([lo for _, lo in keys], pa.uint64()),
-                "generated": answers,
+                "said": answers,
                 "reference": ["tech"] * len(keys),
             }
             (scratch / "s").mkdir()

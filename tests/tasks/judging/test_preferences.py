@@ -45,7 +45,7 @@ class TestTheQuestion:
                 {
                     "hash_hi": pa.array([3, 1], pa.uint64()),
                     "hash_lo": pa.array([0, 0], pa.uint64()),
-                    "generated": texts,
+                    "said": texts,
                     "reference": [" the end", "Paris"],
                 }
             )

@@ -286,14 +286,15 @@ class TestAnswers:
         thought = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nA river."}
         rows = [(number, {"messages": [question, thought]}) for number, question in QUESTIONS]
         table = asked(HIDES_THOUGHT)
-        assert set(table["reference"].to_pylist()) == {thought["content"]}
+        assert set(table["reference"].to_pylist()) == {"A river."}
+        assert table["said"].to_pylist() == table["generated"].to_pylist()
         assert table["token_f1"].to_pylist() == [
             judged.token_f1(text, ["A river."]) for text in table["generated"].to_pylist()
         ]
         assert set(table["checks"].to_pylist()) == {1.0}
         # This model thinks until it must stop, and says nothing.
         table = asked(MUST_THINK)
-        assert all(table["generated"].to_pylist())
+        assert all(table["generated"].to_pylist()) and not any(table["said"].to_pylist())
         assert set(table["checks"].to_pylist()) == set(table["token_f1"].to_pylist()) == {0.0}
 
     def test_are_checked_where_that_is_asked(self, scored):
