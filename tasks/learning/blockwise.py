@@ -12,13 +12,13 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 # Queries at once: a larger block computes more of what causality forbids, a smaller one has smaller
-# products.
+# products. Short examples share a block, though none sees another: many small products cost more
+# than what one of them computes in vain.
 _BLOCK = 256
 
 
@@ -63,7 +63,7 @@ def workspace(arguments: tuple[Any, ...], longest: int, going_back: bool) -> int
     longest = min(longest, query.shape[2])
     scores = query.shape[1] * min(_BLOCK, longest) * longest
     if going_back:
-        # The queries and their gradients with the heads side by side; keys, values and gradients.
+        # Of the queries and of both gradients, with the heads side by side; of keys and values.
         copies, blocks = 3 * query.numel() + 2 * key.numel(), 3 * scores
     else:
         copies, blocks = 2 * query.numel() + 2 * key.numel(), 2 * scores
@@ -82,9 +82,8 @@ def _attend(
     rows, key, value = _rows(query * scale, key.shape[1]), key[0].contiguous(), value[0]
     value, each = value.contiguous(), query.shape[1] // key.shape[0]
     out = torch.empty_like(rows)
-    for start, first, end in _blocks(ends, window):
-        those, seen = slice(first * each, end * each), slice(start, end)
-        chances = _chances(rows[:, those], key[:, seen], each, window)
+    for those, seen, hidden in _blocks(tuple(ends.tolist()), each, window):
+        chances = _chances(rows[:, those], key[:, seen], hidden, window)
         out[:, those] = torch.bmm(chances, value[:, seen])
     tokens, size = query.shape[2:]
     return out.view(-1, tokens, each, size).transpose(0, 1).reshape(1, tokens, -1, size)
@@ -104,9 +103,8 @@ def _back(
     value, each = value.contiguous(), query.shape[1] // key.shape[0]
     gradient = _rows(gradient.transpose(1, 2), key.shape[0])
     of_rows, of_key, of_value = torch.empty_like(rows), torch.zeros_like(key), torch.zeros_like(key)
-    for start, first, end in _blocks(ends, window):
-        those, seen = slice(first * each, end * each), slice(start, end)
-        chances = _chances(rows[:, those], key[:, seen], each, window)
+    for those, seen, hidden in _blocks(tuple(ends.tolist()), each, window):
+        chances = _chances(rows[:, those], key[:, seen], hidden, window)
         of_chances = torch.bmm(gradient[:, those], value[:, seen].transpose(1, 2))
         of_scores = torch.ops.aten._softmax_backward_data(of_chances, chances, -1, chances.dtype)
         of_rows[:, those] = torch.bmm(of_scores, key[:, seen])
@@ -148,31 +146,76 @@ def _rows(heads: torch.Tensor, groups: int) -> torch.Tensor:
     return grouped.transpose(1, 2).reshape(groups, -1, size)
 
 
-def _blocks(ends: torch.Tensor, window: int | None) -> Iterator[tuple[int, int, int]]:
-    """The first key that any query of a block sees, the first query, and the end of both."""
-    for start, end in itertools.pairwise(ends.tolist()):
+class _Block(NamedTuple):
+    """Queries that are one product.
+
+    Attributes:
+        those: Their rows; those of the heads that share a key lie side by side.
+        seen: The keys that any of them sees; the last are of the queries' own tokens.
+        hidden: (rows, own tokens): minus infinity where a query must not see, else 0.
+    """
+
+    those: slice
+    seen: slice
+    hidden: torch.Tensor
+
+
+# All layers of a model ask for the same, forward and back.
+@functools.lru_cache(2)
+def _blocks(ends: tuple[int, ...], each: int, window: int | None) -> list[_Block]:
+    """Long examples in blocks, and short ones that are neighbors in one block together."""
+    found = []
+    for bundle in _bundles(ends):
+        start, end = bundle[0], bundle[-1]
         count = math.ceil((end - start) / _BLOCK)
         cuts = [start + (end - start) * number // count for number in range(count + 1)]
         for first, last in itertools.pairwise(cuts):
-            yield start if window is None else max(start, first - window + 1), first, last
+            seen = start if window is None else max(start, first - window + 1)
+            hidden = _future(each)[: (last - first) * each, : last - first]
+            if len(bundle) > 2:
+                hidden = hidden + _others(bundle, each)
+            found.append(_Block(slice(first * each, last * each), slice(seen, last), hidden))
+    return found
 
 
-def _chances(rows: torch.Tensor, key: torch.Tensor, each: int, window: int | None) -> torch.Tensor:
-    """How much each query looks at each key; the last keys are of the queries' own tokens."""
-    tokens, keys = rows.shape[1] // each, key.shape[1]
+def _bundles(ends: tuple[int, ...]) -> list[list[int]]:
+    """Where examples begin that are computed together, and where the last of them ends."""
+    found = [[ends[0]]]
+    for start, end in itertools.pairwise(ends):
+        if start > found[-1][0] and end - found[-1][0] > _BLOCK:
+            found.append([start])
+        found[-1].append(end)
+    return found
+
+
+def _chances(
+    rows: torch.Tensor, key: torch.Tensor, hidden: torch.Tensor, window: int | None
+) -> torch.Tensor:
+    """How much each query looks at each key."""
+    own, keys = hidden.shape[1], key.shape[1]
     scores = torch.bmm(rows, key.transpose(1, 2))
-    scores[:, :, -tokens:] += _future(each, scores.dtype)[: tokens * each, :tokens]
+    scores[:, :, -own:] += hidden
     if window is not None and window < keys:
         place = torch.arange(keys)
-        behind = place[-tokens:, None] - place >= window
-        scores.masked_fill_(behind.repeat_interleave(each, 0), -math.inf)
+        behind = place[-own:, None] - place >= window
+        scores.masked_fill_(behind.repeat_interleave(len(hidden) // own, 0), -math.inf)
     # Not `softmax`, which autocast would compute in fp32.
     return torch.ops.aten._softmax(scores, -1, False)
 
 
 @functools.lru_cache(8)
-def _future(each: int, dtype: torch.dtype) -> torch.Tensor:
+def _future(each: int) -> torch.Tensor:
     """(block x each, block): minus infinity where a key comes after the query, else 0."""
-    later = torch.ones(_BLOCK, _BLOCK, dtype=torch.bool).triu(1)
-    future = torch.zeros(_BLOCK, _BLOCK, dtype=dtype).masked_fill_(later, -math.inf)
-    return future.repeat_interleave(each, 0)
+    return _minus_infinity(torch.ones(_BLOCK, _BLOCK, dtype=torch.bool).triu(1), each)
+
+
+def _others(bundle: list[int], each: int) -> torch.Tensor:
+    """(tokens x each, tokens): minus infinity where a key is another example's, else 0."""
+    lengths = torch.tensor(bundle).diff()
+    owners = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    return _minus_infinity(owners[:, None] != owners, each)
+
+
+def _minus_infinity(where: torch.Tensor, each: int) -> torch.Tensor:
+    values = torch.zeros(where.shape, dtype=torch.bfloat16).masked_fill_(where, -math.inf)
+    return values.repeat_interleave(each, 0)

@@ -92,22 +92,31 @@ def attend(
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    if query.is_cuda and _varlen_works(query) and not dropout:
-        return _on_cuda(query, key, value, scaling, sliding_window, cu_seq_lens_q, max_length_q)
+    ends, how = cu_seq_lens_q, (dropout, scaling, sliding_window)
     if blockwise.fits(query) and not dropout:
-        return blockwise.attend(query, key, value, cu_seq_lens_q, scaling, sliding_window), None
-    return _one_by_one(query, key, value, cu_seq_lens_q, dropout, scaling, sliding_window), None
+        return blockwise.attend(query, key, value, ends, scaling, sliding_window), None
+    if query.is_cuda:
+        return _on_cuda(query, key, value, *how, ends, max_length_q), None
+    return _one_by_one(query, key, value, *how, ends), None
 
 
+# Lengths are read: what cannot be compiled. On CUDA it may be possible, and was not tried.
 @torch.compiler.disable
 def _one_by_one(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends: torch.Tensor, *options: Any
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+    ends: torch.Tensor,
 ) -> torch.Tensor:
     lengths = ends.diff().tolist()
     # Split, not sliced: the gradient of a split is one concatenation, that of each slice a whole
     # tensor of zeros around it.
     parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    return torch.cat([_plain(*part, *options).transpose(1, 2) for part in parts], dim=1)
+    done = [_plain(*part, dropout, scaling, window).transpose(1, 2) for part in parts]
+    return torch.cat(done, dim=1)
 
 
 def _plain(
@@ -146,15 +155,19 @@ def _varlen_works(query: torch.Tensor) -> bool:
     )
 
 
+@torch.compiler.disable
 def _on_cuda(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
+    dropout: float,
     scaling: float | None,
     window: int | None,
     ends: torch.Tensor,
     longest: int,
-) -> tuple[torch.Tensor, None]:
+) -> torch.Tensor:
+    if dropout or not _varlen_works(query):
+        return _one_by_one(query, key, value, dropout, scaling, window, ends)
     from torch.nn.attention.varlen import varlen_attn
 
     flat = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
@@ -169,7 +182,7 @@ def _on_cuda(
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=key.shape[1] != query.shape[1],
     )
-    return done[None], None
+    return done[None]
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

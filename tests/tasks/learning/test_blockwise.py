@@ -7,8 +7,8 @@ from transformers import AutoModelForCausalLM
 from tasks.learning import blockwise, segments
 from tests.tasks.learning.test_segments import SHAPES
 
-# Shorter than a block, one token, as long as a block, several blocks of unequal length.
-LENGTHS = [7, 1, 256, 300, 700]
+# Short ones together, as long as a block, several blocks of unequal length, short ones again.
+LENGTHS = [7, 1, 256, 300, 700, 90, 30, 100, 3]
 # bf16 has 8 bits: 1/256 is a rounding.
 ROUNDINGS = 2 / 256
 
