@@ -265,8 +265,9 @@ class TestTheEnvironment:
             assert program("return dict(os.environ)")["BURNISH_SOMETHING"] == value
 
     def test_keeps_the_rest(self, monkeypatch):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-        assert child_environment()["CUDA_VISIBLE_DEVICES"] == "1"
+        for name, value in {"CUDA_VISIBLE_DEVICES": "1", "GOMP_SPINCOUNT": "10000"}.items():
+            monkeypatch.setenv(name, value)
+            assert child_environment()[name] == value
 
     def test_is_offline_and_does_not_spin(self):
         found = child_environment()
