@@ -194,9 +194,8 @@ def refuse_early(recipe: Recipe, model: Source, loaded: Loaded, inspected: Inspe
 
     Raises:
         BadRecipe: Kernels are asked for that cannot be used, or compiling without a compiler, LoRA
-            targets match nothing, the
-            length exceeds the model's, the test set is smaller than the gate asks for, or a GGUF
-            file is asked for and cannot be made.
+            targets match nothing, the length exceeds the model's, the test set is smaller than the
+            gate asks for, or a GGUF file is asked for and cannot be made.
         StorageFailed: The store's disk is too full for what training will write.
     """
     _refuse_sharing(recipe)

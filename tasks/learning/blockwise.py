@@ -79,8 +79,8 @@ def _attend(
     scale: float,
     window: int | None,
 ) -> torch.Tensor:
-    rows, key, value = _rows(query * scale, key.shape[1]), key[0].contiguous(), value[0]
-    value, each = value.contiguous(), query.shape[1] // key.shape[0]
+    rows, key, value = _laid_out(query, key, value, scale)
+    each = query.shape[1] // len(key)
     out = torch.empty_like(rows)
     for those, seen, hidden in _blocks(tuple(ends.tolist()), each, window):
         chances = _chances(rows[:, those], key[:, seen], hidden, window)
@@ -99,9 +99,9 @@ def _back(
     scale: float,
     window: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    rows, key, value = _rows(query * scale, key.shape[1]), key[0].contiguous(), value[0]
-    value, each = value.contiguous(), query.shape[1] // key.shape[0]
-    gradient = _rows(gradient.transpose(1, 2), key.shape[0])
+    rows, key, value = _laid_out(query, key, value, scale)
+    each = query.shape[1] // len(key)
+    gradient = _rows(gradient.transpose(1, 2), len(key))
     of_rows, of_key, of_value = torch.empty_like(rows), torch.zeros_like(key), torch.zeros_like(key)
     for those, seen, hidden in _blocks(tuple(ends.tolist()), each, window):
         chances = _chances(rows[:, those], key[:, seen], hidden, window)
@@ -136,6 +136,13 @@ def _go_back(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...
 
 
 _attend.register_autograd(_go_back, setup_context=_keep)
+
+
+def _laid_out(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The scaled queries as rows, and keys and values as (groups, tokens, size)."""
+    return _rows(query * scale, key.shape[1]), key[0].contiguous(), value[0].contiguous()
 
 
 def _rows(heads: torch.Tensor, groups: int) -> torch.Tensor:

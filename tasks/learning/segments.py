@@ -7,7 +7,7 @@ arguments every row is one example.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,14 @@ from tasks.learning import blockwise
 NAME = "segments"
 # What some models want of their attention beyond scaled dot products.
 _NOT_DONE_HERE = ("softcap", "s_aux", "position_bias", "head_mask")
+
+
+class _How(NamedTuple):
+    """What of `attend`'s arguments all ways to compute it take alike."""
+
+    dropout: float
+    scaling: float | None
+    window: int | None
 
 
 class NotDoneHere(Exception):
@@ -87,59 +95,46 @@ def attend(
     asked = [name for name in _NOT_DONE_HERE if options.get(name) is not None]
     if asked or attention_mask is not None or getattr(module, "is_causal", True) is False:
         raise NotDoneHere(", ".join(asked) or "a mask")
-    if cu_seq_lens_q is None:
-        return _plain(query, key, value, dropout, scaling, sliding_window).transpose(1, 2), None
+    how, ends = _How(dropout, scaling, sliding_window), cu_seq_lens_q
+    if ends is None:
+        return _plain(query, key, value, how).transpose(1, 2), None
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    ends, how = cu_seq_lens_q, (dropout, scaling, sliding_window)
     if blockwise.fits(query) and not dropout:
         return blockwise.attend(query, key, value, ends, scaling, sliding_window), None
     if query.is_cuda:
-        return _on_cuda(query, key, value, *how, ends, max_length_q), None
-    return _one_by_one(query, key, value, *how, ends), None
+        return _on_cuda(query, key, value, how, ends, max_length_q), None
+    return _one_by_one(query, key, value, how, ends), None
 
 
 # Lengths are read: what cannot be compiled. On CUDA it may be possible, and was not tried.
 @torch.compiler.disable
 def _one_by_one(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    dropout: float,
-    scaling: float | None,
-    window: int | None,
-    ends: torch.Tensor,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: _How, ends: torch.Tensor
 ) -> torch.Tensor:
     lengths = ends.diff().tolist()
     # Split, not sliced: the gradient of a split is one concatenation, that of each slice a whole
     # tensor of zeros around it.
     parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    done = [_plain(*part, dropout, scaling, window).transpose(1, 2) for part in parts]
+    done = [_plain(*part, how).transpose(1, 2) for part in parts]
     return torch.cat(done, dim=1)
 
 
-def _plain(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    dropout: float,
-    scaling: float | None,
-    window: int | None,
-) -> torch.Tensor:
+def _plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: _How) -> torch.Tensor:
     length = query.shape[2]
     mask = None
-    if window is not None and window < length:
+    if how.window is not None and how.window < length:
         place = torch.arange(length, device=query.device)
         behind = place[:, None] - place
-        mask = (behind >= 0) & (behind < window)
+        mask = (behind >= 0) & (behind < how.window)
     return F.scaled_dot_product_attention(
         query,
         key,
         value,
         attn_mask=mask,
-        dropout_p=dropout,
-        scale=scaling,
+        dropout_p=how.dropout,
+        scale=how.scaling,
         is_causal=mask is None,
         enable_gqa=key.shape[1] != query.shape[1],
     )
@@ -160,14 +155,12 @@ def _on_cuda(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    dropout: float,
-    scaling: float | None,
-    window: int | None,
+    how: _How,
     ends: torch.Tensor,
     longest: int,
 ) -> torch.Tensor:
-    if dropout or not _varlen_works(query):
-        return _one_by_one(query, key, value, dropout, scaling, window, ends)
+    if how.dropout or not _varlen_works(query):
+        return _one_by_one(query, key, value, how, ends)
     from torch.nn.attention.varlen import varlen_attn
 
     flat = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
@@ -177,9 +170,9 @@ def _on_cuda(
         ends,
         longest,
         longest,
-        scale=scaling,
+        scale=how.scaling,
         # How far each token sees to the left and to the right; -1 is without limit.
-        window_size=(-1 if window is None else window - 1, 0),
+        window_size=(-1 if how.window is None else how.window - 1, 0),
         enable_gqa=key.shape[1] != query.shape[1],
     )
     return done[None]

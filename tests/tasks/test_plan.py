@@ -1,5 +1,6 @@
 """The plan: what is settled before training, and what is refused while it costs nothing."""
 
+import sys
 from collections import namedtuple
 
 import pytest
@@ -147,6 +148,14 @@ class TestKernels:
 
 class TestCompiling:
     MANY = plan.COMPILE_TOKENS
+
+    @pytest.fixture(autouse=True)
+    def machine(self, tmp_path, monkeypatch):
+        """One that has all that compiling needs, whatever this one has."""
+        (tmp_path / "include").mkdir()
+        (tmp_path / "include" / "Python.h").touch()
+        monkeypatch.setattr(plan.sysconfig, "get_path", lambda _: str(tmp_path / "include"))
+        monkeypatch.setenv("CXX", sys.executable)
 
     def made(self, tmp_path, tokens=MANY, **changes):
         asked = recipe(tmp_path, task="completion", training={"epochs": 1}, plan=changes)
