@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from tasks.learning import blockwise, segments
-from tests.tasks.learning.test_segments import SHAPES
+from tests.tasks.learning.test_segments import model_of
 
 # Short ones together, as long as a block, several blocks of unequal length, short ones again.
 LENGTHS = [7, 1, 256, 300, 700, 90, 30, 100, 3]
@@ -71,9 +70,7 @@ def test_torch_is_told_what_the_operations_give():
 
 def test_a_layer_is_compiled_in_one_piece():
     segments.register()
-    model = AutoModelForCausalLM.from_config(
-        SHAPES["llama"], dtype=torch.bfloat16, attn_implementation="segments"
-    )
+    model = model_of("llama", "segments", torch.bfloat16)
     text = torch.arange(12)[None]
     inputs = {"input_ids": text, "use_cache": False, **segments.segments_of([5, 7], "cpu")}
     plain = model(**inputs).logits

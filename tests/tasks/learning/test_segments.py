@@ -1,5 +1,7 @@
 """Attention example by example: what each gets is what it gets alone."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from transformers import (
@@ -44,9 +46,13 @@ SHAPES = {
 }
 
 
-def model_of(config, attention):
+def model_of(shape, attention, dtype=torch.float32):
+    # from_config writes the dtype and the attention into the configuration it is given.
+    config = deepcopy(SHAPES[shape])
     torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    model = AutoModelForCausalLM.from_config(
+        config, dtype=dtype, attn_implementation=attention
+    ).eval()
     for parameter in model.parameters():
         # Large enough for attention to matter.
         parameter.data = parameter.data + 0.2 * torch.randn_like(parameter)
@@ -67,7 +73,7 @@ def registered():
 class TestAPackedBatch:
     def both(self, shape):
         """The packed model, and the logits of each example alone by transformers' own way."""
-        packed, plain = (model_of(SHAPES[shape], name) for name in ("segments", "eager"))
+        packed, plain = (model_of(shape, name) for name in ("segments", "eager"))
         alone = torch.cat([plain(input_ids=text, use_cache=False).logits for text in texts()], 1)
         return packed, plain, alone
 
@@ -92,7 +98,7 @@ class TestAPackedBatch:
 
 class TestWithoutLengths:
     def test_each_row_is_an_example(self):
-        packed, plain = (model_of(SHAPES["llama"], name) for name in ("segments", "sdpa"))
+        packed, plain = (model_of("llama", name) for name in ("segments", "sdpa"))
         rows = torch.randint(97, (3, 9), generator=torch.Generator().manual_seed(4))
         one, other = (model(input_ids=rows, use_cache=False).logits for model in (packed, plain))
         assert torch.allclose(one, other, atol=1e-5)
