@@ -1,5 +1,9 @@
 """Attention by blocks: what torch computes in double precision, but for bf16's rounding."""
 
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -91,3 +95,55 @@ def test_autocast_rounds_what_comes_in():
 def test_full_precision_is_left_to_torch():
     assert blockwise.fits(torch.zeros(1, dtype=torch.bfloat16))
     assert not blockwise.fits(torch.zeros(1))
+
+
+@pytest.fixture
+def threads():
+    """Sets how many torch computes with, for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, [40]])
+def test_any_number_of_threads_gives_the_same_bits(threads, lengths):
+    found = []
+    for count in (1, 2, 5):
+        threads(count)
+        inputs = drawn(6, 2, lengths)
+        ends = segments.segments_of(lengths, "cpu")["cu_seq_lens_q"]
+        out = blockwise.attend(*inputs, ends, 0.3, None)
+        out.sum().backward()
+        found.append([out, *(each.grad for each in inputs)])
+        assert torch.get_num_threads() == count
+    for others in found[1:]:
+        assert all(map(torch.equal, others, found[0]))
+
+
+def test_what_fails_in_a_thread_is_told(threads, monkeypatch):
+    threads(2)
+    inputs = drawn(6, 2)
+    ends = segments.segments_of(LENGTHS, "cpu")["cu_seq_lens_q"]
+    monkeypatch.setattr(blockwise, "_chances", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        blockwise.attend(*inputs, ends, 0.3, None)
+
+
+def test_threads_that_begin_later_have_all_of_torchs(threads):
+    threads(2)
+    blockwise._pool.cache_clear()
+    blockwise.attend(*drawn(6, 2), segments.segments_of(LENGTHS, "cpu")["cu_seq_lens_q"], 0.3, None)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 2
+
+
+def test_a_fork_makes_threads_of_its_own(threads):
+    threads(2)
+    inputs, ends = drawn(6, 2), segments.segments_of(LENGTHS, "cpu")["cu_seq_lens_q"]
+    blockwise.attend(*inputs, ends, 0.3, None)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        blockwise._share_out(lambda *_: None, 2, [[None], [None]])
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
