@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ def run(
         shape = SHAPES[name]
         for part in parts:
             spec = prepare(shape, folder / name, PARTS[part])
-            some = compiling(rivals[OURS], shape) if part == "compile" else dict(rivals)
+            some = compiling(rivals, shape) if part == "compile" else dict(rivals)
             runs = measure.alternate(
                 {
                     who: commands(rival, spec, folder / f"{name}-{part}", who, code)
@@ -198,13 +198,13 @@ behind the other, and without FlashAttention the mask of twice the tokens is fou
 NEAT_PACKING = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
 
 
-def compiling(ours: Contender, shape: Shape) -> dict[str, Contender]:
-    """Ours with and without compiling, for as many epochs."""
-    several = {"epochs": shape.compiled_epochs}
-    return {
-        OURS: Contender(ours.python, ours.script, ours.options, **several),
-        COMPILED: Contender(ours.python, ours.script, {**ours.options, "compile": True}, **several),
-    }
+def compiling(rivals: Mapping[str, Contender], shape: Shape) -> dict[str, Contender]:
+    """All for as many epochs, in turns, and ours with compiling as well: a rate of other rounds
+    would be one of another hour of the machine."""
+    several = {name: replace(each, epochs=shape.compiled_epochs) for name, each in rivals.items()}
+    ours = several.pop(OURS)
+    compiled = replace(ours, options={**ours.options, "compile": True})
+    return {OURS: ours, COMPILED: compiled, **several}
 
 
 def commands(
@@ -417,23 +417,20 @@ def page(report: dict[str, Any]) -> list[str]:
     for found in report["comparisons"]:
         words += section(found)
         if found["compiling"]:
-            words += against_best(found, report["comparisons"])
+            words += against_best(found)
     return words
 
 
-def against_best(found: dict[str, Any], comparisons: Sequence[dict[str, Any]]) -> list[str]:
+def against_best(found: dict[str, Any]) -> list[str]:
     """How long the fastest of the others would take for the many tokens of `compile_cost`.
 
     Args:
-        found: A comparison of ours with and without compiling.
-        comparisons: All of them; nothing is said if the others were not measured.
+        found: A comparison with and without compiling; nothing is said if the others took no part.
     """
     others = {
         who: one["steady"]
-        for each in comparisons
-        if (each["shape"], each["part"]) == (found["shape"], "training")
-        for who, one in each["contenders"].items()
-        if who != OURS
+        for who, one in found["contenders"].items()
+        if who not in (OURS, COMPILED)
     }
     if not others:
         return []
