@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tasks.errors import BadData, BadModel
 from tasks.learning.endings import no_end_token
 from tasks.learning.messages import assistant_turns, content_of, conversation_of
-from tasks.learning.template import Span, Template, template_of
+from tasks.learning.template import Span, Template, special_tokens_of, template_of
 from tasks.learning.turns import Rendered, all_turns, last_turn
 
 if TYPE_CHECKING:
@@ -205,6 +205,28 @@ def reference(example: dict[str, Any], task: str) -> str:
     if calls and not content_of(message).strip():
         return json.dumps([call.get("function", call) for call in calls], ensure_ascii=False)
     return content_of(message)
+
+
+def text_of(
+    tokenizer: PreTrainedTokenizerBase, example: dict[str, Any], task: str, ids: list[int]
+) -> str:
+    """An answer as text: without special tokens, but with those that its thought stands between,
+    where these are special.
+
+    Args:
+        tokenizer: As of `encode_prompt`.
+        example: What is answered.
+        task: `completion`, `instruction` or `preference`.
+        ids: What was written.
+    """
+    tags = None if task == "completion" else template_of(tokenizer, bool(example.get("tools"))).tags
+    left_out = [token for token in special_tokens_of(tokenizer) if token not in (tags or ())]
+    gone = set(tokenizer.convert_tokens_to_ids(left_out))
+    return tokenizer.decode(
+        [number for number in ids if number not in gone],
+        skip_special_tokens=False,
+        clean_up_tokenization_spaces=False,
+    ).strip()
 
 
 def spoken(

@@ -218,10 +218,8 @@ class Scorer:
         )
         reporter.progress(always=True, stage="comparing")
         texts = [
-            self._tokenizer.decode(
-                answer.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-            ).strip()
-            for answer in written
+            chat.text_of(self._tokenizer, one.examples[0], self._task, answer.ids)
+            for one, answer in zip(inputs, written, strict=True)
         ]
         said = [
             self._spoken(one, text, written=True) for one, text in zip(inputs, texts, strict=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.learning.chat import spoken
+from tasks.learning.chat import spoken, text_of
 from tasks.learning.thoughts import Tags, split_thought, tags_known, tags_opened
 from tests.tasks.learning.conversations import (
     ASK,
@@ -85,3 +85,18 @@ class TestWhatIsSpoken:
         smol.chat_template = BEGINS_THOUGHT
         text = "two</think>Four."
         assert spoken(smol, {"text": "x"}, "completion", text, written=True) == text
+
+
+class TestTheTextOfAnAnswer:
+    def test_keeps_special_tokens_that_a_thought_stands_between(self, smol):
+        smol.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]", "[IMG]"]})
+        smol.chat_template = HIDES_THOUGHT.replace("</think>", "[/THINK]")
+        ids = smol.encode("[THINK]two[/THINK]Four.[IMG]<|im_end|>")
+        text = text_of(smol, EXAMPLE, "instruction", ids)
+        assert text == "[THINK]two[/THINK]Four."
+        assert spoken(smol, EXAMPLE, "instruction", text, written=True) == "Four."
+
+    @pytest.mark.parametrize("task", ["instruction", "completion"])
+    def test_has_none_where_nobody_thinks(self, smol, task):
+        ids = [*smol.encode("Four<b>.<|im_end|>\n"), smol.unk_token_id]
+        assert text_of(smol, EXAMPLE, task, ids) == "Four<b>."
