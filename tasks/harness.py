@@ -105,22 +105,22 @@ def harness_inputs(recipe: Recipe, scoring: ScoreInputs) -> HarnessInputs:
         name: getattr(scoring, name)
         for name in ("kind", "model", "base", "tokenizer", "quantization", "device", "batch_size")
     }
-    folder = resolve(asked.harness_folder, "data") if asked.harness_folder else None
     return HarnessInputs(
         **loading,
         tasks=asked.harness,
-        folder=folder,
+        folder=_folder(recipe),
         limit=asked.harness_limit,
         chat=recipe.task != "completion",
     )
 
 
 def check_harness(recipe: Recipe, room: Room) -> None:
-    """Refuse early what cannot be run. Names that were found once are not looked for again.
+    """Refuse early what cannot be run. Tasks that were found once are not looked for again.
 
     Raises:
-        BadRecipe: lm-evaluation-harness is not installed, or does not know a task.
-        NotFound: `evaluation.harness_folder` does not exist.
+        BadRecipe: lm-evaluation-harness is not installed, or cannot load a task.
+        NotFound: `evaluation.harness_folder` does not exist, or a task's data are not on this
+            machine.
     """
     asked = recipe.evaluation
     if not asked.harness:
@@ -132,9 +132,12 @@ def check_harness(recipe: Recipe, room: Room) -> None:
             "the package lm-eval",
             "run `pip install 'burnish[harness]'`, or leave evaluation.harness empty",
         )
-    _check_tasks(
-        asked.harness, resolve(asked.harness_folder, "data") if asked.harness_folder else None, room
-    )
+    _check_tasks(asked.harness, _folder(recipe), room)
+
+
+def _folder(recipe: Recipe) -> Source | None:
+    named = recipe.evaluation.harness_folder
+    return resolve(named, "tasks") if named else None
 
 
 def _check_tasks(names: tuple[str, ...], source: Source | None, room: Room) -> None:

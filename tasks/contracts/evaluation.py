@@ -193,7 +193,8 @@ class EvaluationRecipe(Contract):
     harness_folder: str = Field(
         "",
         title="Harness folder",
-        description="With task files (YAML) of your own; their data may lie beside them.",
+        description="With task files (YAML) of your own; their data may lie beside them. Python "
+        "beside them is run only from a folder of this machine.",
     )
     harness_limit: int = Field(
         0, ge=0, title="Harness limit", description="Examples of each task. 0: all."

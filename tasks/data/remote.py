@@ -21,7 +21,7 @@ from tasks.errors import BadRecipe, NoAccess, NotFound, StorageFailed
 from tasks.hub import hub_api, hub_errors
 from tasks.s3 import s3_client, s3_errors
 
-Kind = Literal["data", "model"]
+Kind = Literal["data", "model", "tasks"]
 
 MAGIC = re.compile(r"[*?\[]")
 """What makes a name a glob."""
@@ -148,7 +148,7 @@ def _parse_hub(uri: str, kind: Kind, where: str) -> _Repo:
         )
     named = {"datasets/": "dataset", "models/": "model"}.get(match["kind"] or "")
     return _Repo(
-        kind=named or ("dataset" if kind == "data" else "model"),
+        kind=named or ("model" if kind == "model" else "dataset"),
         name=match["name"],
         revision=unquote(match["revision"] or "main"),
         path=(match["path"] or "").strip("/"),

@@ -58,7 +58,8 @@ def resolve(uri: str | tuple[str, ...], kind: Kind) -> Source:
     Args:
         uri: As the recipe says it, for data also several; or the `pinned` of an earlier answer.
         kind: `data` leaves out what lies beside data (hidden files, README…); `model` takes only
-            what loading needs, and never pickled weights.
+            what loading needs, and never pickled weights; `tasks` takes all that is not hidden, of
+            another machine no Python.
 
     Raises:
         BadRecipe: The URI is of no known kind.
@@ -82,7 +83,7 @@ def resolve(uri: str | tuple[str, ...], kind: Kind) -> Source:
     digest = digest_of([[file.path, file.size, file.digest] for file in found])
     if pin not in (None, digest):
         raise NotFound(
-            f"{kind}.uri {said}",
+            _where(kind, said),
             f"other files than were pinned (digest {digest[:12]})",
             f"files with the digest {pin[:12]}",
             "bring back the files as they were, or name the source without '#sha256='",
@@ -145,7 +146,7 @@ def fetch_folder(source: Source, scratch: Path) -> Path:
 
 
 def _list(uri: str, kind: Kind) -> list[SourceFile]:
-    where = f"{kind}.uri {uri}"
+    where = _where(kind, uri)
     if uri.startswith("s3://"):
         files = list_s3(uri, where)
     elif uri.startswith("hf://"):
@@ -161,7 +162,11 @@ def _list(uri: str, kind: Kind) -> list[SourceFile]:
         )
     else:
         files = _list_local(uri.removeprefix("file://"), where)
-    wanted = _only_model(files, where) if kind == "model" else _only_data(files)
+    wanted = {
+        "data": _only_data,
+        "model": lambda files: _only_model(files, where),
+        "tasks": lambda files: _only_tasks(files, uri.startswith(("s3://", "hf://"))),
+    }[kind](files)
     if not wanted:
         raise NotFound(
             where,
@@ -172,6 +177,10 @@ def _list(uri: str, kind: Kind) -> list[SourceFile]:
     return _hashed(wanted, where)
 
 
+def _where(kind: Kind, uri: str) -> str:
+    return f"{'evaluation.harness_folder' if kind == 'tasks' else f'{kind}.uri'} {uri}"
+
+
 def _only_data(files: list[SourceFile]) -> list[SourceFile]:
     if len(files) == 1:
         # Named by itself, whatever its name.
@@ -180,10 +189,20 @@ def _only_data(files: list[SourceFile]) -> list[SourceFile]:
 
 
 def _is_data(path: str) -> bool:
-    *folders, name = path.split("/")
-    if any(part.startswith(".") or part == "__pycache__" for part in (*folders, name)):
-        return False
-    return not _NOT_DATA.search(name)
+    return not _is_hidden(path) and not _NOT_DATA.search(path.rpartition("/")[2])
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") or part == "__pycache__" for part in path.split("/"))
+
+
+def _only_tasks(files: list[SourceFile], remote: bool) -> list[SourceFile]:
+    # Task files may call functions of Python files beside them, which no one here has read.
+    return [
+        file
+        for file in files
+        if not _is_hidden(file.path) and not (remote and file.path.endswith(".py"))
+    ]
 
 
 def _only_model(files: list[SourceFile], where: str) -> list[SourceFile]:

@@ -22,10 +22,9 @@ from typing import Any
 
 from transformers.utils import logging
 
-from tasks.errors import NotFound
 from tasks.learning.endings import training_tokenizer
 from tasks.programs import score_language
-from tasks.programs.harness_tasks import WHERE, find_tasks
+from tasks.programs.harness_tasks import find_tasks, without_data
 from tasks.programs.protocol import Reporter, run
 
 
@@ -65,13 +64,7 @@ def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     try:
         found = lm_eval.simple_evaluate(**asked)
     except (ConnectionError, FileNotFoundError) as error:
-        raise NotFound(
-            WHERE,
-            f"data that are not on this machine ({str(error)[:300]})",
-            "the data of each task in the cache of Hugging Face datasets, or beside its file",
-            f"run `lm-eval run --model dummy --tasks {' '.join(job['tasks'])} --limit 1` once "
-            "where there is a network",
-        ) from None
+        raise without_data(job["tasks"], error) from None
     return {
         "results": {name: _numbers(facts) for name, facts in sorted(found["results"].items())},
         "examples": {

@@ -88,3 +88,18 @@ def report_of(loaded: Loaded, where: Room) -> dict[str, Any]:
 def read_json(store: Store, artifact: Artifact, path: str) -> dict[str, Any]:
     """A JSON file of an artifact."""
     return json.loads(store.file(artifact, path).read_bytes())
+
+
+SHIPS = {
+    "task": "ships",
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {"test": "ships.jsonl"}},
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{question}}",
+    "doc_to_choice": "{{choices}}",
+    "doc_to_target": "label",
+    "target_delimiter": "",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+}
+"""A task file of lm-evaluation-harness, whose data lie beside it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 import pytest
+import yaml
 
 from tasks import harness as module
 from tasks.contracts.artifact import Artifact, Benchmarked
@@ -13,7 +14,7 @@ from tasks.errors import BadRecipe, NotFound
 from tasks.evaluate import ScoreInputs
 from tasks.harness import check_harness, harness, harness_inputs, harness_markdown
 from tasks.process import run_program
-from tests.tasks.samples import room
+from tests.tasks.samples import SHIPS, room
 
 needs_harness = pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs the extra `harness`")
 ARTIFACT = Artifact(kind="model", digest="d" * 64, files=1, bytes=1, uri="")
@@ -48,6 +49,15 @@ def scoring(**changes) -> ScoreInputs:
     )
 
 
+def own_tasks(home, **changes):
+    """A folder with a task file and its data."""
+    folder = home / "own"
+    folder.mkdir(exist_ok=True)
+    (folder / "ships.yaml").write_text(yaml.safe_dump({**SHIPS, **changes}))
+    (folder / "ships.jsonl").write_text('{"question": "A", "choices": ["b", "c"], "label": 0}\n')
+    return folder
+
+
 class TestEarly:
     def test_refused_where_it_is_not_installed(self, monkeypatch, tmp_path):
         monkeypatch.setattr(module, "find_spec", lambda name: None)
@@ -72,9 +82,7 @@ class TestEarly:
 
     @needs_harness
     def test_looked_for_once_until_the_task_files_change(self, tmp_path, monkeypatch):
-        folder = tmp_path / "own"
-        folder.mkdir()
-        (folder / "ships.yaml").write_text("task: ships")
+        folder = own_tasks(tmp_path)
         runs = []
         monkeypatch.setattr(
             module, "run_program", lambda *job, **more: runs.append(run_program(*job, **more))
@@ -84,23 +92,35 @@ class TestEarly:
             check_harness(asked, room(tmp_path))
         assert runs == [{}]
         # It is no cache of what is not there.
-        (folder / "ships.yaml").write_text("task: shops")
+        own_tasks(tmp_path, task="shops")
         with pytest.raises(BadRecipe, match=r"'ships', which.*'shops'"):
             check_harness(asked, room(tmp_path))
+
+    @needs_harness
+    def test_refused_where_its_data_are_not_on_this_machine(self, tmp_path):
+        folder = own_tasks(tmp_path, dataset_path="owner/ships", dataset_kwargs={})
+        with pytest.raises(NotFound, match=r"lm-eval run --model dummy --tasks ships"):
+            check_harness(recipe(harness_folder=str(folder)), room(tmp_path))
+
+    @needs_harness
+    def test_refused_where_its_file_is_wrong(self, tmp_path):
+        folder = own_tasks(tmp_path, test_split="exam")
+        with pytest.raises(BadRecipe, match=r"'ships': .*exam"):
+            check_harness(recipe(harness_folder=str(folder)), room(tmp_path))
 
 
 class TestTheKey:
     def test_is_of_the_models_and_the_task_files_content(self, tmp_path):
-        folder = tmp_path / "own"
-        folder.mkdir()
-        (folder / "ships.yaml").write_text("task: ships")
+        folder = own_tasks(tmp_path)
         asked = recipe(harness_folder=str(folder))
         key = harness.key(harness_inputs(asked, scoring()))
         assert key == harness.key(harness_inputs(asked, scoring(batch_size=9, seed=2)))
         other = ARTIFACT.model_copy(update={"digest": "e" * 64})
         assert key != harness.key(harness_inputs(asked, scoring(model=other)))
-        (folder / "ships.yaml").write_text("task: ships2")
-        assert key != harness.key(harness_inputs(asked, scoring()))
+        own_tasks(tmp_path, target_delimiter=" ")
+        described = harness.key(harness_inputs(asked, scoring()))
+        (folder / "ships.jsonl").write_text("{}")
+        assert len({key, described, harness.key(harness_inputs(asked, scoring()))}) == 3
 
 
 class TestTheReport:

@@ -236,6 +236,23 @@ class TestS3:
         ]
         assert len(resolve(f"s3://{bucket}", "data").files) == 3
 
+    def test_tasks_are_fetched_with_their_data_and_without_python(self, s3_env, tmp_path):
+        import boto3
+
+        names = ["ships.yaml", "ships.jsonl", "utils.py", ".env"]
+        for name in names:
+            boto3.client("s3").put_object(Bucket=s3_env, Key=f"own/{name}", Body=b"x")
+        source = resolve(f"s3://{s3_env}/own", "tasks")
+        assert paths(source) == ["ships.jsonl", "ships.yaml"]
+        assert sorted(each.name for each in fetch_folder(source, tmp_path / "s").iterdir()) == [
+            "ships.jsonl",
+            "ships.yaml",
+        ]
+        # On this machine the owner's own.
+        fill(tmp_path / "own", dict.fromkeys(names, b"x"))
+        found = resolve(str(tmp_path / "own"), "tasks")
+        assert paths(found) == ["ships.jsonl", "ships.yaml", "utils.py"]
+
     def test_the_digest_follows_the_content(self, bucket):
         before = resolve(f"s3://{bucket}/d", "data")
         assert resolve(f"s3://{bucket}/d", "data") == before

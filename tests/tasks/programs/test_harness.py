@@ -13,6 +13,7 @@ from tasks.errors import BadRecipe, NotFound
 from tasks.learning.endings import training_tokenizer
 from tasks.programs import harness
 from tests.tasks.programs.conftest import Notes
+from tests.tasks.samples import SHIPS
 
 pytest.importorskip("lm_eval")
 
@@ -20,18 +21,6 @@ ROWS = [
     {"question": f"Name {n} ships.", "choices": [" the sea", " a harbor", " no"], "label": n % 3}
     for n in range(9)
 ]
-SHIPS = {
-    "task": "ships",
-    "dataset_path": "json",
-    "dataset_kwargs": {"data_files": {"test": "ships.jsonl"}},
-    "test_split": "test",
-    "output_type": "multiple_choice",
-    "doc_to_text": "{{question}}",
-    "doc_to_choice": "{{choices}}",
-    "doc_to_target": "label",
-    "target_delimiter": "",
-    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-}
 
 
 @pytest.fixture(autouse=True)
