@@ -127,7 +127,7 @@ def child_environment() -> dict[str, str]:
         # The order of sets must not reach a file that ships.
         "PYTHONHASHSEED": "0",
         # Spinning threads of several programs starve each other: up to 5 times slower. Who has the
-        # cores alone gains a fifth by GOMP_SPINCOUNT=10000, which is kept if it is set.
+        # cores alone may gain by GOMP_SPINCOUNT=10000, which is kept if it is set.
         "OMP_WAIT_POLICY": "PASSIVE",
         # Programs fork nothing, so the tokenizer's threads are safe.
         "TOKENIZERS_PARALLELISM": "true",
