@@ -245,9 +245,9 @@ class TestALanguageModel:
         return make
 
     def test_has_its_tokens_counted(self, dataset, language, where):
-        found = tokenize.once(dataset(language, [1, 30, 2], [3, 4]), where)
+        found = tokenize.once(dataset(language, [1, 30, 6], [5, 4]), where)
         # Each prompt has two tokens (three from 10 on), each completion one for a word and the end.
-        assert (found.tokens, found.learnt) == (4 + 5 + 6 + 7 + 16, 2 + 3 + 4 + 5 + 13)
+        assert (found.tokens, found.learnt) == (4 + 7 + 8 + 9 + 16, 2 + 5 + 6 + 7 + 13)
         assert (found.truncated, found.left_out, found.longest) == (1, 0, 34)
         assert (found.shards, found.new_shards, found.warnings) == (2, 2, ())
 
