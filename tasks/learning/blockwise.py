@@ -10,7 +10,6 @@ compute. All is one operation to torch, so that whatever is compiled around it s
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import math
@@ -254,19 +253,17 @@ def _share_out(
 ) -> None:
     """Do all blocks of all groups; those of one bundle and group, which sum their gradients in one
     place, in their order: the result does not depend on the number of threads."""
-    todo = [(group, blocks) for blocks in reversed(bundles) for group in range(groups)]
+    turns = itertools.product(bundles, range(groups))
 
     def run() -> None:
         # Neither autograd nor autocast of the calling thread are known here.
         with torch.no_grad():
-            while todo:
-                with contextlib.suppress(IndexError):
-                    group, blocks = todo.pop()
-                    for block in blocks:
-                        work(group, block)
+            for blocks, group in turns:
+                for block in blocks:
+                    work(group, block)
 
     threads = torch.get_num_threads()
-    if len(todo) < threads or threads == 1:
+    if len(bundles) * groups < threads or threads == 1:
         run()
         return
     for done in [_pool(threads).submit(run) for _ in range(threads)]:

@@ -120,12 +120,16 @@ def test_any_number_of_threads_gives_the_same_bits(threads, lengths):
         assert all(map(torch.equal, others, found[0]))
 
 
-def test_what_fails_in_a_thread_is_told(threads, monkeypatch):
+@pytest.mark.parametrize("error", [IndexError, StopIteration, ZeroDivisionError])
+def test_what_fails_in_a_thread_is_told(threads, monkeypatch, error):
+    def fail(*_):
+        raise error
+
     threads(2)
     inputs = drawn(6, 2)
     ends = segments.segments_of(LENGTHS, "cpu")["cu_seq_lens_q"]
-    monkeypatch.setattr(blockwise, "_chances", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    monkeypatch.setattr(blockwise, "_chances", fail)
+    with pytest.raises(error):
         blockwise.attend(*inputs, ends, 0.3, None)
 
 
