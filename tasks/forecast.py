@@ -43,6 +43,7 @@ class ForecastInputs(Contract):
         host_memory: Bytes of the machine, where the adapter is merged; 0 where nobody knows.
         host_reserve: Bytes of it that are left alone.
         stored_bytes: Of one weight in the base's files.
+        hardware: The kind of processor, where that trains: each of its cores needs room of its own.
     """
 
     model: Source
@@ -62,6 +63,7 @@ class ForecastInputs(Contract):
     host_memory: int
     host_reserve: int
     stored_bytes: int
+    hardware: str
 
 
 @step(
@@ -74,7 +76,8 @@ def forecast(inputs: ForecastInputs, room: Room) -> Forecast:
     """Train one step without memory, and tell what it would have taken."""
     store = open_store(room.store)
     with store.scratch() as scratch:
-        job = inputs.model_dump(mode="json", exclude={"model", "task", "reserve", "host_reserve"})
+        beside = {"model", "task", "reserve", "host_reserve", "hardware"}
+        job = inputs.model_dump(mode="json", exclude=beside)
         job["base"] = str(fetch_folder(inputs.model, scratch / "base"))
         job["memory"] = max(0, inputs.memory - inputs.reserve)
         job["host_memory"] = max(0, inputs.host_memory - inputs.host_reserve)
@@ -137,6 +140,7 @@ def tell(
             host_memory=host,
             host_reserve=reserve_of("cpu", host),
             stored_bytes=inspected.shape.get("stored_bytes", 4),
+            hardware=device_kind("cpu") if plan.device == "cpu" else "",
         ),
         room,
     )

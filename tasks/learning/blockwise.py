@@ -200,7 +200,8 @@ def _blocks(ends: tuple[int, ...], each: int, window: int | None) -> list[list[_
             blocks.append(_Block(slice(first, last), slice(seen, last), hidden))
         found.append(blocks)
     # What takes longest comes first, so that no thread is left with it at the end.
-    return sorted(found, key=lambda blocks: blocks[-1].those.stop - blocks[0].those.start)[::-1]
+    found.sort(key=lambda blocks: blocks[-1].those.stop - blocks[0].those.start, reverse=True)
+    return found
 
 
 def _block(each: int) -> int:

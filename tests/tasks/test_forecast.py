@@ -154,6 +154,19 @@ class TestAForecast:
             step.tell(wanted, base, inspected(), more, loaded(), plan.make_plan(wanted), room)
         assert seen[0].key_part() == seen[1].key_part()
 
+    def test_is_another_on_another_processor(self, tmp_path, base, room, monkeypatch, no_gpu):
+        seen = []
+        monkeypatch.setattr(step, "forecast", lambda inputs, room: seen.append(inputs))
+        wanted = recipe(tmp_path)
+        made = plan.make_plan(wanted)
+        for cores in (2, 64):
+            monkeypatch.setattr(step, "device_kind", lambda _, cores=cores: f"EPYC, {cores} cores")
+            step.tell(wanted, base, inspected(), tokenized(), loaded(), made, room)
+        on_card = made.model_copy(update={"device": "cuda"})
+        step.tell(wanted, base, inspected(), tokenized(), loaded(), on_card, room)
+        assert seen[0].key_part() != seen[1].key_part()
+        assert seen[2].hardware == ""
+
 
 class TestThePlan:
     def test_checkpoints_where_the_forecast_had_to(self, tmp_path, no_gpu):
