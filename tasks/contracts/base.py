@@ -13,8 +13,8 @@ class Contract(BaseModel):
     """A frozen model that refuses unknown fields.
 
     Attributes:
-        not_in_key: Names of fields that cannot change what is computed (paths, counts, who asked)
-            and so are left out of cache keys.
+        cache_key_excludes: Fields that cannot change the result (paths, counts, who asked), so they
+            are left out of cache keys.
     """
 
     # NaN is written as a string: as null, it could not be read back as a number.
@@ -22,14 +22,14 @@ class Contract(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings"
     )
 
-    not_in_key: ClassVar[frozenset[str]] = frozenset()
+    cache_key_excludes: ClassVar[frozenset[str]] = frozenset()
 
     def key_part(self) -> dict[str, Any]:
         """The fields that decide a result, as plain JSON values."""
         return {
             name: _plain(getattr(self, name))
             for name in type(self).model_fields
-            if name not in self.not_in_key
+            if name not in self.cache_key_excludes
         }
 
 

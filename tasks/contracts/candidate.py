@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from tasks.contracts.artifact import (
+from tasks.contracts.artifacts import Source
+from tasks.contracts.base import Contract
+from tasks.contracts.plan import Plan
+from tasks.contracts.recipe import Recipe
+from tasks.contracts.recipe_data import Task
+from tasks.contracts.results import (
     Benchmarked,
     Comparisons,
+    ConvertedGguf,
     Finetuned,
     Inspected,
     Loaded,
-    Plan,
     Scored,
-    Source,
     Tokenized,
-    Unpacked,
 )
-from tasks.contracts.base import Contract
-from tasks.contracts.recipe import Recipe
-from tasks.contracts.training import Task
-from tasks.contracts.verdict import Judged
+from tasks.contracts.verdict import GateResult
 
 
 class GuardSet(Contract):
@@ -39,7 +39,7 @@ class Trained(Contract):
 
     Attributes:
         model: The base model, as it was trained on: of a GGUF file, what was unpacked of it.
-        unpacked: That it was; None where it need not be.
+        converted: That it was; None where it need not be.
     """
 
     recipe: Recipe
@@ -51,7 +51,7 @@ class Trained(Contract):
     tokenized: Tokenized
     finetuned: Finetuned
     guard: GuardSet | None = None
-    unpacked: Unpacked | None = None
+    converted: ConvertedGguf | None = None
 
 
 class Candidate(Trained):
@@ -60,16 +60,16 @@ class Candidate(Trained):
     Attributes:
         guard_scored, guard_baseline: Both models' scores on the guard set.
         compared: What the recipe's judge said of their answers.
-        harness, harness_baseline: What the harness said of each.
-        harness_folder: Where its task files came from.
+        benchmarks, benchmark_baseline: What the harness said of each.
+        benchmark_folder: Where its task files came from.
     """
 
     scored: Scored
     baseline: Scored | None
-    judged: Judged
+    gate_result: GateResult
     guard_scored: Scored | None = None
     guard_baseline: Scored | None = None
     compared: Comparisons | None = None
-    harness: Benchmarked | None = None
-    harness_baseline: Benchmarked | None = None
-    harness_folder: Source | None = None
+    benchmarks: Benchmarked | None = None
+    benchmark_baseline: Benchmarked | None = None
+    benchmark_folder: Source | None = None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from tasks.contracts.artifact import StepResult
 from tasks.contracts.base import Contract
+from tasks.contracts.results import StepResult
 
 
 class Remedy(Contract):
@@ -23,8 +23,10 @@ class Remedy(Contract):
 
 
 class Forecast(StepResult):
-    """Memory of training, told by a training step without memory (`tasks.programs.forecast`). The
-    artifact (kind `forecast`) holds `forecast.json`: the same."""
+    """The memory that training needs, from tracing one step (`tasks.plan.forecast_program`).
+
+    The artifact (kind `forecast`) holds `forecast.json`: the same.
+    """
 
     device: str
     """`cpu` or `cuda`."""
@@ -85,3 +87,15 @@ class Workload(Contract):
         if not self.tokens_per_second:
             return None
         return self.tokens * self.epochs / self.tokens_per_second
+
+
+# What glibc keeps unless it is told otherwise, at worst, as a multiple of what is in use: measured
+# by tests.benchmarks.memory_forecast.
+_LOOSE = 2.5
+
+
+def must_be_tight(told: Forecast) -> bool:
+    """Whether the program that trains must give memory back to the machine at once, which is
+    slower: see `tasks.training.allocator`."""
+    need = max(told.shipping_host, told.peak if told.device == "cpu" else 0)
+    return 0 < told.host_memory - told.host_reserve < need * _LOOSE

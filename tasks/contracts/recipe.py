@@ -17,17 +17,10 @@ from pydantic import (
 )
 
 from tasks.contracts.base import Contract, digest_of
-from tasks.contracts.evaluation import GENERATED, METRICS, EvaluationRecipe, GateRecipe
-from tasks.contracts.training import (
-    FORMS,
-    DataRecipe,
-    LoraRecipe,
-    ModelRecipe,
-    PlanRecipe,
-    Task,
-    TrainingRecipe,
-)
-from tasks.errors import BadRecipe
+from tasks.contracts.errors import BadRecipe
+from tasks.contracts.recipe_data import ROW_FORMATS, DataRecipe, Task
+from tasks.contracts.recipe_evaluation import GENERATED, METRICS, EvaluationRecipe, GateRecipe
+from tasks.contracts.recipe_training import LoraRecipe, ModelRecipe, PlanRecipe, TrainingRecipe
 
 NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 
@@ -136,10 +129,15 @@ class Recipe(Contract):
                 "say how many tokens an answer may have"
             )
         self._check_extras({*asked["gate.metric"], *self.gate.floors})
-        if self.data.form not in ("auto", *FORMS[self.task]):
+        if self.data.row_format not in ("auto", *ROW_FORMATS[self.task]):
             raise ValueError(
-                f"data.form is {self.data.form}, which {self.task} cannot be trained on: "
-                + (f"one of {', '.join(FORMS[self.task])}" if FORMS[self.task] else "leave it out")
+                f"data.row_format is {self.data.row_format}, which {self.task} cannot be trained "
+                "on: "
+                + (
+                    f"one of {', '.join(ROW_FORMATS[self.task])}"
+                    if ROW_FORMATS[self.task]
+                    else "leave it out"
+                )
             )
         if self.model.gguf != "none" and self.model.ship == "adapter":
             raise ValueError("model.gguf is made from the merged model: set model.ship to merged")
@@ -147,23 +145,25 @@ class Recipe(Contract):
 
     def _check_extras(self, metrics: set[str]) -> None:
         """Whether guard and judge have what they need."""
-        guard, judge = self.evaluation.guard, self.evaluation.judge
+        guard, judge = self.evaluation.guard, self.evaluation.llm_judge
         if guard.uri and self.task == "text-classification":
             raise ValueError("evaluation.guard is for language models: leave it out")
-        if self.evaluation.harness and self.task == "text-classification":
-            raise ValueError("evaluation.harness is for language models: leave it out")
+        if self.evaluation.benchmarks and self.task == "text-classification":
+            raise ValueError("evaluation.benchmarks is for language models: leave it out")
         if judge.url and "preferred" not in METRICS[self.task]:
-            raise ValueError(f"evaluation.judge compares answers, which {self.task} has none of")
+            raise ValueError(
+                f"evaluation.llm_judge compares answers, which {self.task} has none of"
+            )
         if judge.url and not self.evaluation.generate_tokens:
             raise ValueError(
-                "evaluation.judge compares answers, but evaluation.generate_tokens is 0: say how "
-                "many tokens an answer may have"
+                "evaluation.llm_judge compares answers, but evaluation.generate_tokens is 0: say "
+                "how many tokens an answer may have"
             )
         if "preferred" not in metrics:
             return
         if not judge.url:
             raise ValueError(
-                "the gate asks for preferred, but evaluation.judge has no url: say which model "
+                "the gate asks for preferred, but evaluation.llm_judge has no url: say which model "
                 "judges"
             )
         if self.gate.first_run == "floors":
@@ -173,7 +173,7 @@ class Recipe(Contract):
             )
         if judge.max_examples < self.gate.min_examples:
             raise ValueError(
-                f"evaluation.judge.max_examples is {judge.max_examples}, but the gate asks for "
+                f"evaluation.llm_judge.max_examples is {judge.max_examples}, but the gate asks for "
                 f"{self.gate.min_examples} (gate.min_examples)"
             )
 
@@ -240,7 +240,7 @@ def _explain(problem: Any) -> str:
     message = message[0].lower() + message[1:]
     found = problem.get("input")
     # What stands where a key's name is expected may be the key.
-    secret = location[-2:-1] == ["judge"]
+    secret = location[-2:-1] == ["llm_judge"]
     if secret or isinstance(found, dict | list | tuple | BaseModel) or problem["type"] == "missing":
         return f"{path}: {message}"
     return f"{path}: found {found!r}; {message}"

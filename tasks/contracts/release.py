@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import ClassVar, Literal
 
-from tasks.contracts.artifact import Artifact
+from tasks.contracts.artifacts import Artifact
 from tasks.contracts.base import Contract
 from tasks.contracts.verdict import Verdict
 
@@ -42,7 +42,7 @@ class Release(Contract):
         publications: Where it lies; empty until it is revealed.
     """
 
-    not_in_key: ClassVar[frozenset[str]] = frozenset({"publications"})
+    cache_key_excludes: ClassVar[frozenset[str]] = frozenset({"publications"})
 
     schema_version: int = 1
     name: str

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from tasks.contracts.artifact import StepResult
 from tasks.contracts.base import Contract
+from tasks.contracts.results import StepResult
 
 RuleKind = Literal["better", "not worse", "floor", "budget", "no harm", "enough examples", "error"]
 
@@ -65,7 +65,7 @@ class Verdict(Contract):
         summary: The verdict in one sentence.
     """
 
-    not_in_key: ClassVar[frozenset[str]] = frozenset({"summary"})
+    cache_key_excludes: ClassVar[frozenset[str]] = frozenset({"summary"})
 
     schema_version: int = 1
     outcome: Literal["promoted", "rejected"]
@@ -82,7 +82,7 @@ class Verdict(Contract):
     summary: str
 
 
-class Judged(StepResult):
+class GateResult(StepResult):
     """The gate's result. The artifact (kind `verdict`) holds `verdict.json`."""
 
     verdict: Verdict

@@ -5,8 +5,7 @@ from __future__ import annotations
 import yaml
 
 from tasks.contracts.candidate import Candidate
-from tasks.harness import harness_markdown
-from tasks.report import markdown_table, verdict_markdown
+from tasks.report.markdown import benchmarks_markdown, markdown_table, verdict_markdown
 
 PIPELINES = {
     "text-classification": "text-classification",
@@ -72,7 +71,7 @@ Fine-tuned from `{recipe.model.uri}` {_purpose(candidate)}.
 
 ## Verdict
 
-{verdict_markdown(candidate.judged.verdict)}
+{verdict_markdown(candidate.gate_result.verdict)}
 {_beside(candidate)}
 ## Data
 
@@ -103,11 +102,11 @@ def _beside(candidate: Candidate) -> str:
         )
     if compared := candidate.compared:
         said += (
-            f"\nThe judge `{compared.judge}` preferred its answers {compared.wins} times, the "
+            f"\nThe judge `{compared.llm_judge}` preferred its answers {compared.wins} times, the "
             f"baseline's {compared.losses} times, and neither {compared.ties} times.\n"
         )
-    if candidate.harness:
-        table = harness_markdown(candidate.harness, candidate.harness_baseline)
+    if candidate.benchmarks:
+        table = benchmarks_markdown(candidate.benchmarks, candidate.benchmark_baseline)
         said += f"\n## Harness\n\n{table}\n"
     return said
 

@@ -14,12 +14,12 @@ from typing import Protocol
 
 import orjson
 
-from tasks.contracts.artifact import FileEntry, Manifest
+from tasks.contracts.artifacts import FileEntry, Manifest
+from tasks.contracts.errors import BadRecipe, BaselineMoved, HubFailed, NoAccess, StorageFailed
 from tasks.contracts.release import Publication, Release
-from tasks.errors import BadRecipe, BaselineMoved, HubFailed, NoAccess, StorageFailed
-from tasks.hub import hub_api, hub_errors
-from tasks.objects import open_objects
-from tasks.store import list_files
+from tasks.storage.hub import hub_api, hub_errors
+from tasks.storage.objects import open_objects
+from tasks.storage.store import list_files
 
 MANIFEST = "manifest.json"
 PROBE = ".burnish-probe"

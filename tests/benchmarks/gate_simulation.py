@@ -1,14 +1,15 @@
 """How often the gate errs, and how often it sees what is there: `python -m` this module.
 
 Outcomes of two different models are drawn from the true multinomial of (both right, gained, lost,
-both wrong) and judged 1,000 times a condition. Claims on accuracy call the functions that `judge`
-calls, `paired.superiority_p` and `paired.noninferiority_p`; the first trials of every
-condition also go through `judge` itself, which must agree. Slices go through `judge` in every
+both wrong) and judged 1,000 times a condition. Claims on accuracy call the functions that `decide`
+calls, `exact_tests.superiority_p` and `noninferiority_p`; the first trials of every
+condition also go through `decide` itself, which must agree. Slices go through `decide` in every
 trial. Where the sum over all outcomes is affordable, the exact rate stands beside the simulated
-one. Macro F1 is compared by `paired.bootstrap_difference`.
+one. Macro F1 is compared by `bootstrap_f1.bootstrap_difference`.
 
-Scores of language models are drawn example by example and compared by `means.p_value`, as `judge`
-does it, with fewer resamples; the first trials go through `judge`, too, whose p-value must be near.
+Scores of language models are drawn example by example and compared by `bootstrap_mean.p_value`,
+as `decide` does, with fewer resamples; the first trials go through `decide`, too, whose p-value
+must be near.
 Losses are weighted by log-normal numbers of tokens.
 """
 
@@ -27,10 +28,10 @@ import numpy as np
 import pyarrow as pa
 from scipy import stats
 
-from tasks.contracts.evaluation import GateRecipe
+from tasks.contracts.recipe_evaluation import GateRecipe
 from tasks.contracts.verdict import Verdict
-from tasks.judging import judge as judging
-from tasks.judging import means, paired
+from tasks.gate import bootstrap_f1, bootstrap_mean, decide, exact_tests
+from tasks.gate import evidence as evidence_
 
 SEED = 20_240
 TRIALS = 1_000
@@ -61,7 +62,7 @@ class Result:
             discordance.
         margin: Of the rule, where it has one.
         trials, seed: So many, from this seed.
-        through_judge: Trials that went through `judge`.
+        through_judge: Trials that went through `decide`.
         rate: Share of trials in which the event happened (promoted; for slices: vetoed).
         exact: The same by summing over all outcomes; None where it was not computed.
         goal: What the rate must be.
@@ -173,8 +174,10 @@ def _claim(
 @functools.cache
 def _test(n: int, margin: float | None) -> Test:
     if margin is None:
-        return functools.cache(paired.superiority_p)
-    return functools.cache(lambda gained, lost: paired.noninferiority_p(gained, lost, n, margin))
+        return functools.cache(exact_tests.superiority_p)
+    return functools.cache(
+        lambda gained, lost: exact_tests.noninferiority_p(gained, lost, n, margin)
+    )
 
 
 def _exact(test: Test, n: int, discordance: float, difference: float) -> float:
@@ -253,7 +256,7 @@ def _bootstrap(check: str, n: int, discordance: float, difference: float, margin
             labels[np.where(right, truth, (truth + random.integers(1, 4, n)) % 4)]
             for right in (ours, theirs)
         ]
-        comparison = paired.bootstrap_difference(
+        comparison = bootstrap_f1.bootstrap_difference(
             labels[truth], *answers, "f1", null=-margin, resamples=999
         )
         passed.append(comparison.p_value <= ALPHA)
@@ -302,10 +305,10 @@ def score_slices() -> list[Result]:
         for _ in range(TRIALS):
             parts = [draw(random, 200, 0.0) for _ in range(5)]
             harms = [
-                means.p_value(-gains, weights, resamples=SCORE_RESAMPLES)
+                bootstrap_mean.p_value(-gains, weights, resamples=SCORE_RESAMPLES)
                 for gains, weights in parts
             ]
-            vetoed.append(bool((paired.holm(harms) <= ALPHA).any()))
+            vetoed.append(bool((exact_tests.holm(harms) <= ALPHA).any()))
         rate = float(np.mean(vetoed))
         goal = f"<= {LEVEL_GOAL}"
         reached = _reached(rate, goal)
@@ -322,7 +325,9 @@ def _score(
     random, passed = np.random.default_rng(seed), []
     for trial in range(TRIALS):
         gains, weights = draw(random, n, difference)
-        p_value = means.p_value(gains, weights, null=-(margin or 0), resamples=SCORE_RESAMPLES)
+        p_value = bootstrap_mean.p_value(
+            gains, weights, null=-(margin or 0), resamples=SCORE_RESAMPLES
+        )
         passed.append(p_value <= ALPHA)
         if trial < SCORES_THROUGH_JUDGE:
             by_judge = _judged_gains(gains, weights, margin)
@@ -337,7 +342,7 @@ def _score(
 
 
 def _judged_gains(gains: np.ndarray, weights: np.ndarray, margin: float | None) -> float:
-    """The p-value that `judge` gives a claim on losses."""
+    """The p-value that `decide` gives a claim on losses."""
     rows, tables = np.arange(len(gains)), []
     for losses in (50 - gains, np.full(len(gains), 50.0)):
         columns = {
@@ -351,7 +356,7 @@ def _judged_gains(gains: np.ndarray, weights: np.ndarray, margin: float | None) 
         tables.append(pa.table({name: pa.array(each) for name, each in columns.items()}))
     better = GateRecipe(metric="loss", claim="better")
     rules = GateRecipe(metric="loss", margin=margin) if margin else better
-    evidence = judging.Evidence(
+    evidence = evidence_.Evidence(
         candidate=tables[0],
         baseline=tables[1],
         candidate_labels=(),
@@ -420,9 +425,9 @@ def _outcomes(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def _evidence(*counts: np.ndarray, group: np.ndarray | None = None) -> judging.Evidence:
+def _evidence(*counts: np.ndarray, group: np.ndarray | None = None) -> evidence_.Evidence:
     ours, theirs = (np.concatenate(part) for part in zip(*map(_outcomes, counts), strict=True))
-    return judging.Evidence(
+    return evidence_.Evidence(
         candidate=_answers(ours, group),
         baseline=_answers(theirs, None),
         candidate_labels=("a", "b"),
@@ -450,8 +455,8 @@ def _answers(right: np.ndarray, group: np.ndarray | None) -> pa.Table:
     return pa.table({name: pa.array(values) for name, values in columns.items()})
 
 
-def _judge(evidence: judging.Evidence, rules: GateRecipe, slices: tuple[str, ...]) -> Verdict:
-    return judging.judge(
+def _judge(evidence: evidence_.Evidence, rules: GateRecipe, slices: tuple[str, ...]) -> Verdict:
+    return decide.decide(
         evidence,
         rules,
         slices,

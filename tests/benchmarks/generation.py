@@ -144,7 +144,7 @@ def draw_conversations(count: int, seed: int = 5) -> list[list[dict[str, str]]]:
 
 
 def save_examples(conversations: list[list[dict[str, str]]], file: Path) -> None:
-    """Write them as `tasks.data.examples.write_examples` does, with a reference for each."""
+    """Write them as `tasks.load.dataset.write_examples` does, with a reference for each."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

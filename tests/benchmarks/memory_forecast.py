@@ -2,7 +2,7 @@
 `python -m tests.benchmarks.memory_forecast [SHAPE…]`.
 
 Each condition is trained in a process of its own, through the very functions of
-`tasks.programs.train`, on a model of random weights; what it had at its fullest (on a GPU: the
+`tasks.finetune.program`, on a model of random weights; what it had at its fullest (on a GPU: the
 allocator's peak; on a CPU: resident memory above what the process had before it read the model) is
 compared with the forecast, which another process made of the model's configuration alone.
 """

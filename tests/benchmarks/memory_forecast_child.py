@@ -26,7 +26,7 @@ def forecast(spec: dict[str, Any]) -> dict[str, Any]:
     """Bytes by part, as told."""
     import torch
 
-    from tasks.learning.trace import Setting, peak
+    from tasks.plan.memory_trace import Setting, peak
 
     job = make_job(spec, "cuda" if torch.cuda.is_available() else "cpu")
     setting = Setting(
@@ -51,16 +51,16 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     import peft  # noqa: F401
     import torch
 
-    from tasks.learning import allocator
-    from tasks.learning.language import Language, LanguageTrainer
-    from tasks.programs import train
+    from tasks.finetune import program as finetune_program
+    from tasks.training import allocator
+    from tasks.training.language import Language, LanguageTrainer
 
     cuda = torch.cuda.is_available()
     work = Path(spec["work"])
     shutil.rmtree(work, ignore_errors=True)
     (work / "work").mkdir(parents=True)
     job = make_job(spec, "cuda" if cuda else "cpu") | write_tokens(spec, work)
-    train._prepare(job["plan"], 1)
+    finetune_program._prepare(job["plan"], 1)
     if spec.get("tight"):
         allocator.tighten()
     task = Language(job)
@@ -76,7 +76,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         return step(trainer, *arguments)
 
     LanguageTrainer._step = first_notes_what_reading_took
-    train._train(job, task, *examples, _Nobody())
+    finetune_program._train(job, task, *examples, _Nobody())
     return {"peak": memory.peak(), "reading": reading[0], "cuda": cuda}
 
 
@@ -127,9 +127,9 @@ class _Nobody:
 
 
 def make_job(spec: dict[str, Any], device: str) -> dict[str, Any]:
-    """The job of `tasks.programs.train`, without its data."""
-    from tasks.contracts.artifact import Plan
-    from tasks.contracts.training import LoraRecipe, TrainingRecipe
+    """The job of `tasks.finetune.program`, without its data."""
+    from tasks.contracts.plan import Plan
+    from tasks.contracts.recipe_training import LoraRecipe, TrainingRecipe
 
     longest = spec.get("longest", LONGEST)
     plan = Plan(

@@ -1,5 +1,7 @@
-"""Scores with generation through `tasks.process`: `python -m tests.benchmarks.ours_generation
-SPEC`. The last line printed is what `peers.pipeline_generation` prints of the other side."""
+"""Score with generation as a run does: `python -m tests.benchmarks.ours_generation SPEC`.
+
+The last line printed is what `peers.pipeline_generation` prints of the other side.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from tasks.process import run_program
+from tasks.runtime.run_program import run_program
 from tests.benchmarks.ours_training import program_seconds
 
 
@@ -21,7 +23,7 @@ def main() -> None:
     folder = Path(spec["scratch"])
     lines: list[dict[str, Any]] = []
     run_program(
-        "tasks.programs.score_language",
+        "tasks.evaluate.language_program",
         make_job(spec),
         scratch=folder / "program",
         on_progress=lambda line: lines.append(
@@ -37,7 +39,7 @@ def main() -> None:
 
 
 def make_job(spec: dict[str, Any]) -> dict[str, Any]:
-    """The job of `tasks.programs.score_language`."""
+    """The job of `tasks.evaluate.language_program`."""
     return {
         "task": "instruction",
         "kind": "merged",

@@ -1,8 +1,7 @@
-"""Trains as a recipe would, through `tasks.process`: `python -m tests.benchmarks.ours_training
-SPEC`.
+"""Train as a run does: `python -m tests.benchmarks.ours_training SPEC`.
 
-The job is made of the contracts' own models, as `tasks.finetune` makes it. The last line printed
-is what `peers.common.report` prints of the others.
+The job is made of the contracts' own models, as `tasks.finetune.step` makes it. The last line
+printed is what `peers.common.report` prints of the others.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from typing import Any
 
 import psutil
 
-from tasks.contracts.artifact import Plan
-from tasks.contracts.training import LoraRecipe, TrainingRecipe
-from tasks.process import run_program
+from tasks.contracts.plan import Plan
+from tasks.contracts.recipe_training import LoraRecipe, TrainingRecipe
+from tasks.runtime.run_program import run_program
 
 
 def main() -> None:
@@ -25,7 +24,7 @@ def main() -> None:
     spec = json.loads(Path(sys.argv[1]).read_text())
     watch = Watch()
     result = run_program(
-        "tasks.programs.train",
+        "tasks.finetune.program",
         make_job(spec),
         scratch=Path(spec["scratch"]) / "program",
         on_progress=watch,
@@ -45,7 +44,7 @@ def main() -> None:
 
 
 def make_job(spec: dict[str, Any]) -> dict[str, Any]:
-    """The job of `tasks.programs.train`.
+    """The job of `tasks.finetune.program`.
 
     Args:
         spec: From `language_data.prepare`, with a folder for `scratch` and, in `options`, fields

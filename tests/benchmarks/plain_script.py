@@ -23,7 +23,7 @@ from typing import Any
 
 STARTED = time.perf_counter()
 
-import numpy as np  # noqa: E402 - the imports are a part of what is timed
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402

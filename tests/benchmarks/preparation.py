@@ -212,15 +212,15 @@ def run_step(step: str, folder: Path, data: Path) -> dict[str, Any]:
 
 def load_step(folder: Path, data: Path) -> dict[str, Any]:
     """Resolve and load."""
-    from tasks.cache import Room
-    from tasks.contracts.training import DataRecipe
-    from tasks.data.sources import resolve
-    from tasks.load import LoadInputs, load
+    from tasks.contracts.recipe_data import DataRecipe
+    from tasks.load.step import LoadInputs, load
+    from tasks.runtime.context import RunContext
+    from tasks.storage.sources import resolve
 
     started = time.perf_counter()
     recipe = DataRecipe(uri=str(data))
     inputs = LoadInputs(data=recipe, source=resolve(str(data), "data"))
-    loaded = load.once(inputs, Room(store=str(folder / "store")))
+    loaded = load.once(inputs, RunContext(store=str(folder / "store")))
     seconds = time.perf_counter() - started
     (folder / "loaded.json").write_text(loaded.model_dump_json())
     return {"seconds": seconds, "new_shards": loaded.new_shards, "shards": loaded.shards}
@@ -228,18 +228,18 @@ def load_step(folder: Path, data: Path) -> dict[str, Any]:
 
 def load_pooled_step(folder: Path, data: Path) -> dict[str, Any]:
     """Load, in processes however small the data are."""
-    from tasks.data import gather
+    from tasks.load import read_pool
 
-    gather._POOL_BYTES = 0
+    read_pool._POOL_BYTES = 0
     return load_step(folder, data)
 
 
 def tokenize_step(folder: Path, data: Path) -> dict[str, Any]:
     """Tokenize what was loaded."""
-    from tasks.cache import Room
-    from tasks.contracts.artifact import Loaded
-    from tasks.store import open_store
-    from tasks.tokenize import TokenizeInputs, tokenize
+    from tasks.contracts.results import Loaded
+    from tasks.runtime.context import RunContext
+    from tasks.storage.store import open_store
+    from tasks.tokenize.step import TokenizeInputs, tokenize
 
     loaded = Loaded.model_validate_json((folder / "loaded.json").read_text())
     saved = folder / "tokenizer"
@@ -247,7 +247,7 @@ def tokenize_step(folder: Path, data: Path) -> dict[str, Any]:
     tokenizer = open_store(str(folder / "store")).put("tokenizer", saved)
     inputs = TokenizeInputs(dataset=loaded.artifact, tokenizer=tokenizer, max_length=MAX_LENGTH)
     started = time.perf_counter()
-    tokenized = tokenize.once(inputs, Room(store=str(folder / "store")))
+    tokenized = tokenize.once(inputs, RunContext(store=str(folder / "store")))
     seconds = time.perf_counter() - started
     return {"seconds": seconds, "new_shards": tokenized.new_shards, "tokens": tokenized.tokens}
 
@@ -257,7 +257,7 @@ def against_step(folder: Path, data: Path) -> dict[str, Any]:
     import pyarrow.parquet as pq
     from tokenizers import Tokenizer
 
-    from tasks.programs.tokenize import Encoder, tokenize_shard
+    from tasks.tokenize.classification_program import Encoder, tokenize_shard
 
     _copy_tokenizer(folder / "raw")
     encoder = Encoder(folder / "raw", MAX_LENGTH)

@@ -31,15 +31,16 @@ ROUNDS = 3
 ARTICLES = 500
 FACTOR_GOAL, SECONDS_GOAL = 1.05, 3.0
 PROGRAMS = {
-    "inspect_model": "import tasks.programs.inspect_model, tasks.learning.model",
-    "tokenize": "import tasks.programs.tokenize; from transformers import AutoTokenizer",
-    "train": "import tasks.programs.train",
-    "score": "import tasks.programs.score",
+    "inspect_model": "import tasks.base_model.inspect_program, tasks.models.classifier",
+    "tokenize": "import tasks.tokenize.classification_program; "
+    "from transformers import AutoTokenizer",
+    "train": "import tasks.finetune.program",
+    "score": "import tasks.evaluate.classification_program",
 }
 STARTED = {"train": 1, "flow": 1}
 """Whose imports a run pays for: the program host loads once what training needs, which is what all
 programs need, and they are forked from it."""
-STEPS = ("load", "examine", "tokenize", "finetune", "evaluate", "gate")
+STEPS = ("load", "inspect", "tokenize", "finetune", "evaluate", "gate")
 
 
 def main() -> None:
@@ -152,7 +153,7 @@ def settings_of(folder: Path, code: dict[str, str]) -> dict[str, Any]:
     if recipe["quantization"] != "nf4" or recipe["model"]["ship"] != "merged":
         raise RuntimeError("plain_script merges an adapter that was trained on an nf4 base")
     from tasks.contracts.recipe import Recipe
-    from tasks.plan import make_plan
+    from tasks.plan.plan import make_plan
 
     plan = make_plan(Recipe.model_validate(recipe))
     lora, training, split = recipe["lora"], recipe["training"], recipe["data"]["split"]
@@ -192,7 +193,7 @@ def flow_facts(store: Path, settings: dict[str, Any]) -> dict[str, Any]:
         "train_tokens": train_tokens(store, loaded) * settings["epochs"],
         "accuracy": candidate["metrics"]["accuracy"],
         "seconds": {
-            name: each["made"]["seconds"]
+            name: each["provenance"]["seconds"]
             for step in STEPS
             for name, each in zip(names[step], records[step], strict=True)
         },

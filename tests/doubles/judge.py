@@ -24,7 +24,7 @@ def likes_first(first: str, second: str) -> str:
     return "The first one it is. [[A]]"
 
 
-class JudgeServer:
+class LlmJudgeServer:
     """Answers by a rule; use by `with`.
 
     Attributes:
@@ -46,7 +46,7 @@ class JudgeServer:
         self.stopped = threading.Event()
         self._lock = threading.Lock()
 
-    def __enter__(self) -> JudgeServer:
+    def __enter__(self) -> LlmJudgeServer:
         judge = self
 
         class Handler(BaseHTTPRequestHandler):

@@ -19,7 +19,8 @@ import pytest
 import yaml
 
 from flows import retrain as flow
-from tasks.objects import FolderObjects
+from tasks.release import publish as publish_
+from tasks.storage.objects import FolderObjects
 from tests.flows.conftest import Place
 
 NAME = "second"  # the same work under another name: only gate, publish and announce are done
@@ -37,7 +38,7 @@ class DyingObjects:
     def __init__(self, monkeypatch, at: int, after: bool) -> None:
         self.count, self.at, self.after, self.begun, self.dead = 0, at, after, False, False
         self._lock = threading.Lock()
-        publish = flow.publish
+        publish = publish_.publish
 
         def begin(*arguments):
             self.begun = True
@@ -113,12 +114,12 @@ class TestSigkill:
         code = textwrap.dedent(
             f"""
             import os, signal
-            from tasks.release import ledger
-            claim = ledger.claim
+            from tasks.release import deployment_log
+            claim = deployment_log.claim
             def claim_and_die(*arguments):
                 claim(*arguments)
                 os.kill(os.getpid(), signal.SIGKILL)
-            ledger.claim = claim_and_die
+            deployment_log.claim = claim_and_die
             from flows.cli import main
             main(["retrain", {str(recipe)!r}])
             """
@@ -133,19 +134,19 @@ class TestSigkill:
 @pytest.mark.slow
 class TestTrainingIsKilled:
     def test_a_killed_program_is_said_to_be_and_a_retry_succeeds(self, place, monkeypatch):
-        from tasks import process
+        from tasks.runtime import run_program
 
-        start = process._start
+        start = run_program._start
 
         def killed(module, *arguments, **options):
             started = start(module, *arguments, **options)
-            if module == "tasks.programs.train":
+            if module == "tasks.finetune.program":
                 time.sleep(1)
                 started.kill()
             return started
 
         with monkeypatch.context() as patch:
-            patch.setattr(process, "_start", killed)
+            patch.setattr(run_program, "_start", killed)
             state = place.run(training__seed=5)
         assert state.name == "Killed"
         assert "killed by SIGKILL" in state.message

@@ -14,9 +14,9 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from flows.cli import apply_setting
 from flows.retrain import retrain
 from tasks.contracts.recipe import Recipe
-from tasks.objects import open_objects
-from tasks.release import ledger
-from tasks.store import Store
+from tasks.release import deployment_log
+from tasks.storage.objects import open_objects
+from tasks.storage.store import Store
 from tests.tasks.samples import some_rows, write_jsonl
 
 ROWS = 600
@@ -64,7 +64,7 @@ class Place:
         return retrain(self.recipe(**changes), refresh, return_state=True)
 
     def log(self, name: str = "tiny") -> list:
-        return ledger.entries(self.store, name, "production")
+        return deployment_log.entries(self.store, name, "production")
 
 
 @pytest.fixture(scope="session")

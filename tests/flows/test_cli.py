@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from flows.cli import main
-from tasks.contracts.artifact import Artifact
+from tasks.contracts.artifacts import Artifact
 from tasks.contracts.release import Deployment, DeploymentEvent, LogEntry, Publication, Release
 from tasks.contracts.verdict import Verdict
-from tasks.release import ledger
-from tasks.store import open_store
+from tasks.release import deployment_log
+from tasks.storage.store import open_store
 
 
 def run(capsys, *arguments):
@@ -122,7 +122,7 @@ def deployed_event(store, digest, number):
             previous=None,
         ),
     )
-    ledger.append(
+    deployment_log.append(
         store,
         LogEntry(number=number, kind="deployed", at="now", run="r", release=release, event=event),
     )

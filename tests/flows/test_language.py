@@ -14,15 +14,15 @@ import yaml
 from flows.cli import apply_setting
 from flows.retrain import retrain
 from tasks.contracts.recipe import Recipe
-from tasks.objects import open_objects
-from tasks.publish import provenance_of
-from tasks.release import ledger
-from tasks.store import Store
+from tasks.release import deployment_log
+from tasks.release.provenance import provenance_of
+from tasks.storage.objects import open_objects
+from tasks.storage.store import Store
 from tests.conftest import avoid_proxies
-from tests.doubles.judge import JudgeServer
+from tests.doubles.judge import LlmJudgeServer
 from tests.flows.conftest import report_of, task_states
+from tests.tasks.base_model.test_gguf_step import write_gguf
 from tests.tasks.samples import some_rows, write_jsonl
-from tests.tasks.test_unpack import write_gguf
 
 
 def questions(count: int) -> list[dict[str, str]]:
@@ -63,7 +63,7 @@ class Place:
         return Store(open_objects(str(self.folder / "store")))
 
     def deployed(self, name: str = "tiny"):
-        return ledger.deployed(self.store, name, "production")
+        return deployment_log.deployed(self.store, name, "production")
 
     def provenance(self, name: str = "tiny") -> dict:
         """What the deployed release says of itself."""
@@ -131,15 +131,15 @@ class TestTheJudge:
     def judge(self, monkeypatch):
         avoid_proxies(monkeypatch)
         monkeypatch.setenv("JUDGE_KEY", "sk-very-secret-0815")
-        with JudgeServer() as server:
+        with LlmJudgeServer() as server:
             yield server
 
     def asked(self, judge):
         return {
             "evaluation__generate_tokens": 6,
-            "evaluation__judge__url": judge.url,
-            "evaluation__judge__model": "wise",
-            "evaluation__judge__api_key_env": "JUDGE_KEY",
+            "evaluation__llm_judge__url": judge.url,
+            "evaluation__llm_judge__model": "wise",
+            "evaluation__llm_judge__api_key_env": "JUDGE_KEY",
             "training__epochs": 1,
         }
 
@@ -147,7 +147,7 @@ class TestTheJudge:
     def test_decides_where_it_is_asked_to_and_is_asked_once(self, chat, judge):
         asked = self.asked(judge) | {
             "gate__metric": "preferred",
-            "evaluation__judge__max_examples": 12,
+            "evaluation__llm_judge__max_examples": 12,
         }
         judge.rule = lambda first, second: "[[A]]"
         biased = chat.run(**asked)
@@ -159,7 +159,7 @@ class TestTheJudge:
         assert 0 < count <= 24
 
         again = chat.run(**asked)
-        assert task_states(again)["compare"] == "Cached" and len(judge.requests) == count
+        assert task_states(again)["llm-judge"] == "Cached" and len(judge.requests) == count
         files = [file for file in chat.folder.rglob("*") if file.is_file()]
         assert not [file for file in files if b"very-secret" in file.read_bytes()]
         assert "very-secret" not in report
@@ -172,10 +172,11 @@ class TestTheJudge:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs the extra `harness`")
+@pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs the extra `benchmarks`")
 class TestTheHarness:
     def test_is_shown_beside_the_baseline(self, chat):
-        from tests.tasks.programs.test_harness import ROWS, SHIPS
+        from tests.tasks.evaluate.test_benchmark_program import ROWS
+        from tests.tasks.samples import SHIPS
 
         folder = chat.folder / "own"
         folder.mkdir()
@@ -183,20 +184,22 @@ class TestTheHarness:
         write_jsonl(folder / "ships.jsonl", ROWS)
         state = chat.run(
             training__epochs=1,
-            evaluation__harness='["ships"]',
-            evaluation__harness_folder=str(folder),
+            evaluation__benchmarks='["ships"]',
+            evaluation__benchmark_folder=str(folder),
         )
         report = report_of(state)
         assert "## Harness" in report and "| ships | acc |" in report
-        assert task_states(state)["harness"] == "Completed"
+        assert task_states(state)["benchmarks"] == "Completed"
         made = chat.provenance()
-        assert {"harness", "harness_baseline"} <= set(made["steps"])
-        assert "acc" in made["harness"]["ships"] and made["sources"]["harness_folder"]["digest"]
+        assert {"benchmarks", "benchmark_baseline"} <= set(made["steps"])
+        assert (
+            "acc" in made["benchmarks"]["ships"] and made["sources"]["benchmark_folder"]["digest"]
+        )
 
     def test_a_name_that_it_does_not_know_is_refused_before_anything_else(self, chat):
-        state = chat.run(evaluation__harness='["arc_easi"]')
+        state = chat.run(evaluation__benchmarks='["arc_easi"]')
         assert state.name == "Bad recipe", state.message
-        assert "evaluation.harness" in state.message and "'arc_easy'" in state.message
+        assert "evaluation.benchmarks" in state.message and "'arc_easy'" in state.message
         assert task_states(state) == {}
 
 
@@ -262,7 +265,7 @@ class TestAGgufBase:
         assert state.name == "Released", state.message
         assert "| unpack | made in " in report_of(state)
         assert "LlamaForCausalLM in float32" in report_of(state)
-        assert gguf.provenance()["steps"]["unpack"]["artifact"]
+        assert gguf.provenance()["steps"]["gguf"]["artifact"]
 
 
 class TestRefusals:

@@ -15,7 +15,7 @@ import yaml
 from huggingface_hub import HfApi
 from prefect.client.orchestration import get_client
 
-from tasks import publish as publishing
+from tasks.release import provenance
 from tests.flows.conftest import ROWS, report_of, task_states
 from tests.tasks.samples import some_rows, write_jsonl
 
@@ -51,17 +51,17 @@ class TestFirstRun:
 
     def test_provenance_holds_what_is_needed_to_make_it_again(self, first_release):
         entry = first_release.log()[-1]
-        found = publishing.provenance_of(entry.release, first_release.store)
+        found = provenance.provenance_of(entry.release, first_release.store)
         assert found["recipe"]["name"] == "tiny"
         assert set(found["steps"]) == {
             "load",
-            "examine",
+            "inspect",
             "tokenize",
             "finetune",
             "evaluate",
             "gate",
         }
-        assert found["steps"]["finetune"]["made"]["libraries"]["torch"]
+        assert found["steps"]["finetune"]["provenance"]["libraries"]["torch"]
         assert found["sources"]["data"]["digest"]
 
     def test_the_event_reaches_prefect_with_the_same_id(self, first_release, prefect_env):
@@ -85,7 +85,7 @@ class TestNothingChanged:
         assert state.name == "Up to date"
         assert task_states(state) == {
             "load": "Cached",
-            "examine": "Cached",
+            "inspect": "Cached",
             "tokenize": "Cached",
             "finetune": "Cached",
         }
@@ -105,13 +105,13 @@ class TestNothingChanged:
         code = (
             "import sys\n"
             "from flows.cli import main\n"
-            "from tasks import host\n"
+            "from tasks.runtime import fork_server\n"
             "try:\n"
             f"    main(['retrain', {str(recipe)!r}])\n"
             "except SystemExit as ended:\n"
             "    print('status', ended.code)\n"
             "print(sorted({'torch', 'transformers', 'scipy', 'sklearn'} & set(sys.modules)))\n"
-            "print(host._host)\n"
+            "print(fork_server._host)\n"
         )
         shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert shown.stdout.endswith("status 0\n[]\nNone\n"), shown.stdout + shown.stderr
@@ -234,16 +234,17 @@ class TestInterrupted:
 
     def test_a_release_revealed_meanwhile_makes_the_gate_run_again(self, place, monkeypatch):
         from flows import retrain as flow
+        from tasks.release import publish as publish_
 
-        publish, raced = flow.publish, []
+        publish, raced = publish_.publish, []
 
-        def race(candidate, seen, room):
+        def race(candidate, seen, context):
             if not raced:
                 raced.append(True)
                 with monkeypatch.context() as patch:
                     patch.setattr(flow, "publish", publish)
                     assert place.run(training__seed=99).name == "Released"
-            return publish(candidate, seen, room)
+            return publish(candidate, seen, context)
 
         monkeypatch.setattr(flow, "publish", race)
         write_jsonl(place.data, some_rows(ROWS + 200))
@@ -365,7 +366,7 @@ class TestRefresh:
         assert state.name == "Up to date"
         assert task_states(state) == {
             "load": "Cached",
-            "examine": "Cached",
+            "inspect": "Cached",
             "tokenize": "Cached",
             "finetune": "Completed",
         }

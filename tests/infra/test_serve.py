@@ -138,7 +138,7 @@ def _training(pid: int) -> list[psutil.Process]:
 
 def _flow_run_of(program: psutil.Process) -> psutil.Process:
     parent = program.parent()
-    while "tasks.programs.host" in parent.cmdline():
+    while "tasks.runtime.fork_server_program" in parent.cmdline():
         parent = parent.parent()
     return parent
 

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from tasks.cache import Room
-from tasks.contracts.artifact import Artifact, Loaded
-from tasks.contracts.training import DataRecipe, Task
-from tasks.data.examples import dataset_shards
-from tasks.data.sources import resolve
-from tasks.load import LoadInputs, load
-from tasks.store import Store, open_store
+from tasks.contracts.artifacts import Artifact
+from tasks.contracts.recipe_data import DataRecipe, Task
+from tasks.contracts.results import Loaded
+from tasks.load.dataset import dataset_shards
+from tasks.load.step import LoadInputs, load
+from tasks.runtime.context import RunContext
+from tasks.storage.sources import resolve
+from tasks.storage.store import Store, open_store
 
 LABELS = ("business", "sports", "tech")
 
@@ -55,19 +56,21 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     return path
 
 
-def room(folder: Path, **changes: Any) -> Room:
+def run_context(folder: Path, **changes: Any) -> RunContext:
     """A room whose store is a folder below the given one."""
-    return Room(store=str(folder / "store"), **changes)
+    return RunContext(store=str(folder / "store"), **changes)
 
 
-def load_data(uri: Any, where: Room, task: Task = "text-classification", **settings: Any) -> Loaded:
+def load_data(
+    uri: Any, where: RunContext, task: Task = "text-classification", **settings: Any
+) -> Loaded:
     """Load data as the flow does, outside of Prefect."""
     data = DataRecipe(uri=str(uri) if isinstance(uri, Path) else uri, **settings)
     inputs = LoadInputs(data=data, source=resolve(data.uri, "data"), task=task)
     return load.once(inputs, where)
 
 
-def kept_rows(loaded: Loaded, where: Room) -> dict[str, tuple[str, int]]:
+def kept_rows(loaded: Loaded, where: RunContext) -> dict[str, tuple[str, int]]:
     """Label and split number of every kept text."""
     store = open_store(where.store)
     found: dict[str, tuple[str, int]] = {}
@@ -80,7 +83,7 @@ def kept_rows(loaded: Loaded, where: Room) -> dict[str, tuple[str, int]]:
     return found
 
 
-def report_of(loaded: Loaded, where: Room) -> dict[str, Any]:
+def report_of(loaded: Loaded, where: RunContext) -> dict[str, Any]:
     """The data report."""
     return read_json(open_store(where.store), loaded.artifact, "report.json")
 

@@ -17,7 +17,7 @@ from typing import Any
 sys.modules["torchaudio"] = types.ModuleType("torchaudio")
 sys.modules["torchaudio"].__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
 
-import common  # noqa: E402 - it imports transformers, which asks for torchaudio
+import common  # noqa: E402
 from llamafactory.data.processor.supervised import SupervisedDatasetProcessor  # noqa: E402
 from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer  # noqa: E402
 from llamafactory.train.tuner import run_exp  # noqa: E402

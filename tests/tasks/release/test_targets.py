@@ -5,9 +5,9 @@ import json
 import pytest
 from huggingface_hub import HfApi
 
-from tasks.contracts.artifact import Artifact
+from tasks.contracts.artifacts import Artifact
+from tasks.contracts.errors import BadRecipe, BaselineMoved, BurnishError, NoAccess, StorageFailed
 from tasks.contracts.release import Release
-from tasks.errors import BadRecipe, BaselineMoved, BurnishError, NoAccess, StorageFailed
 from tasks.release.targets import HubTarget, ObjectTarget, open_target
 
 REPO = "ci/news"

@@ -1,0 +1,227 @@
+"""Makes an ordinary model's folder of a GGUF file.
+
+Job: `files` (paths of one GGUF file, or of the parts that it is split into), `out` (folder to
+write). Into `out` go safetensors, `config.json`, `generation_config.json` and the tokenizer with
+its chat template. Result: `architecture` (transformers' class) and `dtype` (of the weights).
+
+What was quantised, and what is in f16, becomes bf16: a quantised weight is known to 8 bits at most,
+which bf16 holds; models are published in bf16, which is where an f16 file was converted from; and
+16-bit weights are computed with as bf16 everywhere here, for f16 overflows in training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tasks.contracts.errors import BadModel, CodeFailed, describe
+from tasks.runtime.program import Reporter, run
+
+_ENCODERS = ("bert", "t5", "clip", "modern-bert")
+
+
+def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """See the module's description.
+
+    Raises:
+        BadModel: The file is damaged, a part of a model, of no language model that can be trained,
+            or of an architecture that transformers cannot read from GGUF.
+    """
+    files = sorted(Path(file) for file in job["files"])
+    metadata, tensors = read_header(files[0])
+    check_header(files, metadata, tensors)
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    dtype = _dtype(files[0])
+    with _read_once():
+        model = _model(files[0], dtype)
+        tokenizer = _tokenizer(files[0])
+    _save(model, tokenizer, Path(job["out"]))
+    return {"architecture": type(model).__name__, "dtype": dtype}
+
+
+def read_header(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A GGUF file's metadata (of long lists of strings only the length) and its tensors' names.
+
+    Raises:
+        BadModel: It is none, or damaged.
+    """
+    from transformers.integrations.gguf import read_gguf_metadata
+
+    try:
+        return read_gguf_metadata(str(file))
+    except (ValueError, struct.error, UnicodeDecodeError, OSError) as error:
+        raise _unreadable(file, error) from error
+
+
+def check_header(files: list[Path], metadata: dict[str, Any], tensors: tuple[str, ...]) -> None:
+    """Refuse what is no whole language model that can be trained.
+
+    Raises:
+        BadModel: A part, a projector or adapter, an encoder, or an unknown architecture.
+    """
+    architecture = str(metadata["general.architecture"])
+    parts = int(metadata.get("split.count", 1))
+    if parts > 1 or len(files) > 1:
+        raise _refusal(
+            f"a GGUF file in {max(parts, len(files))} parts ({len(files)} of them here)",
+            "one file",
+            "join them: llama-gguf-split --merge FIRST_PART OUT.gguf, and name the result",
+        )
+    kind = str(metadata.get("general.type", "model"))
+    if kind != "model" or architecture == "clip" or "mmproj" in files[0].name.lower():
+        raise _refusal(
+            f"a GGUF file that holds no language model ({kind}, {architecture})",
+            "a language model",
+            "name the file of the model itself, which lies beside the projector or adapter",
+        )
+    if any(name in architecture for name in _ENCODERS):
+        raise _refusal(
+            f"a GGUF file of an encoder ({architecture})",
+            "a language model that writes",
+            "to classify with an encoder, name its original model with safetensors",
+        )
+    known = _known_architectures()
+    if architecture not in known:
+        raise _refusal(
+            f"a GGUF file of architecture '{architecture}', which transformers cannot read",
+            f"one of {', '.join(known)}",
+            "name the original model, with safetensors",
+        )
+    if "tokenizer.ggml.tokens" not in metadata or not tensors:
+        raise _refusal(
+            "a GGUF file without weights or without a tokenizer",
+            "a whole model",
+            "download it again, or name the original model with safetensors",
+        )
+
+
+def _known_architectures() -> list[str]:
+    from transformers.integrations.gguf import GGUF_ARCHS, GGUF_CONFIG_ARCHS
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    general = {"general", "tokenizer"}
+    renamed = {name.replace("_", "-") for name in GGUF_SUPPORTED_ARCHITECTURES}
+    renamed |= {name.replace("_", "") for name in GGUF_SUPPORTED_ARCHITECTURES}
+    found = {*GGUF_SUPPORTED_ARCHITECTURES, *renamed, *(set(GGUF_ARCHS) & set(GGUF_CONFIG_ARCHS))}
+    return sorted(found - general)
+
+
+def _dtype(file: Path) -> str:
+    """The type of the result's weights: bfloat16, unless all of the file's are in f32."""
+    import torch
+    from transformers.integrations.gguf import GgufHeader
+
+    try:
+        header = GgufHeader.from_file(str(file))
+    except ValueError:
+        # A way to quantise that this reader does not know; the package gguf may.
+        return "bfloat16"
+    end = header.data_start + max(tensor.offset + tensor.nbytes for tensor in header.tensors)
+    size = file.stat().st_size
+    if size < end:
+        raise _unreadable(file, EOFError(f"{size:,} bytes of {end:,}"))
+    return "float32" if header.dtype is torch.float32 else "bfloat16"
+
+
+@contextlib.contextmanager
+def _read_once() -> Iterator[None]:
+    """Within it, transformers does not read the whole vocabulary three times, and does not make
+    the table of tensor names anew for each module: most of the time that unpacking took."""
+    import gguf
+
+    names = ("GGUFReader", "get_tensor_name_map")
+    own = {name: getattr(gguf, name) for name in names}
+    for name, call in own.items():
+        setattr(gguf, name, functools.cache(call))
+    try:
+        yield
+    finally:
+        for name, call in own.items():
+            setattr(gguf, name, call)
+
+
+def _model(file: Path, dtype: str) -> Any:
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=dtype,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+    except Exception as error:  # a file may lack anything
+        if type(describe(error)) is not CodeFailed:
+            raise  # Out of memory or disk: no fault of the file.
+        raise _unreadable(file, error) from error
+    lost = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    if lost:
+        raise _refusal(
+            f"a GGUF file without {len(lost)} of the model's tensors, such as {lost[0]}",
+            f"all weights of a {type(model).__name__}",
+            "name the original model, with safetensors",
+        )
+    return model
+
+
+def _tokenizer(file: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            file.parent, gguf_file=file.name, trust_remote_code=False
+        )
+    except Exception as error:  # as above
+        raise _unreadable(file, error) from error
+
+
+def _save(model: Any, tokenizer: Any, out: Path) -> None:
+    """Write the folder, with special tokens on which model and tokenizer agree."""
+    from transformers import GenerationConfig
+
+    from tasks.chat.stop_tokens import end_tokens, settle_padding
+    from tasks.models.adapter import save_merged
+    from tasks.models.classifier import save_tokenizer
+
+    if tokenizer.eos_token_id is not None:
+        settle_padding(tokenizer)
+    ends = end_tokens(tokenizer, model.generation_config)
+    special = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    for name, value in special.items():
+        setattr(model.config, name, value)
+    model.config.eos_token_id = tokenizer.eos_token_id
+    # The file's name for the model, which transformers takes for the place it was read from.
+    vars(model.config).pop("_model_name_or_path", None)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.generation_config = GenerationConfig(
+        eos_token_id=ends if len(ends) > 1 else (ends or [None])[0], **special
+    )
+    save_merged(model, out)
+    save_tokenizer(tokenizer, out)
+
+
+def _unreadable(file: Path, error: BaseException) -> BadModel:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return _refusal(
+        f"a GGUF file that cannot be read ({lines[0][:300]})",
+        "a whole GGUF file of a language model",
+        f"download {file.name} again, or name the original model with safetensors",
+    )
+
+
+def _refusal(found: str, expected: str, fix: str) -> BadModel:
+    return BadModel("model.uri", found, expected, fix)
+
+
+if __name__ == "__main__":
+    run(main)

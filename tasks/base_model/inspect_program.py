@@ -1,0 +1,360 @@
+"""Looks at a base model before anything is spent on it, and keeps its tokenizer.
+
+Job: `base` (folder), `tokenizer_out` (folder to write), `labels` (of a classification), `task`,
+`chat_template` (`chatml`, a template in Jinja, or empty for the tokenizer's own).
+Result: the fields of `tasks.contracts.results.Inspected` that concern the model.
+
+The tokenizer that is written is the one that trains and ships: with the chat template that the
+recipe gives, and, for a language model, without a pad token that ends answers.
+
+`shape` holds, as integers: `hidden`, `layers`, `heads`, `kv_heads`, `head_dim`, `intermediate`,
+`vocabulary` (rows of the embedding), `tied` (1 where the output shares the embedding),
+`parameters`, `linear_parameters` (weights of `linear_modules`), `largest_linear` (weights of the
+largest of them), `embedding_parameters` (of embedding and, if it is not shared, output),
+`stored_bytes` (of one weight in the files).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.contracts.errors import BadModel, BadRecipe
+from tasks.runtime.program import Reporter, run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+# Positions are counted from the pad token's id on, so that many rows of the table are unused.
+_OFFSET_FAMILIES = ("roberta", "camembert", "mpnet", "longformer", "xmod", "data2vec-text")
+
+
+def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """See the module's description.
+
+    Raises:
+        BadModel: The model cannot be trained, or only by running its code or reading a pickle.
+    """
+    folder = Path(job["base"])
+    config = check_files(folder)
+    # torch takes seconds to load: what can be refused without it is refused before.
+    from transformers import AutoConfig
+    from transformers.utils import logging
+
+    from tasks.models.classifier import load_tokenizer, save_tokenizer
+
+    logging.set_verbosity_error()
+    check_architecture(config, job["task"])
+    classes = job["task"] == "text-classification"
+    warnings: list[str] = []
+    if classes:
+        tokenizer = load_tokenizer(folder)
+    else:
+        tokenizer = _language_tokenizer(folder, job["task"], job["chat_template"], warnings)
+        warnings += _disagreements(folder, config, tokenizer)
+    facts = _look_inside(folder, job["labels"] if classes else None, len(tokenizer))
+    save_tokenizer(tokenizer, Path(job["tokenizer_out"]))
+    return facts | {
+        "max_length": max_length(AutoConfig.from_pretrained(folder, trust_remote_code=False)),
+        "pad_token": tokenizer.pad_token or "",
+        "vocabulary": len(tokenizer),
+        "warnings": warnings,
+    }
+
+
+def check_files(folder: Path) -> dict[str, Any]:
+    """The model's configuration, if the folder holds what can be loaded safely.
+
+    Raises:
+        BadModel: Configuration or safe weights are missing, or the weights are quantised.
+    """
+    if not (folder / "config.json").is_file():
+        raise _refusal(
+            "no config.json",
+            "a model's folder",
+            "point model.uri at the folder of a model that save_pretrained wrote",
+        )
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise _refusal(
+            f"a config.json that is not JSON ({error})",
+            "a model's configuration",
+            "download or save the model again",
+        ) from None
+    _check_weights(folder)
+    _check_whole_numbers(config)
+    return config
+
+
+def _check_whole_numbers(config: dict[str, Any]) -> None:
+    quantized = config.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method", "an unknown method")
+        raise _refusal(
+            f"a model that is already quantised ({method})",
+            "whole weights: what is trained is added to them, and they ship",
+            "choose the model that it was made of, and set quantization: nf4 to save memory",
+        )
+
+
+def _check_weights(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        parts = set(json.loads(index.read_text())["weight_map"].values())
+        lacking = sorted(part for part in parts if not (folder / part).is_file())
+        if lacking:
+            raise _refusal(
+                f"no {', '.join(lacking)}",
+                "every file that model.safetensors.index.json lists",
+                "download or save the model again",
+            )
+    elif not (folder / "model.safetensors").is_file():
+        if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
+            raise _refusal(
+                "only pickled weights, which can run any code when they are loaded",
+                "safetensors: pickled weights are never loaded",
+                "convert them on a machine that may: "
+                "AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)",
+            )
+        raise _refusal("no weights", "model.safetensors", "save the model with save_pretrained")
+
+
+def check_architecture(config: dict[str, Any], task: str) -> None:
+    """Refuse what transformers cannot do the task with by itself.
+
+    Raises:
+        BadModel: The architecture needs remote code, has no classification head, or cannot write.
+    """
+    from transformers import (
+        CONFIG_MAPPING,
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    )
+
+    kind = config.get("model_type", "")
+    if kind not in CONFIG_MAPPING:
+        found = f"architecture '{kind}', which transformers does not have"
+        if "auto_map" in config:
+            found += " (its code comes with the model, and is never run)"
+        raise _refusal(
+            found,
+            "an architecture of transformers",
+            "choose a model that loads without trust_remote_code",
+        )
+    if task == "text-classification":
+        if CONFIG_MAPPING[kind] not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            raise _refusal(
+                f"architecture '{kind}', which has no classification head in transformers",
+                "an architecture with AutoModelForSequenceClassification",
+                "choose an encoder such as BERT, RoBERTa, DeBERTa or ModernBERT",
+            )
+    elif CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING or _sees_what_follows(config):
+        raise _refusal(
+            f"architecture '{kind}', which does not write texts from left to right",
+            "an architecture with AutoModelForCausalLM",
+            "choose a decoder such as Llama, Qwen, Mistral, Gemma or SmolLM, or set task: "
+            "text-classification",
+        )
+
+
+def _sees_what_follows(config: dict[str, Any]) -> bool:
+    """Whether it is an encoder, or has one: transformers makes causal models of these too, but
+    only as parts of others."""
+    from transformers import (
+        CONFIG_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    )
+
+    kind = CONFIG_MAPPING[config["model_type"]]
+    with_encoder = kind in MODEL_FOR_MASKED_LM_MAPPING
+    with_encoder = with_encoder or kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    return with_encoder and not config.get("is_decoder")
+
+
+def max_length(config: Any) -> int | None:
+    """The longest input in tokens; None where positions are relative or unlimited."""
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)
+    if getattr(text, "position_embedding_type", None) in ("relative_key", "relative_key_query"):
+        return limit
+    if not isinstance(limit, int) or limit <= 0 or hasattr(text, "relative_attention_num_buckets"):
+        return None
+    if any(family in text.model_type for family in _OFFSET_FAMILIES):
+        return limit - (text.pad_token_id or 0) - 1
+    return limit
+
+
+# The tokenizer of a language model
+
+
+def _language_tokenizer(
+    folder: Path, task: str, chat_template: str, warnings: list[str]
+) -> PreTrainedTokenizerBase:
+    from tasks.chat.stop_tokens import no_end_token, settle_padding
+    from tasks.chat.template import template_of
+    from tasks.chat.tokenizer import read_tokenizer
+
+    tokenizer = read_tokenizer(folder)
+    if chat_template:
+        _give_template(tokenizer, chat_template, warnings)
+    if tokenizer.eos_token_id is None:
+        raise no_end_token()
+    if task != "completion":
+        template_of(tokenizer)
+    settle_padding(tokenizer)
+    return tokenizer
+
+
+def _give_template(
+    tokenizer: PreTrainedTokenizerBase, chat_template: str, warnings: list[str]
+) -> None:
+    """Replace the tokenizer's template by the recipe's.
+
+    Raises:
+        BadModel: The tokenizer lacks what chatml needs.
+        BadRecipe: The template is no Jinja, or cannot render a question and an answer.
+    """
+    from tasks.chat.template import CHATML, template_of
+
+    own = tokenizer.chat_template
+    text = chat_template
+    if chat_template == "chatml":
+        _check_chatml(tokenizer)
+        text = CHATML
+        # Who serves the model stops at the tokenizer's end token.
+        tokenizer.eos_token = "<|im_end|>"
+    tokenizer.chat_template = text
+    try:
+        template_of(tokenizer).render(
+            [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello"}]
+        )
+    except BadModel as error:
+        raise BadRecipe(
+            "model.chat_template", error.found, error.expected, "correct it, or leave it out"
+        ) from error
+    if own and own != text:
+        warnings.append(
+            "the tokenizer's own chat template is replaced by the recipe's (model.chat_template)"
+        )
+
+
+def _check_chatml(tokenizer: PreTrainedTokenizerBase) -> None:
+    wanted = ("<|im_start|>", "<|im_end|>")
+    lacking = [
+        token for token in wanted if len(tokenizer.encode(token, add_special_tokens=False)) != 1
+    ]
+    if lacking:
+        raise BadModel(
+            "model.chat_template",
+            f"chatml for a tokenizer without {' and '.join(lacking)}",
+            "a tokenizer with <|im_start|> and <|im_end|> as tokens",
+            "choose a model whose tokenizer has them (most chat versions do), or set "
+            "model.chat_template to a template in Jinja of the tokens that this one has",
+        )
+
+
+def _disagreements(
+    folder: Path, config: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> list[str]:
+    """Where model and tokenizer name other special tokens: often the sign of files that do not
+    belong together."""
+    said = {"config.json": config}
+    file = folder / "generation_config.json"
+    if file.is_file():
+        said[file.name] = json.loads(file.read_text())
+    found = []
+    for kind in ("bos", "eos"):
+        own = getattr(tokenizer, f"{kind}_token_id")
+        for name, settings in said.items():
+            ids = settings.get(f"{kind}_token_id")
+            ids = ids if isinstance(ids, list) else [ids]
+            if own is not None and any(isinstance(item, int) for item in ids) and own not in ids:
+                tokens = ", ".join(_named(tokenizer, item) for item in ids)
+                found.append(
+                    f"the tokenizer's {kind}_token is {_named(tokenizer, own)}, but {name} says "
+                    f"{tokens}: the tokenizer's is used"
+                )
+    return found
+
+
+def _named(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    known = isinstance(token, int) and 0 <= token < len(tokenizer)
+    return f"{token} ({tokenizer.convert_ids_to_tokens(token)})" if known else str(token)
+
+
+# The model
+
+
+def _look_inside(folder: Path, labels: list[str] | None, vocabulary: int) -> dict[str, Any]:
+    """What the model is made of; it is not loaded into memory. `labels` is None for language."""
+    from tasks.models.adapter import linear_modules
+    from tasks.models.causal import head_name, load_causal
+    from tasks.models.classifier import load_classifier
+
+    if labels is None:
+        model, heads = load_causal(folder, device="meta", attention="eager"), []
+        linear = linear_modules(model, [head_name(model)])
+    else:
+        model, heads = load_classifier(folder, labels, seed=0, device="meta")
+        linear = linear_modules(model, heads)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if vocabulary > rows:
+        raise _refusal(
+            f"a tokenizer with {vocabulary:,} ids for a model with {rows:,} embedding rows",
+            "no more ids than rows",
+            "use the tokenizer that the model was trained with, or resize the embeddings",
+        )
+    return {
+        "architecture": type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "linear_modules": linear,
+        "head_modules": heads,
+        "shape": _shape(folder, model, linear),
+    }
+
+
+def _shape(folder: Path, model: PreTrainedModel, linear: list[str]) -> dict[str, int]:
+    from tasks.models.weights import stored_dtype
+
+    config = model.config.get_text_config()
+    # Without attention (Mamba), there are no heads.
+    hidden, heads = config.hidden_size, getattr(config, "num_attention_heads", 0) or 0
+    sizes = [model.get_submodule(name).weight.numel() for name in linear]
+    embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings()
+    tied = output is not None and output.weight is embedding
+    apart = output.weight.numel() if output is not None and not tied else 0
+    return {
+        "hidden": hidden,
+        "layers": config.num_hidden_layers,
+        "heads": heads,
+        "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
+        "head_dim": getattr(config, "head_dim", None) or (hidden // heads if heads else 0),
+        # Named otherwise in the older families, four times the width where it is not said.
+        "intermediate": next(
+            (
+                size
+                for name in ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
+                if isinstance(size := getattr(config, name, None), int)
+            ),
+            4 * hidden,
+        ),
+        "vocabulary": embedding.shape[0],
+        "tied": int(tied),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "linear_parameters": sum(sizes),
+        "largest_linear": max(sizes, default=0),
+        "embedding_parameters": embedding.numel() + apart,
+        "stored_bytes": stored_dtype(folder).itemsize,
+    }
+
+
+def _refusal(found: str, expected: str, fix: str) -> BadModel:
+    return BadModel("model.uri", found, expected, fix)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,260 @@
+"""One class per cause of failure: what broke, whether a retry helps, and what to do.
+
+Every error that a person may meet is raised with the place it concerns (a recipe field, a file,
+a row), what was found there, what was expected, and the fix. The same four parts travel as JSON
+from the programs to the flow, and from the flow to the run's report.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+
+class BurnishError(Exception):
+    """A failure with a known cause.
+
+    Args:
+        where: The recipe field (`training.epochs`), file, row or URI that the error concerns.
+        found: What is there.
+        expected: What should have been there.
+        fix: What to do about it: one sentence, with the exact command where there is one.
+
+    Attributes:
+        history: For a training that failed: its losses until then, as `Finetuned.history`. They
+            are for the report, and do not travel between processes.
+    """
+
+    cause: ClassVar[str] = "code"
+    retry_helps: ClassVar[bool] = False
+    in_recipe: ClassVar[bool] = False
+    """Whether it is the recipe that must change: a retry has the same one."""
+
+    def __init__(self, where: str, found: str, expected: str, fix: str) -> None:
+        self.where, self.found, self.expected, self.fix = where, found, expected, fix
+        self.history: list[dict[str, float]] = []
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        return f"{self.where}: found {self.found}; expected {self.expected}. Fix: {self.fix}"
+
+    def __reduce__(self):
+        return type(self), (self.where, self.found, self.expected, self.fix)
+
+    def to_json(self) -> dict[str, Any]:
+        """The error as it travels between processes and into reports."""
+        return {
+            "type": type(self).__name__,
+            "where": self.where,
+            "found": self.found,
+            "expected": self.expected,
+            "fix": self.fix,
+        }
+
+
+class BadRecipe(BurnishError):
+    """The recipe contradicts itself, or asks for what its data or model cannot give."""
+
+    cause = "bad recipe"
+    in_recipe = True
+
+
+class BadData(BurnishError):
+    """The data cannot be read, or cannot be trained on."""
+
+    cause = "bad data"
+
+
+class BadModel(BurnishError):
+    """The base model, its tokenizer or a baseline cannot be used."""
+
+    cause = "bad model"
+    in_recipe = True
+
+
+class NotFound(BurnishError):
+    """A source or revision does not exist."""
+
+    cause = "not found"
+    in_recipe = True
+
+
+class NoAccess(BurnishError):
+    """Credentials are missing or wrong, or lack a right."""
+
+    cause = "no access"
+
+
+class OutOfDeviceMemory(BurnishError):
+    """The accelerator's memory is too small for the job."""
+
+    cause = "out of GPU memory"
+
+
+class OutOfHostMemory(BurnishError):
+    """The program was killed, most often for its use of memory."""
+
+    cause = "killed"
+    retry_helps = True
+
+
+class Preempted(BurnishError):
+    """The program was asked to stop (an eviction, a shutdown, a cancellation)."""
+
+    cause = "preempted"
+    retry_helps = True
+
+
+class TimedOut(BurnishError):
+    """A step took longer than its limit."""
+
+    cause = "time-out"
+
+
+class TrainingDiverged(BurnishError):
+    """The loss became NaN or infinite."""
+
+    cause = "training diverged"
+
+
+class StorageFailed(BurnishError):
+    """The store or a publishing target could not be read or written."""
+
+    cause = "storage"
+    retry_helps = True
+
+
+class HubFailed(BurnishError):
+    """The Hugging Face Hub did not answer as it should."""
+
+    cause = "Hub"
+    retry_helps = True
+
+
+class LlmJudgeFailed(BurnishError):
+    """The model that judges answers could not be asked, or understood."""
+
+    cause = "LLM judge"
+    retry_helps = True
+
+
+class DamagedArtifact(BurnishError):
+    """An artifact's files are missing or differ from its manifest.
+
+    Attributes:
+        kind: The artifact's kind.
+        digest: The artifact's digest.
+    """
+
+    cause = "storage"
+    retry_helps = True
+
+    def __init__(self, kind: str, digest: str, found: str) -> None:
+        self.kind, self.digest = kind, digest
+        super().__init__(
+            f"artifact {kind}/{digest[:12]}",
+            found,
+            "the files that its manifest lists",
+            "start the run again: the step that made it is then run anew",
+        )
+
+    def __reduce__(self):
+        return type(self), (self.kind, self.digest, self.found)
+
+
+class BaselineMoved(BurnishError):
+    """Another release was revealed after the verdict was reached."""
+
+    cause = "gate"
+    retry_helps = True
+
+
+class CodeFailed(BurnishError):
+    """A program ended in a way that no other class describes."""
+
+
+def from_json(data: dict[str, Any]) -> BurnishError:
+    """Rebuild an error that `BurnishError.to_json` described."""
+    kinds = {cls.__name__: cls for cls in BurnishError.__subclasses__()}
+    cls = kinds.get(data["type"], CodeFailed)
+    if cls is DamagedArtifact:
+        cls = StorageFailed
+    return cls(data["where"], data["found"], data["expected"], data["fix"])
+
+
+def preempted(saved: str = "nothing was saved") -> Preempted:
+    """The error of a program that was asked to stop.
+
+    Args:
+        saved: What it leaves behind.
+    """
+    return Preempted(
+        "program",
+        f"a request to stop (SIGTERM); {saved}",
+        "to run to its end",
+        "start the run again: it goes on from what was saved",
+    )
+
+
+def describe(problem: BaseException) -> BurnishError:
+    """The typed error for whatever was raised."""
+    for error in _chain(problem):
+        typed = _typed(error)
+        if typed is not None:
+            return typed
+    return CodeFailed(
+        _origin(problem),
+        traceback.format_exception_only(problem)[-1].strip(),
+        "no error",
+        "this is a defect of the program or of a library: report it with the log",
+    )
+
+
+def _chain(problem: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while problem is not None and id(problem) not in seen:
+        seen.add(id(problem))
+        yield problem
+        problem = problem.__cause__
+
+
+def _typed(error: BaseException) -> BurnishError | None:
+    if isinstance(error, BurnishError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return preempted()
+    text = str(error)
+    # Asked of the loaded module only: a program without torch must not load it for its error.
+    torch = sys.modules.get("torch")
+    if (torch and isinstance(error, torch.OutOfMemoryError)) or "CUDA error: out of memory" in text:
+        return OutOfDeviceMemory(
+            "training.batch_size",
+            text.splitlines()[0] if text else "no free device memory",
+            "batches that fit into the accelerator's memory",
+            "lower the batch size or training.max_length, or set quantization: nf4",
+        )
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate" in text:
+        return OutOfHostMemory(
+            "host memory",
+            text.splitlines()[0] if text else "no free memory",
+            "enough memory for the model and its batches",
+            "give the worker more memory, or lower the batch size or training.max_length",
+        )
+    # Rust and C++ libraries raise errors of their own, and leave the errno in the text only.
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
+        return StorageFailed(
+            str(getattr(error, "filename", None) or "disk"),
+            "no disk space",
+            "room for checkpoints and the model",
+            "free space on the worker's disk, or move its scratch folder",
+        )
+    return None
+
+
+def _origin(problem: BaseException) -> str:
+    frames = traceback.extract_tb(problem.__traceback__)
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "program"

@@ -1,0 +1,143 @@
+"""The recipe's part about data: where they are, how they are read and split."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import (
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from tasks.contracts.base import Contract
+
+Task = Literal["text-classification", "completion", "instruction", "preference"]
+RowFormat = Literal[
+    "auto", "text", "prompt-completion", "alpaca", "messages", "sharegpt", "preference"
+]
+ROW_FORMATS: dict[str, tuple[RowFormat, ...]] = {
+    "text-classification": (),
+    "completion": ("text", "prompt-completion"),
+    "instruction": ("messages", "prompt-completion", "alpaca", "sharegpt"),
+    "preference": ("preference",),
+}
+"""What each task's rows may look like."""
+
+
+class SplitRecipe(Contract):
+    """How examples go to train, validation and test."""
+
+    by: Literal["hash", "column", "files"] = Field(
+        "hash",
+        title="Split by",
+        description="hash: by a keyed hash of the input text (or of 'group_by'), so that an "
+        "example never changes sides when data is added. column: a column says train, validation "
+        "or test. files: the file names say it (train.jsonl, test-00000.parquet).",
+    )
+    column: str = Field("", title="Split column", description="Only for 'column'.")
+    group_by: str = Field(
+        "",
+        title="Keep together by",
+        description="A column whose equal values stay on one side: an author, a customer. Only "
+        "for 'hash'.",
+    )
+    test: float = Field(
+        0.15, gt=0, lt=1, title="Test share", description="Share of examples that judge. By hash."
+    )
+    validation: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        title="Validation share",
+        description="Share of examples that choose the best epoch. By hash.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SplitRecipe:
+        if self.test + self.validation >= 1:
+            raise ValueError(
+                f"test ({self.test}) and validation ({self.validation}) together leave nothing "
+                "to train on: their sum must be below 1"
+            )
+        if (self.by == "column") != bool(self.column):
+            raise ValueError("'column' must be given when, and only when, 'by' is column")
+        if self.group_by and self.by != "hash":
+            raise ValueError("'group_by' only works with a split by hash")
+        return self
+
+
+class DataRecipe(Contract):
+    """What to train on."""
+
+    cache_key_excludes = frozenset({"uri"})
+
+    uri: str | tuple[str, ...] = Field(
+        title="Source",
+        description="A file, folder or glob; s3://bucket/prefix; hf://owner/name@revision; "
+        "package:module/path. A list reads several.",
+    )
+    format: Literal["auto", "jsonl", "csv", "parquet", "arrow", "text-folders"] = Field(
+        "auto",
+        title="Format",
+        description="auto: by extension (.jsonl .json .csv .tsv .parquet .arrow). text-folders: "
+        "one text file per example, in a folder named by its label.",
+    )
+    text: str = Field("text", title="Text column", description="The column that the model reads.")
+    text_pair: str = Field(
+        "", title="Second text column", description="For pairs, such as premise and hypothesis."
+    )
+    label: str = Field("label", title="Label column", description="The column to predict.")
+    labels: tuple[str, ...] = Field(
+        (),
+        title="Labels",
+        description="The allowed labels; any other is refused. Empty: those found in the data.",
+    )
+    row_format: RowFormat = Field(
+        "auto",
+        title="Form of a row",
+        description="For language models. auto: recognised row by row. text: one text. "
+        "prompt-completion: prompt, completion. alpaca: instruction, input, output. messages: chat "
+        "messages with role and content. sharegpt: conversations with from and value. preference: "
+        "prompt, chosen, rejected.",
+    )
+    columns: dict[str, str] = Field(
+        {},
+        title="Columns by another name",
+        description="For language models, where a form's column is called otherwise: "
+        "{prompt: question, completion: answer}.",
+    )
+    keep_columns: tuple[str, ...] = Field(
+        (), title="Columns to keep", description="Other columns to slice the evaluation by."
+    )
+    encoding: str = Field(
+        "utf-8",
+        title="Encoding",
+        description="Of text formats: utf-8, cp1252… Several are tried in order for each file: "
+        "'utf-8, cp1252'.",
+    )
+    delimiter: str = Field(
+        ",", min_length=1, max_length=1, title="CSV delimiter", description="One character."
+    )
+    max_record_mb: float = Field(
+        8.0,
+        gt=0,
+        le=512,
+        title="Largest record (MB)",
+        description="A longer line or text file is refused: it is nearly always a broken file.",
+    )
+    split: SplitRecipe = Field(
+        default_factory=SplitRecipe, title="Splits", description="Train, validation and test."
+    )
+
+    @field_validator("uri")
+    @classmethod
+    def _some_data(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not value or not all(value if isinstance(value, tuple) else (value,)):
+            raise ValueError("name at least one file, folder or URI")
+        return value
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        """All data URIs, as a tuple."""
+        return (self.uri,) if isinstance(self.uri, str) else self.uri

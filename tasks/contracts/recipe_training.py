@@ -1,0 +1,197 @@
+"""What a recipe says of data, base model, adapter and training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import (
+    Field,
+)
+
+from tasks.contracts.base import Contract
+
+
+class ModelRecipe(Contract):
+    """Which base model to fine-tune, and what form ships."""
+
+    uri: str = Field(
+        min_length=1,
+        title="Base model",
+        description="hf://owner/name@revision; a folder; s3://bucket/prefix; package:module/path. "
+        "In safetensors, or one GGUF file (language models).",
+    )
+    ship: Literal["merged", "adapter"] = Field(
+        "merged",
+        title="What ships",
+        description="merged: one ordinary model that needs nothing else. adapter: the adapter and "
+        "the head alone, small, to be loaded on the same base model, which must be in safetensors: "
+        "of a GGUF file, only a merged model ships.",
+    )
+    chat_template: str = Field(
+        "",
+        title="Chat template",
+        description="For a chat model whose tokenizer brings none: chatml, or a template in Jinja. "
+        "It ships with the model.",
+    )
+    gguf: Literal["none", "f32", "f16", "bf16", "q8_0"] = Field(
+        "none",
+        title="GGUF export",
+        description="For llama.cpp and Ollama: a GGUF file of this type ships beside the merged "
+        "model.",
+    )
+
+
+class LoraRecipe(Contract):
+    """The adapter (LoRA, Hu et al. 2021, arXiv:2106.09685)."""
+
+    r: int = Field(16, ge=1, le=1024, title="Rank", description="Size of the adapter.")
+    alpha: float = Field(
+        32.0, gt=0, title="Alpha", description="The adapter's weight is alpha / rank."
+    )
+    dropout: float = Field(0.05, ge=0, lt=1, title="Dropout", description="On the adapter's input.")
+    target_modules: tuple[str, ...] = Field(
+        ("all-linear",),
+        min_length=1,
+        title="Target modules",
+        description="all-linear, or the last parts of module names: query, value, q_proj.",
+    )
+    modules_to_save: tuple[str, ...] = Field(
+        (),
+        title="Modules to train in full",
+        description="Besides the new classification head, which always is.",
+    )
+    rslora: bool = Field(
+        False,
+        title="Rank-stabilised",
+        description="Weigh the adapter by alpha / sqrt(rank) (rsLoRA, arXiv:2312.03732).",
+    )
+    dora: bool = Field(
+        False,
+        title="Decomposed",
+        description="Train magnitudes apart from directions (DoRA, arXiv:2402.09353): slower.",
+    )
+
+
+class TrainingRecipe(Contract):
+    """How long and how fast to train."""
+
+    epochs: int = Field(
+        3, ge=1, le=1000, title="Epochs", description="Passes over the training data."
+    )
+    batch_size: int = Field(
+        16, ge=1, le=65536, title="Batch size", description="Examples per optimizer step."
+    )
+    learning_rate: float = Field(
+        5e-4, gt=0, lt=1, title="Learning rate", description="Its highest value."
+    )
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", title="Schedule", description="How the learning rate falls after warm-up."
+    )
+    warmup: float = Field(
+        0.06, ge=0, lt=1, title="Warm-up", description="Share of the steps in which it rises."
+    )
+    weight_decay: float = Field(0.01, ge=0, lt=1, title="Weight decay", description="Of AdamW.")
+    max_length: int = Field(
+        256,
+        ge=8,
+        le=1_048_576,
+        title="Maximum length",
+        description="Tokens; longer texts are cut, and counted in the report.",
+    )
+    too_long: Literal["truncate", "drop", "split"] = Field(
+        "truncate",
+        title="Longer examples",
+        description="For language models. truncate: cut at the end. drop: leave out. split: train "
+        "on all of it, in pieces. All are counted in the report.",
+    )
+    beta: float = Field(
+        0.1,
+        gt=0,
+        le=10,
+        title="Beta",
+        description="For preference: how strongly the model is held to its base (DPO, "
+        "arXiv:2305.18290).",
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", title="Precision", description="auto: bf16 where the processor computes in it."
+    )
+    best_by: Literal["auto", "accuracy", "precision", "recall", "f1", "loss"] = Field(
+        "auto",
+        title="Best epoch by",
+        description="The validation metric that chooses the checkpoint that is kept. auto: "
+        "accuracy for classification, loss for language models.",
+    )
+    early_stopping: int = Field(
+        0,
+        ge=0,
+        title="Early stopping",
+        description="Stop after so many epochs without a better one. 0: never.",
+    )
+    seed: int = Field(
+        17, ge=0, le=2**31 - 1, title="Seed", description="Same seed, data and code: same model."
+    )
+    time_limit_minutes: float = Field(
+        720, gt=0, title="Time limit (minutes)", description="Training is stopped after it."
+    )
+
+    cache_key_excludes = frozenset({"time_limit_minutes"})
+
+
+class PlanRecipe(Contract):
+    """How it is trained, where a person knows better than the Plan."""
+
+    cache_key_excludes = frozenset({"micro_batch_tokens", "device_memory_gb"})
+
+    attention: Literal["auto", "eager", "sdpa", "segments", "flash_attention_2"] = Field(
+        "auto",
+        title="Attention",
+        description="segments: each example of a packed batch by itself (language models).",
+    )
+    packing: Literal["auto", "on", "off"] = Field(
+        "auto",
+        title="Packing",
+        description="For language models: examples one behind the other without padding, and "
+        "without seeing each other.",
+    )
+    checkpointing: Literal["auto", "on", "off"] = Field(
+        "auto",
+        title="Gradient checkpointing",
+        description="Computes activations twice instead of keeping them. auto: where memory is "
+        "short.",
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", title="Compile", description="With torch.compile. auto: where it pays."
+    )
+    kernels: Literal["auto", "none", "liger"] = Field(
+        "auto",
+        title="Kernels",
+        description="liger: fused ones, from the package liger-kernel (language models, on CUDA). "
+        "auto: where it is installed and knows the model.",
+    )
+    optimizer: Literal[
+        "auto", "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"
+    ] = Field("auto", title="Optimizer", description="The last two need CUDA.")
+    processes: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        title="Processes",
+        description="That train together, each on its own device. 0: one, or one for each GPU.",
+    )
+    sharding: Literal["auto", "ddp", "fsdp"] = Field(
+        "auto",
+        title="Several processes",
+        description="ddp: each holds the model. fsdp: the model is shared out among them.",
+    )
+    micro_batch_tokens: int = Field(
+        0,
+        ge=0,
+        title="Tokens at once",
+        description="Of one forward pass; the optimizer's batch stays the same. 0: by memory.",
+    )
+    device_memory_gb: float = Field(
+        0,
+        ge=0,
+        title="Memory of the card (GB)",
+        description="That training must fit into. 0: as found on the worker.",
+    )

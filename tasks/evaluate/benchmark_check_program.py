@@ -1,0 +1,101 @@
+"""Looks whether lm-evaluation-harness knows tasks by their names, and has their data: what is
+missing is told before anything is trained.
+
+Job: `tasks`: names; `folder` (optional): of task files (YAML) of one's own, which may name their
+data by paths below it.
+Result: nothing; a name that nobody knows, or data that are not on this machine, is an error.
+
+A program has no network: data sets of the Hub must lie in the machine's cache.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from typing import Any
+
+from tasks.contracts.errors import BadRecipe, NotFound
+from tasks.runtime.program import Reporter, run
+
+WHERE = "evaluation.benchmarks"
+
+
+def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """See the module's description.
+
+    Raises:
+        BadRecipe: A task is not known, or its file is wrong.
+        NotFound: A task's data are not on this machine.
+    """
+    if job.get("folder"):
+        os.chdir(job["folder"])
+    names = job["tasks"]
+    manager = find_tasks(names, job.get("folder"))
+    reporter.progress(always=True, stage="looking for data")
+    try:
+        manager.load(names)
+    except (ConnectionError, FileNotFoundError) as error:
+        raise without_data(names, error) from None
+    except Exception as error:  # whatever the libraries make of a wrong file
+        raise BadRecipe(
+            WHERE,
+            f"{', '.join(map(repr, names))}: {type(error).__name__}: {str(error)[:300]}",
+            "tasks that the harness can load",
+            "correct the task's file; `lm-eval validate --tasks NAMES` says more",
+        ) from None
+    return {}
+
+
+def without_data(names: list[str], error: Exception) -> NotFound:
+    """What to say where the harness did not find a task's data."""
+    return NotFound(
+        WHERE,
+        f"data that are not on this machine ({str(error)[:300]})",
+        "the data of each task in the cache of Hugging Face datasets, or beside its file",
+        f"run `lm-eval run --model dummy --tasks {' '.join(names)} --limit 1` once "
+        "where there is a network",
+    )
+
+
+def find_tasks(names: list[str], folder: str | None) -> Any:
+    """Where tasks are found; those of the library are looked through only if they are needed.
+
+    Args:
+        names: The tasks.
+        folder: With task files of one's own.
+
+    Returns:
+        The harness's `TaskManager` that knows them.
+
+    Raises:
+        BadRecipe: It does not know one of them.
+    """
+    from lm_eval.tasks import TaskManager
+
+    if folder:
+        own = TaskManager(include_path=folder, include_defaults=False)
+        if set(names) <= set(own.all_tasks):
+            return own
+    every = TaskManager(include_path=folder)
+    known = set(every.all_tasks)
+    if unknown := [name for name in names if name not in known]:
+        raise _unknown(unknown, sorted(known))
+    return every
+
+
+def _unknown(names: list[str], known: list[str]) -> BadRecipe:
+    near = {name: difflib.get_close_matches(name, known, n=3) for name in names}
+    advice = [
+        f"write {' or '.join(map(repr, found))} for {name!r}" if found else f"correct {name!r}"
+        for name, found in near.items()
+    ]
+    return BadRecipe(
+        WHERE,
+        f"{', '.join(map(repr, names))}, which the harness does not know",
+        "names that `lm-eval ls tasks` lists, or of files in evaluation.benchmark_folder",
+        "; ".join(advice),
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,159 @@
+"""Harness: what tasks of lm-evaluation-harness say of candidate and baseline, for people to read.
+
+It is no part of the gate: such scores move for many reasons, and most are of other abilities than
+those that are trained.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import orjson
+
+from tasks.contracts.artifacts import Artifact, Source
+from tasks.contracts.base import Contract
+from tasks.contracts.errors import BadRecipe
+from tasks.contracts.recipe import Recipe
+from tasks.contracts.results import Benchmarked
+from tasks.evaluate.step import ScoreInputs
+from tasks.runtime.cache import step
+from tasks.runtime.context import RunContext
+from tasks.runtime.run_program import run_program
+from tasks.runtime.substep_cache import SubstepCache
+from tasks.storage.sources import fetch_folder, resolve
+from tasks.storage.store import open_store
+
+
+class BenchmarkInputs(Contract):
+    """Which model, and what it is asked.
+
+    Attributes:
+        kind, model, base, tokenizer, quantization, device, batch_size: As `ScoreInputs` has them.
+        tasks: Names.
+        folder: With task files of one's own.
+        limit: Examples of each task; 0: all.
+        chat: Whether prompts are put into the chat template.
+    """
+
+    cache_key_excludes = frozenset({"batch_size"})
+
+    kind: str
+    model: Artifact | None
+    base: Source | None
+    tokenizer: Artifact | None
+    quantization: str
+    device: str
+    batch_size: int
+    tasks: tuple[str, ...]
+    folder: Source | None
+    limit: int
+    chat: bool
+
+
+@step(
+    "benchmarks",
+    result=Benchmarked,
+    code=("tasks.evaluate.benchmark_step", "tasks.evaluate.benchmark_program"),
+    libraries=("lm-eval", "torch", "transformers", "peft", "bitsandbytes", "datasets"),
+)
+def run_benchmarks(inputs: BenchmarkInputs, context: RunContext) -> Benchmarked:
+    """Run the tasks on the files that ship, in a process of its own.
+
+    Raises:
+        BadModel: The files cannot be loaded.
+        BadRecipe: A task is not known.
+        NotFound: A task's data are not on this machine.
+    """
+    store = open_store(context.store)
+    with store.scratch() as scratch:
+        base = fetch_folder(inputs.base, scratch / "base") if inputs.base else None
+        folder = fetch_folder(inputs.folder, scratch / "tasks") if inputs.folder else None
+        job = {
+            "model": str(store.open(inputs.model) if inputs.model else base),
+            "base": str(base) if base else None,
+            "kind": inputs.kind,
+            "quantization": inputs.quantization,
+            "tokenizer": str(store.open(inputs.tokenizer)) if inputs.tokenizer else None,
+            "device": inputs.device,
+            "batch_size": inputs.batch_size,
+            "tasks": list(inputs.tasks),
+            "folder": str(folder.resolve()) if folder else None,
+            "limit": inputs.limit,
+            "chat": inputs.chat,
+        }
+        result = run_program("tasks.evaluate.benchmark_program", job, scratch=scratch)
+        out = scratch / "results"
+        out.mkdir()
+        (out / "results.json").write_bytes(
+            orjson.dumps(result, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
+        )
+        return Benchmarked(artifact=store.put("benchmarks", out), **result)
+
+
+def benchmark_inputs(recipe: Recipe, scoring: ScoreInputs) -> BenchmarkInputs:
+    """What the recipe asks of a model.
+
+    Args:
+        recipe: With `evaluation.benchmarks`.
+        scoring: How the same model is scored.
+
+    Raises:
+        NotFound: `evaluation.benchmark_folder` does not exist.
+    """
+    asked = recipe.evaluation
+    loading: dict[str, Any] = {
+        name: getattr(scoring, name)
+        for name in ("kind", "model", "base", "tokenizer", "quantization", "device", "batch_size")
+    }
+    return BenchmarkInputs(
+        **loading,
+        tasks=asked.benchmarks,
+        folder=_folder(recipe),
+        limit=asked.benchmark_limit,
+        chat=recipe.task != "completion",
+    )
+
+
+def check_benchmarks(recipe: Recipe, context: RunContext) -> None:
+    """Refuse early what cannot be run. Tasks that were found once are not looked for again.
+
+    Raises:
+        BadRecipe: lm-evaluation-harness is not installed, or cannot load a task.
+        NotFound: `evaluation.benchmark_folder` does not exist, or a task's data are not on this
+            machine.
+    """
+    asked = recipe.evaluation
+    if not asked.benchmarks:
+        return
+    if find_spec("lm_eval") is None:
+        raise BadRecipe(
+            "evaluation.benchmarks",
+            "tasks, but no lm-evaluation-harness on this machine",
+            "the package lm-eval",
+            "run `pip install 'burnish[benchmarks]'`, or leave evaluation.benchmarks empty",
+        )
+    _check_tasks(asked.benchmarks, _folder(recipe), context)
+
+
+def _folder(recipe: Recipe) -> Source | None:
+    named = recipe.evaluation.benchmark_folder
+    return resolve(named, "tasks") if named else None
+
+
+def _check_tasks(names: tuple[str, ...], source: Source | None, context: RunContext) -> None:
+    substeps = SubstepCache(
+        "benchmark-tasks",
+        "benchmarks",
+        context,
+        code=("tasks.evaluate.benchmark_check_program",),
+        libraries=("lm-eval",),
+    )
+    key = substeps.key({"tasks": sorted(names), "folder": source.digest if source else ""})
+    if substeps.get(key) is not None:
+        return
+    with open_store(context.store).scratch() as scratch:
+        folder = fetch_folder(source, scratch / "tasks") if source else None
+        job = {"tasks": list(names), "folder": str(folder.resolve()) if folder else None}
+        run_program("tasks.evaluate.benchmark_check_program", job, scratch=scratch)
+    substeps.put(key, {"tasks": list(names)})

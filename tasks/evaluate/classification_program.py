@@ -1,0 +1,244 @@
+"""Scores a model example by example, loaded the way a consumer loads it.
+
+Job:
+    model: folder of what ships (for `untrained`: of the base model); base: folder, for an adapter.
+    kind: merged, adapter or untrained; quantization: of the adapter's base.
+    labels, seed: of an untrained head.
+    tokenizer, max_length (optional): for `untrained`, the tokenizer and cut of the candidate.
+    examples: Parquet with hash_hi, hash_lo, text, label, optionally text_pair, and slicing columns.
+    batch_size; measure_latency; out: path of scores.parquet; device (optional): cpu or cuda.
+
+Result: `metrics` (empty: the gate computes them), `labels` of the model, `size_bytes` of its
+folder, `milliseconds_per_example` (median of single calls, tokenizer included) or null.
+
+`scores.parquet` has the rows of `examples`, in their order: hash_hi, hash_lo, label, predicted,
+correct, loss (null where the model does not know the label), length (tokens, before cutting), and
+the slicing columns as strings.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.utils import logging
+
+from tasks.evaluate import released_model
+from tasks.models import classifier
+from tasks.models.load_errors import reading_shipped
+from tasks.runtime.program import Reporter, run
+
+_OWN_COLUMNS = ("hash_hi", "hash_lo", "text", "text_pair", "label")
+_WARM_UP_CALLS, _TIMED_CALLS = 3, 30
+
+
+def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """See the module's description.
+
+    Raises:
+        BadModel: The model cannot be loaded, or does not answer as it should.
+    """
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    reporter.progress(always=True, stage="loading model")
+    scorer = Scorer(job)
+    examples = pq.read_table(job["examples"], memory_map=True)
+    scorer.smoke_test(examples)
+    encoded = scorer.encode(examples)
+    logits = scorer.logits(encoded, job["batch_size"], reporter)
+    table = _scores(examples, logits, encoded["full_length"], scorer.labels)
+    out = Path(job["out"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, out, compression="zstd")
+    return {
+        "metrics": {},
+        "labels": scorer.labels,
+        "size_bytes": released_model.size_of(Path(job["model"])),
+        "milliseconds_per_example": scorer.latency(examples) if job["measure_latency"] else None,
+    }
+
+
+class Scorer:
+    """A model and its tokenizer, ready to classify.
+
+    Attributes:
+        labels: The model's labels, in the order of their ids.
+    """
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        """Load them.
+
+        Args:
+            job: The program's job.
+
+        Raises:
+            BadModel: Model or tokenizer cannot be loaded, or the model names no labels.
+        """
+        self._device = job.get("device") or "cpu"
+        folder = Path(job["model"])
+        self._tokenizer = classifier.load_tokenizer(Path(job.get("tokenizer") or folder))
+        self._model = _load(job, folder, self._device).eval()
+        config = self._model.config
+        if config.pad_token_id is None:
+            config.pad_token_id = self._tokenizer.pad_token_id
+        self.labels = [str(config.id2label[number]) for number in range(config.num_labels)]
+        self._max_length = released_model.token_limit(
+            job.get("max_length"), self._tokenizer, config
+        )
+
+    def smoke_test(self, examples: pa.Table) -> None:
+        """Classify one example.
+
+        Raises:
+            BadModel: The answer has another shape than the labels, or is not finite.
+        """
+        encoded = self.encode(examples.slice(0, 1))
+        found = self._forward(encoded, np.array([0]))
+        if found.shape != (1, len(self.labels)) or not np.isfinite(found).all():
+            what = f"logits of shape {tuple(found.shape)}"
+            if not np.isfinite(found).all():
+                what += " that are not finite"
+            raise released_model.wrong_answer(
+                what, f"finite logits of shape (1, {len(self.labels)})"
+            )
+
+    def encode(self, examples: pa.Table) -> dict[str, Any]:
+        """Token ids of each example, cut to the model's length, and the lengths before."""
+        texts = [examples.column("text").to_pylist()]
+        if "text_pair" in examples.column_names:
+            texts.append([text or "" for text in examples.column("text_pair").to_pylist()])
+        encoded = dict(self._tokenizer(*texts, truncation=False, verbose=False))
+        full = np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int32)
+        long = np.flatnonzero(full > self._max_length).tolist()
+        if long:
+            parts = [[column[row] for row in long] for column in texts]
+            cut = self._tokenizer(*parts, truncation=True, max_length=self._max_length)
+            for name in encoded:
+                for place, row in enumerate(long):
+                    encoded[name][row] = cut[name][place]
+        return encoded | {"full_length": full}
+
+    def logits(self, encoded: dict[str, Any], batch_size: int, reporter: Reporter) -> np.ndarray:
+        """Logits of every example, in the given order.
+
+        Args:
+            encoded: What `encode` gave.
+            batch_size: Examples at once.
+            reporter: Told how far it is.
+
+        Returns:
+            Array of shape (examples, labels), float64.
+        """
+        lengths = np.array([len(ids) for ids in encoded["input_ids"]])
+        found = np.empty((len(lengths), len(self.labels)))
+        # Longest first: little padding, and what does not fit into memory fails at once.
+        order = np.argsort(-lengths, kind="stable")
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            found[rows] = self._forward(encoded, rows)
+            reporter.progress(stage="scoring", done=start + len(rows), of=len(order))
+        return found
+
+    def latency(self, examples: pa.Table) -> float:
+        """Median milliseconds of a call with a single example, from text to logits."""
+        calls = min(_TIMED_CALLS, len(examples)) + _WARM_UP_CALLS
+        rows = np.linspace(0, len(examples) - 1, calls).astype(int).tolist()
+        times = []
+        for row in rows:
+            began = time.perf_counter()
+            self._forward(self.encode(examples.slice(row, 1)), np.array([0]))
+            times.append(1000 * (time.perf_counter() - began))
+        return round(statistics.median(times[_WARM_UP_CALLS:]), 3)
+
+    @torch.inference_mode()
+    def _forward(self, encoded: dict[str, Any], rows: np.ndarray) -> np.ndarray:
+        columns = {
+            name: encoded[name] for name in self._tokenizer.model_input_names if name in encoded
+        }
+        picked = {name: [column[row] for row in rows] for name, column in columns.items()}
+        batch = self._tokenizer.pad(picked, return_tensors="pt").to(self._device)
+        # The copy to the host also waits for the device, which timing needs.
+        return self._model(**batch).logits.double().cpu().numpy()
+
+
+def _load(job: dict[str, Any], folder: Path, device: str) -> Any:
+    if job["kind"] == "untrained":
+        model, _ = classifier.load_classifier(
+            Path(job["base"] or folder),
+            job["labels"],
+            seed=job["seed"],
+            fresh_head=True,
+            device=device,
+        )
+        return model
+    with reading_shipped("AutoModelForSequenceClassification"):
+        if job["kind"] == "adapter":
+            return _load_adapter(job, folder, device)
+        return AutoModelForSequenceClassification.from_pretrained(
+            folder, trust_remote_code=False, use_safetensors=True, device_map={"": device}
+        )
+
+
+def _load_adapter(job: dict[str, Any], folder: Path, device: str) -> Any:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    labels = [config.id2label[number] for number in range(config.num_labels)]
+    quantized = job["quantization"] == "nf4"
+    heads = _saved_modules(folder) if quantized else ()
+    base: PreTrainedModel
+    base, _ = classifier.load_classifier(
+        Path(job["base"]),
+        labels,
+        seed=0,
+        dtype=torch.float32,
+        quantization=job["quantization"],
+        head_modules=heads,
+        device=device,
+    )
+    base.config.pad_token_id = config.pad_token_id
+    return released_model.put_adapter(base, folder)
+
+
+def _saved_modules(folder: Path) -> list[str]:
+    from peft import PeftConfig
+
+    return sorted(set(PeftConfig.from_pretrained(folder).modules_to_save or ()))
+
+
+def _scores(
+    examples: pa.Table, logits: np.ndarray, lengths: np.ndarray, labels: list[str]
+) -> pa.Table:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    truth = [str(label) for label in examples.column("label").to_pylist()]
+    numbers = {label: number for number, label in enumerate(labels)}
+    known = np.array([numbers.get(label, -1) for label in truth], dtype=np.int64)
+    loss = -log_probabilities[np.arange(len(truth)), known]
+    predicted = [labels[number] for number in logits.argmax(axis=1)]
+    # An answer that is not a number is never right, whatever label it falls on.
+    right = np.isfinite(logits).all(axis=1) & (logits.argmax(axis=1) == known)
+    table = {
+        "hash_hi": examples.column("hash_hi").cast(pa.uint64()),
+        "hash_lo": examples.column("hash_lo").cast(pa.uint64()),
+        "label": pa.array(truth, pa.string()),
+        "predicted": pa.array(predicted, pa.string()),
+        "correct": pa.array(right, pa.bool_()),
+        "loss": pa.array(loss, pa.float64(), mask=known < 0, from_pandas=False),
+        "length": pa.array(lengths, pa.int32()),
+    }
+    for name in examples.column_names:
+        if name not in _OWN_COLUMNS:
+            table[name] = examples.column(name).cast(pa.string())
+    return pa.table(table)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,112 @@
+"""Gate: hold the candidate against the baseline, and say in sentences what came of it."""
+
+from __future__ import annotations
+
+from tasks.contracts.artifacts import Artifact
+from tasks.contracts.base import Contract
+from tasks.contracts.recipe_data import Task
+from tasks.contracts.recipe_evaluation import GateRecipe
+from tasks.contracts.results import Comparisons, Scored
+from tasks.contracts.verdict import GateResult
+from tasks.runtime.cache import step
+from tasks.runtime.context import RunContext
+from tasks.storage.store import open_store
+
+
+class GateInputs(Contract):
+    """The evidence and the rules.
+
+    Attributes:
+        candidate, baseline: What each answered to the test examples.
+        baseline_name: A release's version, `untrained base`, or `none`.
+        baseline_entry: Number of the log entry that deployed the baseline; 0 without one.
+        candidate_seen, baseline_seen: Artifacts with `seen.npy`, the inputs that each was trained
+            and validated on; None where that is unknown.
+        rules, slices: As the recipe says.
+        test_digest: The test set's identity.
+        look_number: How many verdicts it has served, this one included.
+        task: What the models are for.
+        guard_candidate, guard_baseline: What each made of the guard set; None where there is none.
+        guard_task: What the guard set was read for.
+        comparisons: What a judge said of the answers; None where there is none.
+    """
+
+    candidate: Scored
+    baseline: Scored | None
+    baseline_name: str
+    baseline_entry: int
+    candidate_seen: Artifact
+    baseline_seen: Artifact | None
+    rules: GateRecipe
+    slices: tuple[str, ...]
+    test_digest: str
+    look_number: int
+    task: Task = "text-classification"
+    guard_candidate: Scored | None = None
+    guard_baseline: Scored | None = None
+    guard_task: Task = "instruction"
+    comparisons: Comparisons | None = None
+
+
+@step(
+    "gate",
+    result=GateResult,
+    code=("tasks.gate.step", "tasks.gate.decide", "tasks.evaluate.llm_judge_verdicts"),
+    libraries=("numpy", "scipy", "statsmodels", "scikit-learn"),
+)
+def gate(inputs: GateInputs, context: RunContext) -> GateResult:
+    """Judge the candidate by the recipe's rules. Whatever is missing or not a number rejects."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from tasks.evaluate.llm_judge_verdicts import with_preferred
+    from tasks.gate.decide import decide
+
+    # Loads scipy and scikit-learn: a run that is up to date needs neither.
+    from tasks.gate.evidence import Evidence
+    from tasks.gate.guard_rule import Guard
+
+    store = open_store(context.store)
+
+    def scores(scored: Scored | None):
+        return scored and pq.read_table(store.file(scored.artifact, "scores.parquet"))
+
+    def seen(artifact: Artifact | None):
+        return artifact and np.load(store.file(artifact, "seen.npy"), allow_pickle=False)
+
+    candidate, baseline = inputs.candidate, inputs.baseline
+    tables = scores(candidate), scores(baseline)
+    if inputs.comparisons:
+        compared = store.file(inputs.comparisons.artifact, "comparisons.parquet")
+        tables = with_preferred(*tables, pq.read_table(compared))
+    guard = None
+    if inputs.guard_candidate and inputs.guard_baseline:
+        guarded = scores(inputs.guard_candidate), scores(inputs.guard_baseline)
+        guard = Guard(*guarded, inputs.guard_task)
+    verdict = decide(
+        Evidence(
+            candidate=tables[0],
+            baseline=tables[1],
+            candidate_labels=candidate.labels,
+            baseline_labels=baseline.labels if baseline else None,
+            candidate_seen=seen(inputs.candidate_seen),
+            baseline_seen=seen(inputs.baseline_seen),
+            latency_ms=candidate.milliseconds_per_example,
+            size_bytes=candidate.size_bytes,
+            task=inputs.task,
+        ),
+        inputs.rules,
+        inputs.slices,
+        candidate_digest=candidate.model_digest,
+        baseline=inputs.baseline_name,
+        baseline_digest=baseline.model_digest if baseline else "",
+        baseline_entry=inputs.baseline_entry,
+        test_digest=inputs.test_digest,
+        look_number=inputs.look_number,
+        guard=guard,
+    )
+    with store.scratch() as scratch:
+        out = scratch / "verdict"
+        out.mkdir()
+        (out / "verdict.json").write_text(verdict.model_dump_json(indent=1))
+        return GateResult(artifact=store.put("verdict", out), verdict=verdict)

@@ -1,0 +1,192 @@
+"""Reads a piece of data into a shard: its rows, their hashes, their splits.
+
+A shard is a function of the piece's content and of the settings that reading depends on. It knows
+nothing of files, so a piece that moves to another file or place is the same shard. It holds
+
+`rows.parquet`: the rows in their order: `text`, `text_pair` where there is one, `label`, the kept
+columns (all strings), `hash_hi` and `hash_lo` (the hash of the inputs), `raw` (the hash of all
+values), `split` (1 train, 2 validation, 3 test); for language models also `example`: what the row
+became (tasks/load/row_formats.py), of which `text` is the input, and an empty `label`;
+`index.npy`: one `INDEX` entry per row, sorted by hash;
+`near.npy`: uint64, shape (rows, 8): what near-duplicates share (tasks/load/minhash.py);
+`stats.json`: counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from tasks.load.minhash import band_keys
+from tasks.load.read_settings import Job, Reading
+from tasks.load.readers import Rows, read_rows
+from tasks.load.splits import SPLIT_NAMES, input_hash, normal_form, split_of
+
+INDEX = np.dtype(
+    [
+        ("hash_hi", "<u8"),
+        ("hash_lo", "<u8"),
+        ("raw", "<u8"),
+        ("label_hash", "<u8"),
+        ("row", "<u4"),
+        ("split", "u1"),
+    ]
+)
+
+
+def read_chunk(job: Job) -> list[Path]:
+    """Read a piece and write its shards; columnar pieces may give several, in order.
+
+    Returns:
+        The shards' folders.
+
+    Raises:
+        BadData: A row that cannot be trained on, by file and row.
+    """
+    folders = []
+    for number, rows in enumerate(read_rows(job)):
+        folder = Path(job.out) / str(number)
+        folder.mkdir(parents=True)
+        write_shard(rows, job.reading, folder)
+        folders.append(folder)
+    return folders
+
+
+def label_hash(label: str) -> int:
+    """64 bits that stand for a label, or for an example's answer."""
+    return int.from_bytes(hashlib.blake2b(label.encode(), digest_size=8).digest(), "little")
+
+
+def write_shard(rows: Rows, reading: Reading, folder: Path) -> None:
+    """Write rows as a shard's files."""
+    normal = [normal_form(text) for text in rows.texts]
+    pairs = [normal_form(text) for text in rows.pairs]
+    both = list(zip(normal, pairs or [""] * len(normal), strict=True))
+    hashes = [input_hash(text, pair) for text, pair in both]
+    index = np.empty(len(hashes), INDEX)
+    halves = np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 2)
+    index["hash_hi"], index["hash_lo"] = halves[:, 0], halves[:, 1]
+    index["raw"] = _raw_hashes(rows)
+    known = {label: label_hash(label) for label in set(rows.answers or rows.labels)}
+    index["label_hash"] = [known[label] for label in rows.answers or rows.labels]
+    index["row"] = np.arange(len(hashes))
+    index["split"] = _splits(rows, hashes, reading)
+    _write_rows(rows, index, reading, folder / "rows.parquet")
+    # All fields: rows with equal hashes must not lie in the order of their source.
+    np.save(folder / "index.npy", index[np.lexsort([index[name] for name in _SORTED_BY])])
+    compared = [f"{text} {pair}" for text, pair in both] if pairs else normal
+    np.save(folder / "near.npy", band_keys(compared))
+    (folder / "stats.json").write_bytes(orjson.dumps(_stats(rows, index)))
+
+
+_SORTED_BY = ("row", "raw", "label_hash", "hash_lo", "hash_hi")
+
+
+def _raw_hashes(rows: Rows) -> np.ndarray:
+    columns: list[Iterable[Any]] = [rows.texts, rows.labels]
+    columns += [rows.pairs] if rows.pairs else []
+    columns += [rows.examples] if rows.examples else []
+    columns += [rows.kept] if rows.kept else []
+    joined = b"".join(
+        hashlib.blake2b(orjson.dumps(row), digest_size=8).digest()
+        for row in zip(*columns, strict=True)
+    )
+    return np.frombuffer(joined, "<u8")
+
+
+def _splits(rows: Rows, hashes: list[bytes], reading: Reading) -> list[int]:
+    if rows.splits:
+        return rows.splits
+    if reading.split_as:
+        return [reading.split_as] * len(hashes)
+    if rows.groups:
+        # A row without a group stands for itself.
+        return [
+            split_of(b"group:" + group.encode() if group else each, reading.split)
+            for group, each in zip(rows.groups, hashes, strict=True)
+        ]
+    return [split_of(each, reading.split) for each in hashes]
+
+
+def _write_rows(rows: Rows, index: np.ndarray, reading: Reading, path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, Any] = {"text": pa.array(rows.texts, pa.string())}
+    if rows.pairs:
+        columns["text_pair"] = pa.array(rows.pairs, pa.string())
+    if rows.examples:
+        columns["example"] = pa.array(rows.examples, pa.string())
+    columns["label"] = pa.array(rows.labels, pa.string())
+    for number, name in enumerate(reading.keep_columns):
+        columns[name] = pa.array([kept[number] for kept in rows.kept], pa.string())
+    for name in ("hash_hi", "hash_lo", "raw", "split"):
+        columns[name] = pa.array(np.ascontiguousarray(index[name]))
+    pq.write_table(
+        pa.table(columns),
+        path,
+        compression="zstd",
+        use_dictionary=["label", *reading.keep_columns],
+        write_statistics=False,
+    )
+
+
+def _stats(rows: Rows, index: np.ndarray) -> dict[str, Any]:
+    pairs = rows.pairs or [""] * len(rows.texts)
+    lengths = (len(text) + len(pair) for text, pair in zip(rows.texts, pairs, strict=True))
+    return {
+        "rows": len(rows.texts),
+        **(_form_stats(rows) if rows.examples else {"labels": _label_stats(rows, index)}),
+        "lengths": _binned(lengths),
+        "columns": rows.columns,
+        "present": {name: rows.present[name] for name in sorted(rows.present)},
+    }
+
+
+def _label_stats(rows: Rows, index: np.ndarray) -> dict[str, Any]:
+    counts: dict[str, Counter] = {}
+    first: dict[str, int] = {}
+    for label, split, position in zip(rows.labels, index["split"], rows.positions, strict=True):
+        counts.setdefault(label, Counter())[int(split)] += 1
+        first.setdefault(label, position)
+    return {
+        label: {"splits": [counts[label][split] for split in SPLIT_NAMES], "at": first[label]}
+        for label in sorted(counts)
+    }
+
+
+def _form_stats(rows: Rows) -> dict[str, Any]:
+    return {
+        "forms": dict(sorted(Counter(rows.forms).items())),
+        "answer_lengths": _binned(rows.answer_lengths),
+    }
+
+
+def _binned(lengths: Iterable[int]) -> dict[str, int]:
+    bins = Counter(map(length_bin, lengths))
+    return {str(each): bins[each] for each in sorted(bins)}
+
+
+_FINE = 16  # bins to an octave: each is at most 1/16 wide
+
+
+def length_bin(length: int) -> int:
+    """The bin of a length: exact below 32, then 16 bins to an octave."""
+    if length < 2 * _FINE:
+        return length
+    octave = length.bit_length() - _FINE.bit_length()
+    return (octave + 1) * _FINE + (length >> octave) - _FINE
+
+
+def bin_start(number: int) -> int:
+    """The least length in a bin."""
+    if number < 2 * _FINE:
+        return number
+    octave = number // _FINE - 1
+    return (number % _FINE + _FINE) << octave

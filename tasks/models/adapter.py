@@ -1,0 +1,198 @@
+"""LoRA adapters: attach, save, load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
+from transformers import (
+    PreTrainedModel,
+)
+from transformers.pytorch_utils import Conv1D
+
+from tasks.contracts.errors import BadRecipe
+from tasks.models.weights import silence_dropout
+
+
+def linear_modules(model: torch.nn.Module, heads: Iterable[str]) -> list[str]:
+    """Full names of the linear layers that an adapter may target, in the model's order."""
+    inside = tuple(f"{head}." for head in heads)
+    return [
+        name
+        for name, module in model.named_modules()
+        # GPT-2 and its kin write their linear layers as Conv1D.
+        if isinstance(module, torch.nn.Linear | Conv1D) and not f"{name}.".startswith(inside)
+    ]
+
+
+def attach_lora(
+    model: PreTrainedModel,
+    lora: dict[str, Any],
+    heads: Iterable[str],
+    seed: int,
+    task_type: str = "SEQ_CLS",
+    apart: Iterable[str] = (),
+) -> torch.nn.Module:
+    """Wrap a model in a new adapter; adapter and head train in fp32, all else is frozen.
+
+    Args:
+        model: The base model.
+        lora: `LoraRecipe` as plain values.
+        heads: Modules that are trained in full, besides `lora["modules_to_save"]`.
+        seed: Of the adapter's first values.
+        task_type: As peft names it.
+        apart: Modules that get no adapter, besides those that are trained in full.
+
+    Raises:
+        BadRecipe: A target or module to save does not exist.
+    """
+    # peft takes seconds to import, and what only examines or scores needs none of it.
+    from peft import LoraConfig, get_peft_model
+
+    heads = sorted({*heads, *lora["modules_to_save"]})
+    config = LoraConfig(
+        task_type=task_type,
+        r=lora["r"],
+        lora_alpha=lora["alpha"],
+        lora_dropout=lora["dropout"],
+        use_rslora=lora.get("rslora", False),
+        use_dora=lora.get("dora", False),
+        target_modules=_targets(model, lora["target_modules"], [*heads, *apart]),
+        modules_to_save=_known(model, heads),
+    )
+    silence_dropout(model)
+    # Drawn from a seed of its own: what was drawn for the head must not move it.
+    torch.manual_seed(seed)
+    wrapped = get_peft_model(model, config)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return wrapped
+
+
+def save_adapter(model: torch.nn.Module, file: Path) -> None:
+    """Write the trained tensors (adapter and head) to one safetensors file, whole or not at all."""
+    # peft takes seconds to import, and what only examines or scores needs none of it.
+    from peft import get_peft_model_state_dict
+
+    state = {
+        name: tensor.detach().to("cpu", torch.float32).contiguous()
+        for name, tensor in sorted(
+            get_peft_model_state_dict(model, state_dict=held_in_full(model)).items()
+        )
+    }
+    partial = file.with_suffix(".partial")
+    save_file(state, partial, metadata={"format": "pt"})
+    partial.replace(file)
+
+
+def held_in_full(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
+    """The tensors of a shared model that each process has in full: its adapter's.
+
+    Returns:
+        They by name; None for a model that is not shared. To save the others, peft would put them
+        together in every process.
+    """
+    state = model.state_dict()
+    full = {name: tensor for name, tensor in state.items() if not isinstance(tensor, DTensor)}
+    return full if len(full) < len(state) else None
+
+
+def load_adapter(model: torch.nn.Module, file: Path) -> None:
+    """Read what `save_adapter` wrote into a model of the same shape."""
+    # peft takes seconds to import, and what only examines or scores needs none of it.
+    from peft import set_peft_model_state_dict
+
+    set_peft_model_state_dict(model, load_file(file))
+
+
+def save_merged(model: PreTrainedModel, folder: Path) -> None:
+    """Write an ordinary model as safetensors, without a trace of where its base lay."""
+    model.config._name_or_path = ""
+    model.eval().save_pretrained(folder, max_shard_size="5GB")
+    open_to_readers(folder)
+
+
+def open_to_readers(folder: Path) -> None:
+    """Let others read what was written: safetensors makes files that only their owner can."""
+    for file in folder.iterdir():
+        file.chmod(0o644)
+
+
+def save_shipped_adapter(
+    model: torch.nn.Module, adapter: Path, folder: Path, pin: dict[str, str], quantization: str
+) -> None:
+    """Write adapter, head and configuration, with the base by reference.
+
+    Args:
+        model: The adapter's model, for its configuration.
+        adapter: What `save_adapter` wrote.
+        folder: Where to.
+        pin: The base's `uri` and `digest`.
+        quantization: How the base was quantised when the adapter was trained on it: on any other
+            base the adapter is another model.
+    """
+    name, revision = _base_reference(pin)
+    config = model.peft_config["default"].to_dict() | {
+        "base_model_name_or_path": name,
+        "revision": revision,
+        "inference_mode": True,
+    }
+    for key in ("target_modules", "modules_to_save"):
+        config[key] = sorted(set(config[key]))
+    base = {"reference": name, "digest": pin["digest"], "quantization": quantization}
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, content in (("adapter_config.json", config), ("base.json", base)):
+        (folder / file).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    save_file(load_file(adapter), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    plain = model.get_base_model().config
+    plain._name_or_path = ""
+    if hasattr(plain, "quantization_config"):
+        del plain.quantization_config
+    plain.save_pretrained(folder)
+    open_to_readers(folder)
+
+
+def _targets(model: PreTrainedModel, wanted: Iterable[str], heads: list[str]) -> list[str]:
+    linear = linear_modules(model, heads)
+    if tuple(wanted) == ("all-linear",):
+        wanted = linear
+    chosen = [name for name in linear if any(f".{name}".endswith(f".{end}") for end in wanted)]
+    unused = [end for end in wanted if not any(f".{name}".endswith(f".{end}") for name in linear)]
+    if unused or not chosen:
+        raise BadRecipe(
+            "lora.target_modules",
+            f"no linear module named {', '.join(unused) or 'at all'}",
+            f"some of: {', '.join(sorted({name.rpartition('.')[2] for name in linear}))}",
+            "name modules of this model, or say all-linear",
+        )
+    return chosen
+
+
+def _known(model: PreTrainedModel, heads: list[str]) -> list[str]:
+    names = [name for name, _ in model.named_modules()]
+    for head in heads:
+        if not any(f".{name}".endswith(f".{head}") for name in names):
+            raise BadRecipe(
+                "lora.modules_to_save",
+                f"no module named {head}",
+                "modules of the base model",
+                "leave it out: the new classification head is always trained in full",
+            )
+    return heads
+
+
+def _base_reference(pin: dict[str, str]) -> tuple[str, str | None]:
+    """What a consumer resolves the base by: never a path of the machine it was trained on."""
+    uri = pin["uri"]
+    if uri.startswith("hf://"):
+        name, _, revision = uri.removeprefix("hf://").partition("@")
+        return name, revision.partition("/")[0] or None
+    if uri.startswith(("s3://", "package:")):
+        return uri, None
+    return f"sha256:{pin['digest']}", None

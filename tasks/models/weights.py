@@ -1,0 +1,83 @@
+"""Precision, quantization and placement of a model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers import (
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
+
+from tasks.runtime import ranks
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def place(device: str) -> str:
+    """A device as this process has it: of several processes, each has a GPU of its own.
+
+    Args:
+        device: `cpu`, `cuda` or `meta`.
+    """
+    several = device == "cuda" and ranks.count() > 1
+    return f"cuda:{ranks.local_rank()}" if several else device
+
+
+def guard_4bit(model: torch.nn.Module) -> None:
+    """Keep 4-bit layers trainable on processors with AVX512-BF16.
+
+    There, bitsandbytes repacks the weights at the first forward in evaluation mode, and training
+    after that silently loses the gradients through them.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def silence_dropout(model: PreTrainedModel) -> None:
+    """Turn off dropout within the base, and leave it in the head.
+
+    The base is frozen, so there is nothing in it to regularise (the adapter has a dropout of its
+    own, by recipe); drawing the random masks took a third of a training step on a CPU.
+    """
+    base = getattr(model, model.base_model_prefix, model)
+    for module in base.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Number format of the largest tensor in a folder's safetensors files."""
+    largest, found = 0, "F32"
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                part = tensors.get_slice(name)
+                size = int(torch.Size(part.get_shape()).numel())
+                if size > largest:
+                    largest, found = size, part.get_dtype()
+    return STORED_DTYPES.get(found, torch.float32)
+
+
+def nf4(dtype: torch.dtype | str, skip: Iterable[str]) -> BitsAndBytesConfig:
+    """Quantisation to 4 bits with double quantisation (QLoRA, arXiv:2305.14314).
+
+    Args:
+        dtype: That the layers compute in; `auto` for fp32.
+        skip: Modules that are never quantised.
+    """
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32 if dtype == "auto" else dtype,
+        llm_int8_skip_modules=sorted(skip),
+    )

@@ -1,0 +1,1 @@
+"""How the model will be trained: the plan, preflight checks and the memory forecast."""

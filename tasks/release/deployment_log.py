@@ -1,0 +1,123 @@
+"""The log of a model and channel: numbered entries, each created only if it is not there yet.
+
+This log is the truth about what is deployed; targets, pointers and events are copies of what it
+says. A consumer needs nothing else to know what to serve.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import orjson
+
+from tasks.contracts.base import digest_of
+from tasks.contracts.errors import BaselineMoved
+from tasks.contracts.release import LogEntry, Release
+from tasks.storage.store import Store
+
+
+def entries(store: Store, name: str, channel: str, after: int = 0) -> list[LogEntry]:
+    """The log's entries with a number above `after`, in order."""
+    numbers = [number for number in _numbers(store, f"logs/{name}/{channel}/") if number > after]
+    return [_read(store, name, channel, number) for number in numbers]
+
+
+def head(store: Store, name: str, channel: str) -> LogEntry | None:
+    """The newest entry of any kind; None for an empty log."""
+    numbers = _numbers(store, f"logs/{name}/{channel}/")
+    return _read(store, name, channel, numbers[-1]) if numbers else None
+
+
+def deployed(store: Store, name: str, channel: str) -> LogEntry | None:
+    """The entry that says what is served now; None before the first release."""
+    for number in reversed(_numbers(store, f"logs/{name}/{channel}/")):
+        entry = _read(store, name, channel, number)
+        if entry.kind == "deployed":
+            return entry
+    return None
+
+
+def channels(store: Store) -> list[tuple[str, str]]:
+    """Every (model, channel) that has a log."""
+    paths = (path.split("/") for path in store.objects.sizes("logs/"))
+    return sorted({(parts[1], parts[2]) for parts in paths if len(parts) == 4})
+
+
+def append(store: Store, entry: LogEntry) -> LogEntry:
+    """Enter an entry at its number.
+
+    Raises:
+        BaselineMoved: Another entry has that number.
+    """
+    name, channel = entry.release.name, entry.release.channel
+    data = entry.model_dump_json(indent=1).encode()
+    if not store.objects.create(_path(name, channel, entry.number), data):
+        raise moved(name, channel, entry.number)
+    return entry
+
+
+def claim(store: Store, release: Release, seen: int, run: str) -> LogEntry:
+    """Claim the right to reveal a release; the entry's number is the claim's fence.
+
+    Args:
+        release: What is about to be revealed.
+        seen: Number of the log's newest entry when the verdict was reached; 0 for an empty log.
+        run: The claiming run's name.
+
+    Raises:
+        BaselineMoved: The log has grown since, other than by an earlier claim for these bytes.
+    """
+    newest = head(store, release.name, release.channel)
+    if newest and newest.kind == "revealing" and newest.release.digest == release.digest:
+        return newest
+    if (newest.number if newest else 0) != seen:
+        raise moved(release.name, release.channel, seen + 1)
+    return append(
+        store,
+        LogEntry(number=seen + 1, kind="revealing", at=utc_now(), run=run, release=release),
+    )
+
+
+def look_number(store: Store, name: str, test_digest: str, candidate: str, baseline: str) -> int:
+    """How many verdicts this test set has served, this one included.
+
+    The same comparison asked again is the same look.
+    """
+    prefix = f"looks/{name}/{test_digest}/"
+    asked = digest_of([candidate, baseline]).encode()
+    for number in _numbers(store, prefix):
+        if (store.objects.read(f"{prefix}{number:08d}.json") or (b"",))[0] == asked:
+            return number
+    number = len(_numbers(store, prefix)) + 1
+    while not store.objects.create(f"{prefix}{number:08d}.json", asked):
+        number += 1
+    return number
+
+
+def moved(name: str, channel: str, number: int) -> BaselineMoved:
+    """The error for a log that has grown since it was read."""
+    return BaselineMoved(
+        f"log of {name}/{channel}",
+        f"another entry {number}",
+        "the log as it was when the verdict was reached",
+        "start the run again: the gate then compares with what is deployed now",
+    )
+
+
+def utc_now() -> str:
+    """The time now: UTC, ISO 8601, seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _path(name: str, channel: str, number: int) -> str:
+    return f"logs/{name}/{channel}/{number:08d}.json"
+
+
+def _numbers(store: Store, prefix: str) -> list[int]:
+    names = (path.rsplit("/", 1)[1] for path in store.objects.sizes(prefix))
+    return sorted(int(name.removesuffix(".json")) for name in names)
+
+
+def _read(store: Store, name: str, channel: str, number: int) -> LogEntry:
+    found = store.objects.read(_path(name, channel, number))
+    return LogEntry.model_validate(orjson.loads(found[0]))

@@ -1,0 +1,154 @@
+"""Publish: stage, verify, reveal, at every target that the recipe names.
+
+Each step asks whether it was done already, so a run that was killed on any line is finished by the
+next one. The right to reveal is an entry of the model's log
+(tasks/release/deployment_log.py), whose number is the fence that keeps a slower publisher from
+undoing a later one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from prefect import task
+
+from tasks.contracts.candidate import Candidate
+from tasks.contracts.errors import BurnishError, StorageFailed
+from tasks.contracts.recipe import Recipe
+from tasks.contracts.release import LogEntry, Publication, Release
+from tasks.release import deployment_log
+from tasks.release.provenance import make_release, provenance_of
+from tasks.release.targets import Target, open_target
+from tasks.runtime.context import RunContext
+from tasks.runtime.logs import run_logger
+from tasks.storage.store import Store, open_store
+
+
+@task(name="publish", task_run_name="publish", persist_result=False)
+def publish(candidate: Candidate, seen: int, context: RunContext) -> LogEntry:
+    """Publish a promoted candidate everywhere.
+
+    Args:
+        candidate: What the run made.
+        seen: Number of the log's newest entry when the baseline was read.
+        context: Where to work.
+
+    Returns:
+        The log entry that claimed the right to reveal it, its release with its publications.
+
+    Raises:
+        BaselineMoved: Another release was revealed meanwhile; nothing of this one is visible then.
+        NoAccess, StorageFailed, HubFailed: A target failed; the next run goes on from there.
+    """
+    store = open_store(context.store)
+    release = make_release(candidate, store)
+    targets = open_targets(candidate.recipe)
+    with _staged(release, targets, store) as folder:
+        claim = deployment_log.claim(store, release, seen, context.run_name)
+        return _reveal(claim, targets, folder)
+
+
+@task(name="finish", task_run_name="finish what was begun", persist_result=False)
+def finish(claim: LogEntry, context: RunContext) -> LogEntry:
+    """Publish what an earlier run, that ended before its end, had claimed the right to reveal.
+
+    Args:
+        claim: The newest entry of the log, which no deployment followed.
+        context: Where to work.
+
+    Returns:
+        The claim, its release with its publications.
+
+    Raises:
+        As `publish`.
+    """
+    store = open_store(context.store)
+    release = claim.release
+    targets = open_targets(Recipe.model_validate(provenance_of(release, store)["recipe"]))
+    with _staged(release, targets, store) as folder:
+        return _reveal(claim, targets, folder)
+
+
+@task(name="complete", task_run_name="publish what is missing", persist_result=False)
+def publish_missing(
+    entry: LogEntry, recipe: Recipe, context: RunContext
+) -> tuple[Publication, ...]:
+    """Bring the deployed release to targets that were named since it was made.
+
+    Returns:
+        The publications that were added.
+    """
+    store = open_store(context.store)
+    missing = missing_targets(entry.release, recipe)
+    with _staged(entry.release, missing, store) as folder:
+        return _reveal(entry, missing, folder).release.publications
+
+
+@contextlib.contextmanager
+def _staged(release: Release, targets: list[Target], store: Store) -> Iterator[Path]:
+    """The release's files in a folder, and staged at every target."""
+    with store.scratch() as scratch:
+        folder = release_folder(release, store, scratch / "release")
+        for target in targets:
+            target.stage(release, folder)
+        yield folder
+
+
+def _reveal(entry: LogEntry, targets: list[Target], folder: Path) -> LogEntry:
+    release = entry.release
+    shown = tuple(target.reveal(release, folder, entry.number) for target in targets)
+    for publication in shown:
+        run_logger().info("published version %s at %s", release.version, publication.uri)
+    released = release.model_copy(update={"publications": shown})
+    return entry.model_copy(update={"release": released})
+
+
+def restore(release: Release, store: Store, private: bool) -> None:
+    """Bring a release's model back into the store from where it was published, if the store lost
+    it: it may be the baseline, whose data are long gone.
+
+    Raises:
+        StorageFailed: No publication has those bytes any more.
+    """
+    if store.holds(release.artifact):
+        return
+    for publication in release.publications:
+        with store.scratch() as scratch, contextlib.suppress(BurnishError):
+            folder = scratch / "model"
+            folder.mkdir()
+            open_target(publication.target, private).fetch(release, folder)
+            (folder / "README.md").unlink(missing_ok=True)
+            if store.put("model", folder).digest == release.digest:
+                run_logger().info("restored version %s from %s", release.version, publication.uri)
+                return
+    raise StorageFailed(
+        f"release {release.name} {release.version}",
+        "no whole copy, neither in the store nor where it was published",
+        "the deployed model, to compare the candidate with",
+        "bring its files back to one of its places, or announce another release",
+    )
+
+
+def missing_targets(release: Release, recipe: Recipe) -> list[Target]:
+    """Targets of the recipe where the release is not revealed."""
+    return [target for target in open_targets(recipe) if not target.holds(release)]
+
+
+def open_targets(recipe: Recipe) -> list[Target]:
+    """The recipe's targets."""
+    return [open_target(uri, recipe.publish.private) for uri in recipe.publish.targets]
+
+
+def release_folder(release: Release, store: Store, folder: Path) -> Path:
+    """The files of a release: the model's, and its card."""
+    copy_files(store.open(release.artifact), folder)
+    copy_files(store.open(release.provenance) / "card", folder)
+    return folder
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copy a folder's files into another, which may exist."""
+    shutil.copytree(source, target, dirs_exist_ok=True)

@@ -1,0 +1,181 @@
+"""What people look at: the run's report, its loss curve and gate table, and training's progress.
+
+The report is one artifact on the run's page, written from the first second and kept true.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from prefect.artifacts import (
+    create_markdown_artifact,
+)
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+from tasks.contracts.errors import BurnishError
+from tasks.contracts.results import StepResult
+from tasks.report.loss_curve import loss_curve
+from tasks.report.markdown import markdown_table
+from tasks.runtime.logs import KnownCauses, run_logger
+
+for _name in ("prefect.task_runs", "prefect.flow_runs", "prefect.engine"):
+    logging.getLogger(_name).addFilter(KnownCauses())
+
+
+class RunReport:
+    """The report of one run, as markdown for its page and as text for the terminal.
+
+    Args:
+        name: The recipe's name.
+        run_id: The flow run.
+        deployed: Whether the run belongs to a deployment, and so can be retried by a worker.
+    """
+
+    def __init__(self, name: str, run_id: str, deployed: bool) -> None:
+        self.name, self.run_id, self.deployed = name, run_id, deployed
+        self.outcome = "Running"
+        self.explanation = "The run has begun."
+        self.rows: list[tuple[str, str, str]] = []
+        self.sections: dict[str, str] = {}
+        self.facts: list[tuple[str, str]] = []
+        self.warnings: list[str] = []
+        self.visible = "Nothing was published."
+        self.serving = "nothing is deployed yet"
+        self._artifact = None
+
+    def status(self, what: str) -> None:
+        """Say what the run is doing now."""
+        self.explanation = what
+        run_logger().info(what)
+        self.show()
+
+    def add_step(self, name: str, result: StepResult, what: str) -> None:
+        """Note a step's result, and whether it was made now or reused."""
+        made = result.provenance
+        if made and made.run_id == self.run_id:
+            how = f"made in {made.seconds:.1f} s"
+        else:
+            how = f"reused, from run {made.run_name} of {made.at}" if made else "reused"
+        self.rows.append((name, how, what))
+        run_logger().info("%s: %s (%s)", name, what, how)
+
+    def section(self, title: str, markdown: str) -> None:
+        """Add or replace a section."""
+        self.sections[title] = markdown
+
+    def warn(self, *sentences: str) -> None:
+        """Add what a person should know, once each, however often the run is gone through."""
+        for sentence in sentences:
+            if sentence not in self.warnings:
+                self.warnings.append(sentence)
+                run_logger().warning(sentence)
+        if self.warnings:
+            self.section("Warnings", "\n".join(f"- {sentence}" for sentence in self.warnings))
+
+    def add_fact(self, name: str, value: str) -> None:
+        """Add a line to the summary."""
+        self.facts.append((name, value))
+
+    def end(self, outcome: str, explanation: str) -> None:
+        """Say how the run ended."""
+        self.outcome, self.explanation = outcome, explanation
+        self.show()
+
+    def fail(self, error: BurnishError) -> None:
+        """Say what broke, whether anything became visible, and what to do."""
+        self.section(
+            "What broke",
+            "\n".join(
+                [
+                    f"- **Cause:** {error.cause}",
+                    f"- **Where:** {error.where}",
+                    f"- **Found:** {error.found}",
+                    f"- **Expected:** {error.expected}",
+                    f"- **Fix:** {error.fix}",
+                    f"- **Visible to consumers:** {self.visible} Deployed: {self.serving}.",
+                    f"- **Next:** {self.next_action(error)}",
+                ]
+            ),
+        )
+        if curve := loss_curve(error.history):
+            self.section("Training", f"Until it failed:\n\n{curve}")
+        self.end("Failed", f"{error.cause}: {error}")
+
+    def next_action(self, error: BurnishError) -> str:
+        """What to do about a failure, with the exact command."""
+        if error.in_recipe:
+            return "correct the recipe and start a new run: a retry has the same recipe."
+        again = (
+            f"press Retry on the run's page, or run `prefect flow-run retry {self.run_id}`"
+            if self.deployed
+            else "start the same command again"
+        )
+        when = "a retry may help" if error.retry_helps else "once the cause is mended, retry"
+        return f"{when}: {again}. What was finished is not done again."
+
+    def markdown(self) -> str:
+        """The report as it stands on the run's page."""
+        order = [
+            "What broke",
+            "Warnings",
+            "Gate",
+            "Answers",
+            "Harness",
+            "Published",
+            "Training",
+            "What is learnt",
+            "Data",
+            "Forecast",
+            "Plan",
+        ]
+        parts = [f"# {self.name}: {self.outcome}", self.explanation]
+        parts.append("\n".join(f"- **{name}**: {value}" for name, value in self.facts))
+        for title in sorted(self.sections, key=order.index):
+            parts += [f"## {title}", self.sections[title]]
+        if self.rows:
+            parts += ["## Steps", markdown_table(("step", "how", "what"), self.rows)]
+        return "\n\n".join(filter(None, parts)) + "\n"
+
+    def text(self) -> str:
+        """The summary for a terminal."""
+        lines = [f"{self.name}: {self.outcome}. {self.explanation}", ""]
+        lines += [f"  {name:<10} {what}  [{how}]" for name, how, what in self.rows]
+        lines += [f"  {name:<10} {value}" for name, value in self.facts]
+        return "\n".join(lines)
+
+    def show(self) -> None:
+        """Bring the artifact on the run's page up to date.
+
+        A report that cannot be written is no reason to lose a run.
+        """
+        try:
+            if self._artifact is None:
+                self._artifact = create_markdown_artifact(
+                    self.markdown(), key=f"report-{self.name}", description="The run's report"
+                )
+            else:
+                with get_client(sync_client=True) as client:
+                    client.update_artifact(self._artifact, ArtifactUpdate(data=self.markdown()))
+        except Exception as error:
+            run_logger().warning("the report could not be written: %s", error)
+
+
+def close_report(run_id: Any, outcome: str, explanation: str) -> None:
+    """Say in the report of a run that ended without a word how it ended.
+
+    Args:
+        run_id: The flow run.
+        outcome: The name of its last state.
+        explanation: Markdown: what happened, what is visible, what to do.
+    """
+    mine = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+    with get_client(sync_client=True) as client:
+        for found in client.read_artifacts(artifact_filter=mine):
+            if (found.key or "").startswith("report-"):
+                heading, _, rest = str(found.data).partition("\n")
+                title = f"{heading.partition(':')[0]}: {outcome}"
+                text = f"{title}\n\n{explanation}\n\nBefore that: {rest.strip()}\n"
+                client.update_artifact(found.id, ArtifactUpdate(data=text))

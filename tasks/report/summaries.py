@@ -1,0 +1,51 @@
+"""One sentence per step, for the report's table of steps."""
+
+from __future__ import annotations
+
+from tasks.contracts.results import (
+    Comparisons,
+    Finetuned,
+    Loaded,
+    Scored,
+    Tokenized,
+)
+
+
+def llm_judge_sentence(compared: Comparisons) -> str:
+    return (
+        f"{compared.llm_judge}: preferred {compared.preferred:.4f}, {compared.wins} wins, "
+        f"{compared.ties} ties ({compared.turned} turned with the order, {compared.unreadable} "
+        f"without a verdict), {compared.losses} losses"
+    )
+
+
+def metrics_sentence(scored: Scored) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in scored.metrics.items())
+
+
+def load_sentence(loaded: Loaded, run_id: str) -> str:
+    rows = ", ".join(f"{count:,} {split}" for split, count in loaded.rows.items())
+    return f"{rows}; {_shards(loaded, 'read', run_id)}"
+
+
+def tokenize_sentence(tokenized: Tokenized, run_id: str) -> str:
+    learnt = f", {tokenized.learnt:,} of them learnt" if tokenized.learnt else ""
+    left_out = f", {tokenized.left_out:,} left out" if tokenized.left_out else ""
+    return (
+        f"{tokenized.tokens:,} tokens{learnt}, {tokenized.truncated:,} texts cut{left_out}; "
+        f"{_shards(tokenized, 'tokenized', run_id)}"
+    )
+
+
+def _shards(result: Loaded | Tokenized, verb: str, run_id: str) -> str:
+    new = result.new_shards if result.provenance and result.provenance.run_id == run_id else 0
+    return f"{new} of {result.shards} shards {verb} anew"
+
+
+def finetune_sentence(finetuned: Finetuned) -> str:
+    metrics = finetuned.metrics
+    shown = "accuracy" if "f1" in metrics else "loss"
+    return (
+        f"{finetuned.steps} steps, validation {shown} {metrics[shown]:.4f}, "
+        f"best epoch {finetuned.best_epoch:g}"
+    )

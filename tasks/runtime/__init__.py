@@ -1,0 +1,1 @@
+"""The step cache, programs in processes of their own, logging and hardware."""

@@ -1,0 +1,31 @@
+"""The logger of a run."""
+
+from __future__ import annotations
+
+import logging
+
+from prefect import get_run_logger
+from prefect.exceptions import FailedRun, MissingContextError
+
+
+def run_logger() -> logging.Logger | logging.LoggerAdapter:
+    """The run's logger, or an ordinary one outside of runs."""
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return logging.getLogger("burnish")
+
+
+class KnownCauses(logging.Filter):
+    """Keeps Prefect from logging a failure whose cause is known as if it were a defect.
+
+    The engine logs a returned `Failed` state twice, once with an empty traceback, and a deployed
+    run that failed with a traceback of its own internals.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if str(record.msg).startswith("Task run failed with state"):
+            return False
+        if record.exc_info and isinstance(record.exc_info[1], FailedRun):
+            record.exc_info = None
+        return True

@@ -1,0 +1,201 @@
+"""The program's side of the protocol between the flow and its programs.
+
+A program gets one job file, and says what happens as JSON lines on its standard output:
+
+    {"event": "progress", ...facts}
+    {"event": "result", "result": {...}}
+    {"event": "error", "error": {BurnishError.to_json()}}
+
+Everything else that it or a library prints goes to standard error. It ends when its standard
+input ends, for then its parent is gone, and an orphan would hold the GPU.
+`tasks.runtime.run_program` is the parent's side. Importing this module imports no torch.
+
+A program may run as several processes (`tasks.runtime.ranks_program`), which share these
+streams: the first one tells progress and result, and each its own error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from tasks.contracts.errors import describe, preempted
+from tasks.runtime import ranks
+
+PARENT_GONE = 75
+"""Exit status of a program whose parent went away."""
+
+_SECONDS_BETWEEN_PROGRESS = 0.5
+_SECONDS_BETWEEN_PARENT_CHECKS = 5.0
+
+
+class Reporter:
+    """What a program says to its parent.
+
+    Attributes:
+        stopping: Whether the program was asked to stop. Only set for a program that runs with
+            `graceful=True`; others are interrupted.
+
+    Args:
+        stream: Where to.
+        shared: A file that all ranks have, where the stream is that of several.
+    """
+
+    def __init__(self, stream: int, shared: Path | None = None) -> None:
+        self.stopping = False
+        self._stream = stream
+        self._turn = os.open(shared, os.O_RDONLY) if shared else None
+        self._lock = threading.Lock()
+        self._last = -_SECONDS_BETWEEN_PROGRESS
+
+    def progress(self, *, always: bool = False, **facts: Any) -> bool:
+        """Say how far the work is.
+
+        Args:
+            always: Send it even if the last one was sent less than half a second ago.
+            **facts: JSON values; NumPy scalars are converted, NaN becomes null.
+
+        Returns:
+            Whether it was sent. Of several ranks, only the first sends any.
+        """
+        if ranks.rank() > 0:
+            return False
+        now = time.monotonic()
+        if not always and now - self._last < _SECONDS_BETWEEN_PROGRESS:
+            return False
+        self._last = now
+        self.send({"event": "progress", **facts})
+        return True
+
+    def check_stop(self) -> None:
+        """Leave, where there is nothing worth saving.
+
+        Raises:
+            Preempted: When the program was asked to stop.
+        """
+        if self.stopping:
+            raise preempted()
+
+    def send(self, line: dict[str, Any]) -> None:
+        """Write one line, whole, whichever thread asks for it."""
+        data = orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n"
+        with self._lock, self._our_turn():
+            while data:
+                data = data[os.write(self._stream, data) :]
+
+    @contextlib.contextmanager
+    def _our_turn(self) -> Iterator[None]:
+        # A pipe keeps short lines of several writers apart, but not long ones.
+        if self._turn is None:
+            yield
+            return
+        fcntl.flock(self._turn, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._turn, fcntl.LOCK_UN)
+
+
+def run(main: Callable[[dict[str, Any], Reporter], dict[str, Any]], graceful: bool = False) -> None:
+    """Run a program: read its job, do it, report, and exit. Never returns.
+
+    The exit status is 0 after a result, 1 after an error, `PARENT_GONE` when the parent went away.
+
+    Args:
+        main: Takes the job and a reporter, returns the result.
+        graceful: On SIGTERM, only set `Reporter.stopping`, so that `main` can save its work and
+            then raise `Preempted`. Otherwise `Preempted` is raised where the program stands.
+    """
+    if len(sys.argv) != 2:
+        print("usage: python -m tasks.programs.NAME JOB.json", file=sys.stderr)
+        os._exit(2)
+    reporter = Reporter(_claim_stdout(), Path(sys.argv[1]) if ranks.count() > 1 else None)
+    watch_parent(_claim_stdin())
+    _handle_signals(reporter, graceful)
+    status = 0
+    try:
+        job = orjson.loads(Path(sys.argv[1]).read_bytes())
+        result = main(job, reporter)
+        if ranks.rank() == 0:
+            reporter.send({"event": "result", "result": result})
+    except BaseException as problem:
+        _ignore_signals()
+        traceback.print_exc()
+        reporter.send({"event": "error", "error": describe(problem).to_json()})
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: what was said must stand, even if a library fails or hangs while it unloads.
+    os._exit(status)
+
+
+def _claim_stdout() -> int:
+    sys.stdout.flush()
+    stream = os.dup(1)
+    os.dup2(2, 1)
+    return stream
+
+
+def _claim_stdin() -> int:
+    stream = os.dup(0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return stream
+
+
+def watch_parent(stdin: int) -> None:
+    """End this process when its parent ends.
+
+    Args:
+        stdin: A pipe that only the parent holds open at its other end.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while True:
+            # A process forked by the parent may hold the pipe open: its id tells as well.
+            ready, _, _ = select.select([stdin], [], [], _SECONDS_BETWEEN_PARENT_CHECKS)
+            if (ready and not _read(stdin)) or os.getppid() != parent:
+                with contextlib.suppress(OSError):
+                    os.write(2, b"the parent process is gone: this program ends\n")
+                os._exit(PARENT_GONE)
+
+    threading.Thread(target=watch, name="watch-parent", daemon=True).start()
+
+
+def _read(stream: int) -> bytes:
+    try:
+        return os.read(stream, 4096)
+    except OSError:
+        return b""
+
+
+def _handle_signals(reporter: Reporter, graceful: bool) -> None:
+    def stop(number: int, frame: Any) -> None:
+        if graceful:
+            reporter.stopping = True
+        else:
+            _ignore_signals()
+            raise preempted()
+
+    signal.signal(signal.SIGTERM, stop)
+    # Ctrl-C reaches the whole process group: the parent decides, and sends SIGTERM.
+    signal.signal(signal.SIGINT, stop)
+
+
+def _ignore_signals() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

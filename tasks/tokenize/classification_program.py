@@ -1,0 +1,188 @@
+"""Turns the texts of shards into token ids.
+
+Job: `tokenizer` (folder), `max_length` (tokens), `shards`: a list of `digest`, `rows` (the shard's
+`rows.parquet`) and `out` (an empty folder). Into each `out` go
+
+`tokens.parquet`, in the shard's order of rows: `hash_hi`, `hash_lo` (uint64), `label`,
+`input_ids` (list of int32), `token_type_ids` (list of int8; only for pairs, and only where the
+tokenizer makes them), `length` (int32, tokens), `truncated` (bool);
+`lengths.npy`: int32, shape (rows, 2): tokens after and before cutting.
+
+A progress line follows each shard: `done`, `total`, `digest`. Result: `shards`, their number.
+
+The ids are those of `AutoTokenizer(text, text_pair, truncation=True, max_length=…)`, but the fast
+tokenizer is called directly, and token ids go from its lists straight into Arrow's buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.contracts.errors import BadModel
+from tasks.runtime.program import Reporter, run
+
+_ROWS_AT_ONCE = 1024
+
+
+def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """See the module's description.
+
+    Raises:
+        BadModel: The tokenizer cannot be loaded, or has no fast form.
+    """
+    encoder = Encoder(Path(job["tokenizer"]), job["max_length"])
+    for number, shard in enumerate(job["shards"]):
+        tokenize_shard(encoder, Path(shard["rows"]), Path(shard["out"]))
+        reporter.progress(
+            always=True, done=number + 1, total=len(job["shards"]), digest=shard["digest"]
+        )
+    return {"shards": len(job["shards"])}
+
+
+class Encoder:
+    """A tokenizer, set to cut at a length.
+
+    Attributes:
+        with_types: Whether pairs get token type ids.
+    """
+
+    def __init__(self, folder: Path, max_length: int) -> None:
+        from transformers import AutoTokenizer
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:
+            # A damaged tokenizer.json makes transformers raise almost anything, a KeyError too.
+            raise _bad(f"a tokenizer that cannot be loaded ({str(error)[:300]})") from error
+        if not tokenizer.is_fast:
+            raise _bad(f"a tokenizer without a fast form ({type(tokenizer).__name__})")
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = tokenizer.split_special_tokens
+        self._cut = {"max_length": max_length, "direction": tokenizer.truncation_side}
+        self._special = tokenizer.num_special_tokens_to_add(pair=False)
+        self._backend.enable_truncation(**self._cut)
+        self.with_types = "token_type_ids" in tokenizer.model_input_names
+
+    def encode(self, texts: list[str], pairs: list[str] | None) -> tuple[list[Any], np.ndarray]:
+        """Encode texts on all cores.
+
+        Returns:
+            The encodings, and an int32 array (texts, 2): tokens after and before cutting.
+        """
+        inputs = list(zip(texts, pairs, strict=True)) if pairs else texts
+        # "fast" keeps no character offsets, which nobody asks for here.
+        encodings = self._backend.encode_batch_fast(inputs)
+        lengths = np.empty((len(encodings), 2), np.int32)
+        lengths[:, 0] = [len(each) for each in encodings]
+        lengths[:, 1] = (
+            self._full_lengths(inputs, encodings)
+            if pairs
+            else [len(each) + self._overflow(each) for each in encodings]
+        )
+        return encodings, lengths
+
+    def _overflow(self, encoding: Any) -> int:
+        return sum(len(part) - self._special for part in encoding.overflowing)
+
+    def _full_lengths(self, inputs: list[Any], encodings: list[Any]) -> list[int]:
+        # What overflows of a pair comes in every combination of its parts: no sum of lengths.
+        lengths = [len(each) for each in encodings]
+        cut = [number for number, each in enumerate(encodings) if each.overflowing]
+        if cut:
+            self._backend.no_truncation()
+            whole = self._backend.encode_batch_fast([inputs[number] for number in cut])
+            self._backend.enable_truncation(**self._cut)
+            for number, each in zip(cut, whole, strict=True):
+                lengths[number] = len(each)
+        return lengths
+
+
+def tokenize_shard(encoder: Encoder, rows: Path, out: Path) -> None:
+    """Tokenize one shard.
+
+    Args:
+        encoder: The tokenizer.
+        rows: The shard's `rows.parquet`.
+        out: The folder to write to.
+    """
+    tables, lengths = [], [np.empty((0, 2), np.int32)]
+    for batch, (encodings, measured) in _encoded(encoder, rows):
+        with_types = encoder.with_types and "text_pair" in batch.schema.names
+        tables.append(_table(batch, encodings, measured, with_types))
+        lengths.append(measured)
+    pq.write_table(
+        pa.concat_tables(tables).combine_chunks(),
+        out / "tokens.parquet",
+        compression="zstd",
+        use_dictionary=["label"],
+        write_statistics=False,
+    )
+    np.save(out / "lengths.npy", np.concatenate(lengths))
+
+
+def _encoded(encoder: Encoder, rows: Path) -> Iterator[tuple[pa.RecordBatch, Any]]:
+    """Batches with their encodings; the next one is encoded while the last is written."""
+
+    def start(batch: pa.RecordBatch) -> Future:
+        columns = batch.to_pydict()
+        return pool.submit(encoder.encode, columns["text"], columns.get("text_pair"))
+
+    with pq.ParquetFile(rows) as file, ThreadPoolExecutor(1) as pool:
+        names = ("hash_hi", "hash_lo", "text", "text_pair", "label")
+        columns = [name for name in names if name in file.schema_arrow.names]
+        waiting = None
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):
+            following = batch, start(batch)
+            if waiting:
+                yield waiting[0], waiting[1].result()
+            waiting = following
+        if waiting:
+            yield waiting[0], waiting[1].result()
+
+
+def _table(
+    batch: pa.RecordBatch, encodings: list[Any], lengths: np.ndarray, with_types: bool
+) -> pa.Table:
+    kept, before = lengths[:, 0], lengths[:, 1]
+    columns = {
+        "hash_hi": batch.column("hash_hi"),
+        "hash_lo": batch.column("hash_lo"),
+        "label": batch.column("label").cast(pa.string()).dictionary_encode(),
+        "input_ids": _lists((each.ids for each in encodings), kept, np.int32),
+    }
+    if with_types:
+        columns["token_type_ids"] = _lists((each.type_ids for each in encodings), kept, np.int8)
+    columns["length"] = pa.array(kept)
+    columns["truncated"] = pa.array(before > kept)
+    return pa.table(columns)
+
+
+def _lists(values: Iterator[list[int]], lengths: np.ndarray, kind: type) -> pa.ListArray:
+    offsets = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, out=offsets[1:])
+    flat = np.fromiter(chain.from_iterable(values), kind, count=int(offsets[-1]))
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
+
+
+def _bad(found: str) -> BadModel:
+    return BadModel(
+        "model.uri",
+        found,
+        "a tokenizer that loads without running code of its own",
+        "save it again with AutoTokenizer.from_pretrained(…).save_pretrained(…)",
+    )
+
+
+if __name__ == "__main__":
+    run(main)

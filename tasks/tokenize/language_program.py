@@ -1,0 +1,300 @@
+"""Turns the examples of shards into token ids to train a language model on.
+
+Job: `tokenizer` (folder), `task`, `max_length` (tokens), `too_long` (`truncate`, `drop` or
+`split`), `shards`: a list of `digest`, `rows` (the shard's `rows.parquet`) and `out` (an empty
+folder). Into each `out` go
+
+`tokens.parquet`: `row` (uint32: the row within the shard; one that was left out is absent, one that
+became several sequences is there several times), `side` (uint8: 0; for preference 0 is chosen and 1
+rejected, one behind the other), `hash_hi`, `hash_lo` (uint64), `input_ids` (list of int32),
+`learnt` (list of uint8 of the same lengths: 1 where the token is a target of the loss), `length`
+(int32, tokens), `truncated` (bool: the sequence is a part of a longer one);
+`lengths.npy`: int32, shape (rows of the shard, 4): tokens kept (of all parts and sides; 0 if the
+row was left out), tokens before cutting, learnt tokens kept, and tokens of the row's longest
+sequence before cutting;
+`samples.json`: to show to people, the kept rows with the smallest hashes: a list, in the order of
+the hashes, of `hash` (32 hexadecimal digits), `row`, `side`, and `segments`, a list of `learnt`
+(bool) and `text`.
+
+A progress line follows each shard: `done`, `total`, `digest`. Result: `shards`, their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.chat.encoder import Encoded, ExampleEncoder, check_learnt
+from tasks.chat.rendering import Rendered
+from tasks.chat.stop_tokens import training_tokenizer
+from tasks.contracts.errors import BadData, BadRecipe, BurnishError
+from tasks.runtime.program import Reporter, run
+
+_ROWS_AT_ONCE = 512
+_COLUMNS = ("text", "example", "hash_hi", "hash_lo")
+_EXCERPT = 80
+# More than are shown of a whole dataset: which of them are for training is not known here.
+_SAMPLES = 12
+_SHOWN_CHARACTERS = 2000
+
+
+class Sequence(NamedTuple):
+    """One line of `tokens.parquet`, less its row's hash."""
+
+    row: int
+    side: int
+    ids: list[int]
+    learnt: list[int]
+    truncated: bool
+
+
+class Sample(NamedTuple):
+    """A sequence that may be shown, in the order in which it may."""
+
+    hash_hi: int
+    hash_lo: int
+    row: int
+    side: int
+    ids: list[int]
+    learnt: list[int]
+
+
+class Limit(NamedTuple):
+    """What is done to long sequences.
+
+    Attributes:
+        length: Tokens.
+        policy: `truncate`, `drop` or `split`.
+        pairs: Whether the sequences of a row are the two sides of a preference.
+    """
+
+    length: int
+    policy: str
+    pairs: bool
+
+
+def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """See the module's description.
+
+    Raises:
+        BadModel: The tokenizer or its chat template cannot be used for these examples.
+        BadData: There is nothing to learn in an example.
+        BadRecipe: Preference pairs are to be split.
+    """
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    limit = Limit(job["max_length"], job["too_long"], job["task"] == "preference")
+    if limit.pairs and limit.policy == "split":
+        raise BadRecipe(
+            "training.too_long",
+            "split, for preference pairs, whose pieces cannot be compared",
+            "truncate or drop",
+            "choose one of them",
+        )
+    encoder = ExampleEncoder(training_tokenizer(Path(job["tokenizer"])), job["task"])
+    for number, shard in enumerate(job["shards"]):
+        tokenize_shard(encoder, job["task"], limit, shard)
+        reporter.progress(
+            always=True, done=number + 1, total=len(job["shards"]), digest=shard["digest"]
+        )
+    return {"shards": len(job["shards"])}
+
+
+def tokenize_shard(encoder: ExampleEncoder, task: str, limit: Limit, shard: dict[str, Any]) -> None:
+    """Tokenize one shard.
+
+    Args:
+        encoder: The tokenizer.
+        task: `completion`, `instruction` or `preference`.
+        limit: What is done to long sequences.
+        shard: As in the job.
+
+    Raises:
+        BadModel, BadData: As `main`, with the row.
+    """
+    out, first = Path(shard["out"]), 0
+    samples: list[Sample] = []
+    tables, lengths = [_table([], 0, np.empty((0, 2), np.uint64))], [np.empty((0, 4), np.int32)]
+    for rows, groups in _encoded(encoder, task, shard):
+        sequences, measured = [], np.zeros((len(groups), 4), np.int32)
+        for row, group in enumerate(groups):
+            kept = cut(row, group, limit)
+            sequences += kept
+            before = [len(each.ids) for each in group]
+            measured[row] = (
+                sum(len(each.ids) for each in kept),
+                sum(before),
+                sum(sum(each.learnt) for each in kept),
+                max(before),
+            )
+        hashes = np.stack([rows.column(name).to_numpy() for name in ("hash_hi", "hash_lo")], 1)
+        tables.append(_table(sequences, first, hashes))
+        samples = _smallest(samples, sequences, first, hashes)
+        lengths.append(measured)
+        first += len(groups)
+    pq.write_table(
+        pa.concat_tables(tables).combine_chunks(),
+        out / "tokens.parquet",
+        compression="zstd",
+        write_statistics=False,
+    )
+    np.save(out / "lengths.npy", np.concatenate(lengths))
+    shown = [_shown(encoder, sample) for sample in samples]
+    (out / "samples.json").write_bytes(orjson.dumps(shown, option=orjson.OPT_INDENT_2))
+
+
+def cut(row: int, group: list[Encoded], limit: Limit) -> list[Sequence]:
+    """What is kept of a row's sequences.
+
+    Cut sequences without a learnt token are left out; of a preference, both sides are if one is.
+
+    Args:
+        row: The row's number.
+        group: Its sequences.
+        limit: What is done to long ones.
+    """
+    kept: list[Sequence] = []
+    for number, each in enumerate(group):
+        parts = _parts(each, limit)
+        side = number if limit.pairs else 0
+        kept += [
+            Sequence(row, side, part.ids, part.learnt, len(part.ids) < len(each.ids))
+            for part in parts
+            if any(part.learnt)
+        ]
+    return [] if limit.pairs and len(kept) < len(group) else kept
+
+
+def _parts(each: Encoded, limit: Limit) -> Iterator[Encoded]:
+    if len(each.ids) <= limit.length:
+        yield each
+    elif limit.policy == "truncate":
+        yield Encoded(each.ids[: limit.length], each.learnt[: limit.length])
+    elif limit.policy == "split":
+        for start in range(0, len(each.ids), limit.length):
+            part = slice(start, start + limit.length)
+            # Nothing before the first token of a piece predicts it.
+            yield Encoded(each.ids[part], [0, *each.learnt[part][1:]])
+
+
+def _encoded(
+    encoder: ExampleEncoder, task: str, shard: dict[str, Any]
+) -> Iterator[tuple[pa.RecordBatch, list[list[Encoded]]]]:
+    """Batches with the sequences of their rows; a batch is tokenized while the next is rendered."""
+    first = 0
+    waiting: tuple[int, pa.RecordBatch, list[int], Future] | None = None
+    with pq.ParquetFile(shard["rows"]) as file, ThreadPoolExecutor(1) as pool:
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=list(_COLUMNS)):
+            rendered = _rendered(encoder, shard, first, batch)
+            flat = list(chain.from_iterable(rendered))
+            following = first, batch, list(map(len, rendered)), pool.submit(encoder.tokenize, flat)
+            first += len(batch)
+            if waiting:
+                yield _grouped(waiting, task, shard)
+            waiting = following
+        if waiting:
+            yield _grouped(waiting, task, shard)
+
+
+def _rendered(
+    encoder: ExampleEncoder, shard: dict[str, Any], first: int, batch: pa.RecordBatch
+) -> list[list[Rendered]]:
+    found = []
+    for row, example in enumerate(batch.column("example").to_pylist()):
+        try:
+            found.append(encoder.render(orjson.loads(example)))
+        except BurnishError as error:
+            raise _located(error, shard, first + row, batch.column("text")[row].as_py()) from error
+    return found
+
+
+def _grouped(
+    waiting: tuple[int, pa.RecordBatch, list[int], Future], task: str, shard: dict[str, Any]
+) -> tuple[pa.RecordBatch, list[list[Encoded]]]:
+    first, batch, counts, future = waiting
+    sequences = iter(future.result())
+    groups = [[next(sequences) for _ in range(count)] for count in counts]
+    for row, group in enumerate(groups):
+        try:
+            check_learnt(group, task)
+        except BurnishError as error:
+            raise _located(error, shard, first + row, batch.column("text")[row].as_py()) from error
+    return batch, groups
+
+
+def _located(error: BurnishError, shard: dict[str, Any], row: int, text: str) -> BurnishError:
+    """The same error, with the row that it was met in."""
+    shown = " ".join(text.split())
+    shown = repr(shown if len(shown) <= _EXCERPT else f"{shown[:_EXCERPT]}…")
+    place = f"row {row} of shard {shard['digest'][:12]}: {shown}"
+    if isinstance(error, BadData):
+        return BadData(f"data, {place}", error.found, error.expected, error.fix)
+    return type(error)(error.where, f"{error.found}, in {place}", error.expected, error.fix)
+
+
+def _smallest(
+    samples: list[Sample], sequences: list[Sequence], first: int, hashes: np.ndarray
+) -> list[Sample]:
+    """The first sequence (of each side) of the rows with the smallest hashes."""
+    found = {(each.row, each.side): each for each in samples}
+    for each in sequences:
+        high, low = hashes[each.row].tolist()
+        sample = Sample(high, low, each.row + first, each.side, each.ids, each.learnt)
+        found.setdefault((sample.row, sample.side), sample)
+    ordered = sorted(found.values(), key=lambda sample: sample[:4])
+    rows = list(dict.fromkeys(sample.row for sample in ordered))[:_SAMPLES]
+    return [sample for sample in ordered if sample.row in rows]
+
+
+def _shown(encoder: ExampleEncoder, sample: Sample) -> dict[str, Any]:
+    segments: list[dict[str, Any]] = []
+    said, end = "", 0
+    for learnt, run_of in groupby(sample.learnt):
+        end += len(list(run_of))
+        # Decoded together with what precedes it: by itself it might lose its spaces.
+        whole = encoder.decode(sample.ids[:end])
+        text = whole[len(said) :]
+        if len(text) > _SHOWN_CHARACTERS:
+            half = _SHOWN_CHARACTERS // 2
+            text = f"{text[:half]} […] {text[-half:]}"
+        segments.append({"learnt": bool(learnt), "text": text})
+        said = whole
+    digest = f"{sample.hash_hi:016x}{sample.hash_lo:016x}"
+    return {"hash": digest, "row": sample.row, "side": sample.side, "segments": segments}
+
+
+def _table(sequences: list[Sequence], first: int, hashes: np.ndarray) -> pa.Table:
+    rows = np.array([each.row for each in sequences], np.int64)
+    lengths = np.array([len(each.ids) for each in sequences], np.int32)
+    return pa.table(
+        {
+            "row": pa.array((rows + first).astype(np.uint32)),
+            "side": pa.array([each.side for each in sequences], pa.uint8()),
+            "hash_hi": pa.array(hashes[rows, 0]),
+            "hash_lo": pa.array(hashes[rows, 1]),
+            "input_ids": _lists((each.ids for each in sequences), lengths, np.int32),
+            "learnt": _lists((each.learnt for each in sequences), lengths, np.uint8),
+            "length": pa.array(lengths),
+            "truncated": pa.array([each.truncated for each in sequences], pa.bool_()),
+        }
+    )
+
+
+def _lists(values: Iterator[list[int]], lengths: np.ndarray, kind: type) -> pa.ListArray:
+    offsets = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, out=offsets[1:])
+    flat = np.fromiter(chain.from_iterable(values), kind, count=int(offsets[-1]))
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""Training loops, batches and losses that the programs are built from."""

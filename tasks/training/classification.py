@@ -1,0 +1,210 @@
+"""What is particular to training classifiers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
+
+from tasks.models import adapter, classifier, distributed, weights
+from tasks.models.merge import bring_home, merge, read_on
+from tasks.runtime import ranks
+from tasks.training.callbacks import CLASSIFICATION, arguments, diverged
+from tasks.training.classification_batches import (
+    NOT_LEARNT,
+    ByLength,
+    Examples,
+    InOrder,
+    MicroBatches,
+    PadBatch,
+    gather,
+)
+from tasks.training.validation_metrics import ClassificationMetrics
+
+
+class Classification:
+    """The task `text-classification`: see `tasks.finetune.program.Task`.
+
+    Args:
+        job: The program's job.
+    """
+
+    names = CLASSIFICATION
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.warnings: list[str] = []
+        self._job = job
+
+    def examples(self, split: str, file: Path) -> Examples:
+        """The examples of a split, in a file that is made for them."""
+        job = self._job
+
+        def gathered(now: bool) -> Examples:
+            if not now:
+                return Examples(file)
+            return gather(job["shards"], Path(job["keep"]), job["labels"], split, file)
+
+        return distributed.main_process_first(gathered)
+
+    def model(self, merging: bool = False) -> Any:
+        """Base and new adapter: as it trains, or on the dequantised base in host memory, to be
+        merged.
+
+        An adapter that was trained on a quantised base belongs to that base's rounded weights:
+        merged into the original ones it is another model.
+        """
+        job = self._job
+        plan, seed = job["plan"], job["training"]["seed"]
+        dtype, device = weights.DTYPES[plan["precision"]], plan["device"]
+        if merging:
+            device = read_on(device, job["quantization"])
+        base, found = classifier.load_classifier(
+            Path(job["base"]),
+            job["labels"],
+            seed=seed,
+            dtype=dtype,
+            quantization=job["quantization"],
+            head_modules=job["head_modules"],
+            device=device,
+            attention=plan["attention"],
+        )
+        if merging:
+            base = bring_home(base, dtype)
+        base.config.pad_token_id = self._tokenizer().pad_token_id
+        return adapter.attach_lora(base, job["lora"], {*found, *job["head_modules"]}, seed)
+
+    def trainer(
+        self, model: Any, train: Examples, validation: Examples, callbacks: list[TrainerCallback]
+    ) -> Trainer:
+        """What trains the model."""
+        trainer = ClassifierTrainer(
+            model=model,
+            args=self._arguments(len(train)),
+            train_dataset=train,
+            eval_dataset=validation,
+            data_collator=PadBatch(self._tokenizer()),
+            compute_loss_func=_loss,
+            callbacks=callbacks,
+        )
+        # Else the model is told how many examples a step has, which classifiers do not ask.
+        trainer.model_accepts_loss_kwargs = False
+        trainer.batch_size = self._job["training"]["batch_size"]
+        trainer.validation_metrics = ClassificationMetrics(
+            Path(self._job["work"]) / f"evaluate-{ranks.rank()}"
+        )
+        return trainer
+
+    def merge(self, model: Any) -> Any:
+        """Adapter and base as one model, in the number format of the base's files."""
+        return merge(model, weights.stored_dtype(Path(self._job["base"])))
+
+    def finish(self, model: Any, out: Path) -> None:
+        """Write what ships beside the weights."""
+        classifier.save_tokenizer(self._tokenizer(), out, self._job["training"]["max_length"])
+
+    def _tokenizer(self) -> Any:
+        return classifier.load_tokenizer(Path(self._job["tokenizer"]))
+
+    def _arguments(self, examples: int) -> Any:
+        job = self._job
+        share = -(-job["training"]["batch_size"] // ranks.count())
+        most = min(job.get("micro_batch") or share, share)
+        # A divisor: the batch of an optimizer step stays what the recipe says.
+        micro = next(size for size in range(most, 0, -1) if share % size == 0)
+        return arguments(
+            job,
+            examples,
+            per_device_train_batch_size=micro,
+            per_device_eval_batch_size=max(32, micro),
+            gradient_accumulation_steps=share // micro,
+            include_num_input_tokens_seen="non_padding",
+        )
+
+
+class ClassifierTrainer(Trainer):
+    """A Trainer whose batches follow from the seed, and that stops at the first bad loss.
+
+    Attributes:
+        batch_size: Examples of a step, of all processes together.
+        validation_metrics: Computes metrics.
+    """
+
+    batch_size: int
+    validation_metrics: ClassificationMetrics
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Micro-batches of this process's share of each step."""
+        order = ByLength(self.train_dataset.lengths, self.batch_size, self.args.seed)
+        share = MicroBatches(
+            order,
+            self.batch_size,
+            self._train_batch_size,
+            self.args.process_index,
+            self.args.world_size,
+        )
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=share,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
+        """One forward and backward pass.
+
+        Raises:
+            TrainingDiverged: The loss is not finite.
+        """
+        loss = super().training_step(*args, **options)
+        if not math.isfinite(value := float(loss)):
+            raise diverged(f"loss {value} at step {self.state.global_step + 1}")
+        return loss
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Metrics of the validation split; of a batch, only the classes are kept."""
+        data = self.eval_dataset if eval_dataset is None else eval_dataset
+        # For each example the class and the label, and the loss of all at the end.
+        table = torch.zeros(2, len(data), dtype=torch.int64, device=self.args.device)
+        total = torch.zeros(1, dtype=torch.float64, device=self.args.device)
+        self.model.eval()
+        for numbers in self._share(data):
+            batch = self.data_collator([data[number] for number in numbers])
+            batch = self._prepare_inputs(batch)
+            labels = batch.pop("labels")
+            with self.compute_loss_context_manager():
+                logits = self.model(**batch).logits.float()
+            table[:, numbers] = torch.stack([logits.argmax(dim=-1), labels])
+            total += F.cross_entropy(logits, labels, reduction="sum").double()
+        table, total = (self.accelerator.reduce(part, "sum") for part in (table, total))
+        found = {"loss": total.item() / len(data), **self.validation_metrics(*table.cpu().numpy())}
+        found = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(found)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+    def _share(self, data: Examples) -> Iterator[list[int]]:
+        order, size = np.array(list(InOrder(data.lengths))), self.args.eval_batch_size
+        parts = np.split(order, range(size, len(order), size))
+        for part in parts[self.args.process_index :: self.args.world_size]:
+            yield part.tolist()
+
+
+def _loss(
+    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
+) -> torch.Tensor:
+    """A micro-batch's part of the mean loss of its step's examples."""
+    count = (labels != NOT_LEARNT).sum() if num_items_in_batch is None else num_items_in_batch
+    losses = F.cross_entropy(
+        outputs.logits.float(), labels, ignore_index=NOT_LEARNT, reduction="sum"
+    )
+    return losses / count

@@ -1,0 +1,283 @@
+"""Examples of language models: picked from the shards' tokens, and dealt out to steps, to
+processes and to micro-batches.
+
+A step's examples follow from seed and epoch alone. How they are cut into micro-batches is a
+question of memory only: the loss of a step is a sum over its learnt tokens (or its pairs), divided
+by their number in the whole step, so the cut changes nothing but rounding.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch.utils.data import Dataset
+
+from tasks.contracts.errors import BadData
+from tasks.kernels.packed_attention import segments_of
+from tasks.training.classification_batches import copy_split
+
+_ROWS_AT_ONCE = 4096
+_COLUMNS = {
+    "side": pa.uint8(),
+    "hash_hi": pa.uint64(),
+    "hash_lo": pa.uint64(),
+    "input_ids": pa.list_(pa.int32()),
+    "learnt": pa.list_(pa.uint8()),
+    "length": pa.int32(),
+}
+
+
+class Part(NamedTuple):
+    """One sequence of tokens.
+
+    Attributes:
+        ids: int32: its tokens.
+        learnt: uint8: 1 where the token is a target of the loss. Never the first.
+    """
+
+    ids: np.ndarray
+    learnt: np.ndarray
+
+
+class Example(NamedTuple):
+    """What stays together: one sequence, or the chosen and the rejected one of a pair.
+
+    Attributes:
+        number: Its place among the split's examples.
+        parts: The sequences.
+    """
+
+    number: int
+    parts: tuple[Part, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all parts."""
+        return sum(len(part.ids) for part in self.parts)
+
+    @property
+    def widest(self) -> int:
+        """Tokens of the longest part."""
+        return max(len(part.ids) for part in self.parts)
+
+
+class TokenExamples(Dataset):
+    """The tokens of one split, in the order of their inputs' hashes.
+
+    Attributes:
+        lengths: int64: tokens of each example, all parts together.
+        learnt: int64: those of them that are learnt.
+        widest: Tokens in the longest sequence.
+    """
+
+    def __init__(self, file: Path, parts: int) -> None:
+        """Open what `gather_tokens` wrote.
+
+        Args:
+            file: An Arrow file; it is mapped, not read.
+            parts: Sequences of an example: 1, or 2 for pairs.
+        """
+        # Kept: the arrays below are views into it.
+        self._map = pa.memory_map(str(file))
+        reader = pa.ipc.open_file(self._map)
+        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        self._views = [_views(batch) for batch in batches]
+        self._starts = np.cumsum([0] + [batch.num_rows for batch in batches])
+        self._parts = parts
+        hi, lo, lengths = (
+            np.concatenate([batch.column(name).to_numpy() for batch in batches])
+            for name in ("hash_hi", "hash_lo", "length")
+        )
+        learnt = np.concatenate([_learnt(batch.column("learnt")) for batch in batches])
+        self.widest = int(lengths.max())
+        lengths, learnt = (
+            values.astype(np.int64).reshape(-1, parts).sum(axis=1) for values in (lengths, learnt)
+        )
+        hi, lo = hi[::parts], lo[::parts]
+        self._order = np.lexsort((self._content(hi, lo), lo, hi))
+        self.lengths, self.learnt = lengths[self._order], learnt[self._order]
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, number: int) -> Example:
+        first = int(self._order[number]) * self._parts
+        return Example(number, tuple(self._row(first + side) for side in range(self._parts)))
+
+    def _row(self, row: int) -> Part:
+        batch = int(np.searchsorted(self._starts, row, side="right")) - 1
+        offsets, ids, learnt = self._views[batch]
+        inside = row - self._starts[batch]
+        place = slice(offsets[inside], offsets[inside + 1])
+        return Part(ids[place], learnt[place])
+
+    def _content(self, hi: np.ndarray, lo: np.ndarray) -> np.ndarray:
+        """For examples of equal hashes (one question, several answers): a digest of their tokens,
+        so that their order does not depend on that of the shards either."""
+        digests = np.zeros(len(hi), np.uint64)
+        order = np.lexsort((lo, hi))
+        equal = (np.diff(hi[order]) == 0) & (np.diff(lo[order]) == 0)
+        twins = np.union1d(order[1:][equal], order[:-1][equal])
+        for unit in twins.tolist():
+            digest = hashlib.blake2b(digest_size=8)
+            for side in range(self._parts):
+                part = self._row(unit * self._parts + side)
+                digest.update(part.ids.tobytes() + part.learnt.tobytes())
+            digests[unit] = int.from_bytes(digest.digest(), "big")
+        return digests
+
+
+class Batch(NamedTuple):
+    """Examples as a model takes them.
+
+    Attributes:
+        inputs: What the model is called with.
+        places: int64: which of the model's positions, rows one behind the other, have a token
+            after them that is learnt.
+        targets: int64: that token, for each of them.
+        owners: int64: to which sequence of the batch each of them belongs.
+        numbers: The examples, as their places in the split.
+        tokens: Real tokens.
+    """
+
+    inputs: dict[str, Any]
+    places: torch.Tensor
+    targets: torch.Tensor
+    owners: torch.Tensor
+    numbers: list[int]
+    tokens: int
+
+
+def make_batch(examples: list[Example], packing: bool, device: str) -> Batch:
+    """Lay examples out as tensors.
+
+    Args:
+        examples: Of one micro-batch.
+        packing: One behind the other in one row, or each in a row of its own, padded on the right.
+        device: Where the model is.
+    """
+    parts = [part for example in examples for part in example.parts]
+    lengths = [len(part.ids) for part in parts]
+    width = sum(lengths) if packing else max(lengths)
+    starts = np.cumsum([0, *lengths[:-1]]) if packing else np.arange(len(parts)) * width
+    # What follows a padded example changes nothing before it: attention only looks back.
+    ids = np.zeros(width if packing else width * len(parts), np.int64)
+    places, owners = [], []
+    for owner, (part, start) in enumerate(zip(parts, starts.tolist(), strict=True)):
+        ids[start : start + len(part.ids)] = part.ids
+        # A token is predicted from the place before it.
+        learnt = np.flatnonzero(part.learnt[1:])
+        places.append(learnt + start)
+        owners.append(np.full(len(learnt), owner))
+    where = np.concatenate(places)
+    inputs = {"input_ids": _moved(ids.reshape(1 if packing else len(parts), -1), device)}
+    if packing:
+        inputs |= segments_of(lengths, device)
+    return Batch(
+        inputs,
+        _moved(where, device),
+        _moved(ids[where + 1], device),
+        _moved(np.concatenate(owners), device),
+        [example.number for example in examples],
+        sum(lengths),
+    )
+
+
+def gather_tokens(
+    shards: list[dict[str, str]], keep_file: Path, split: str, out: Path, pairs: bool
+) -> TokenExamples:
+    """Copy one split's sequences out of the shards' tokens.
+
+    Args:
+        shards: For each, its `digest` and its `tokens` (a Parquet file).
+        keep_file: For each shard digest, the split number of every row.
+        split: `train`, `validation` or `test`.
+        out: The Arrow file to write.
+        pairs: Whether an example is a chosen and a rejected sequence.
+
+    Raises:
+        BadData: The split has nothing to learn, or the tokens are not those of the data.
+    """
+    sequences = functools.partial(_sequences, pairs=pairs)
+    if not copy_split(shards, keep_file, split, out, sequences):
+        raise BadData(
+            f"{split} split",
+            "no examples with tokens to learn",
+            "at least one",
+            "add data, or raise the share of this split (data.split); if answers are cut off, "
+            "raise training.max_length",
+        )
+    return TokenExamples(out, 2 if pairs else 1)
+
+
+def _sequences(shard: dict[str, str], chosen: np.ndarray, pairs: bool) -> Iterator[pa.RecordBatch]:
+    left = None
+    for batch in pq.ParquetFile(shard["tokens"], memory_map=True).iter_batches(
+        _ROWS_AT_ONCE, columns=["row", *_COLUMNS]
+    ):
+        table = pa.Table.from_batches([batch])
+        if left is not None:
+            table = pa.concat_tables([left, table])
+        # A pair stays whole, whatever the batches of the file.
+        whole = len(table) // 2 * 2 if pairs else len(table)
+        left = table.slice(whole) if whole < len(table) else None
+        yield from _learnable(table.slice(0, whole), shard, chosen, pairs)
+    if left is not None:
+        raise _foreign(shard, "half a pair")
+
+
+def _learnable(
+    table: pa.Table, shard: dict[str, str], chosen: np.ndarray, pairs: bool
+) -> Iterator[pa.RecordBatch]:
+    """The chosen rows of a table, without those that have nothing to learn."""
+    rows = table.column("row").to_numpy()
+    if len(rows) and rows.max() >= len(chosen):
+        raise _foreign(shard, f"row {rows.max()} of {len(chosen)}")
+    if pairs and (table.column("side").to_numpy() != np.arange(len(rows)) % 2).any():
+        raise _foreign(shard, "a chosen without its rejected answer")
+    learns = _learnt(table.column("learnt").combine_chunks()) > 0
+    if pairs:
+        learns = np.repeat(learns.reshape(-1, 2).all(axis=1), 2)
+    table = table.filter(pa.array(chosen[rows] & learns)).select(list(_COLUMNS))
+    if len(table):
+        yield from table.cast(pa.schema(_COLUMNS)).combine_chunks().to_batches()
+
+
+def _learnt(marks: pa.ListArray) -> np.ndarray:
+    """The number of marked tokens in each row."""
+    offsets = marks.offsets.to_numpy()
+    sums = np.concatenate([[0], np.cumsum(marks.values.to_numpy(), dtype=np.int64)])
+    return sums[offsets[1:]] - sums[offsets[:-1]]
+
+
+def _views(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ids, learnt = batch.column("input_ids"), batch.column("learnt")
+    if not ids.offsets.equals(learnt.offsets):
+        raise BadData(
+            "tokens",
+            "rows with more or fewer marks than tokens",
+            "one mark for each token",
+            "start the run again with --refresh tokenize",
+        )
+    return ids.offsets.to_numpy(), ids.values.to_numpy(), learnt.values.to_numpy()
+
+
+def _moved(values: np.ndarray, device: str) -> torch.Tensor:
+    return torch.from_numpy(values).to(device, non_blocking=True)
+
+
+def _foreign(shard: dict[str, str], found: str) -> BadData:
+    return BadData(
+        f"shard {shard['digest'][:12]}",
+        found,
+        "the tokens of the data that is trained on",
+        "start the run again with --refresh tokenize",
+    )

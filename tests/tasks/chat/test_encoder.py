@@ -1,0 +1,120 @@
+"""What of an example is learnt: exactly the answers and their ends."""
+
+import pytest
+
+from tasks.chat.encoder import encode_example, encode_prompt, reference
+from tasks.chat.template import CHATML
+from tasks.contracts.errors import BadData
+from tests.tasks.chat.conversations import (
+    ASK,
+    CALLS,
+    CLOSES,
+    LAST,
+    MARKED,
+    MORE,
+    NO_END,
+    SAY,
+    STRIPS_THINKING,
+    SYSTEM,
+    TALK,
+    THOUGHT,
+    learnt,
+    segments,
+)
+
+
+class TestAText:
+    def test_is_learnt_but_for_its_first_token(self, smol):
+        [encoded] = encode_example(smol, {"text": "Once upon a time."}, "completion")
+        assert segments(smol, encoded) == [(0, "Once"), (1, " upon a time.<|im_end|>")]
+
+    def test_has_the_tokenizers_own_beginning(self, llama):
+        [encoded] = encode_example(llama, {"text": "Once upon"}, "completion")
+        assert segments(llama, encoded) == [(0, "<|begin|>"), (1, "Once upon<|eot_id|>")]
+
+    def test_does_not_end_twice(self, smol):
+        [encoded] = encode_example(smol, {"text": "Once.<|im_end|>"}, "completion")
+        assert encoded.ids.count(smol.eos_token_id) == 1
+
+    def test_of_nothing_is_refused(self, smol):
+        with pytest.raises(BadData, match="nothing is learnt"):
+            encode_example(smol, {"text": ""}, "completion")
+
+    def test_is_its_own_reference(self):
+        assert reference({"text": "Once."}, "completion") == "Once."
+
+
+class TestACompletion:
+    @pytest.mark.parametrize(
+        ("prompt", "completion", "shown"),
+        [
+            ("Q: 2?\nA:", " two", " two<|im_end|>"),
+            ("Q: 2?\nA: ", "two", " two<|im_end|>"),  # a token that straddles counts as learnt
+            ("Q:\n", "two  \n\n  lines", "two  \n\n  lines<|im_end|>"),
+            ("Q: 👍", "🏽 ja", None),
+        ],
+    )
+    def test_is_learnt_and_its_prompt_is_not(self, smol, prompt, completion, shown):
+        example = {"prompt": prompt, "completion": completion}
+        [encoded] = encode_example(smol, example, "completion")
+        assert encoded.ids == [*smol.encode(prompt + completion), smol.eos_token_id]
+        text = "".join(learnt(smol, encoded))
+        assert text == shown or (shown is None and text.endswith(completion[1:] + "<|im_end|>"))
+        assert reference(example, "completion") == completion
+
+    def test_of_nothing_is_refused(self, smol):
+        with pytest.raises(BadData, match="nothing is learnt"):
+            encode_example(smol, {"prompt": "Hello", "completion": ""}, "completion")
+
+
+class TestAPreference:
+    @pytest.fixture
+    def example(self):
+        return {"prompt": [SYSTEM, ASK], "chosen": [SAY], "rejected": [LAST]}
+
+    def test_is_both_answers_to_one_prompt(self, smol, example):
+        chosen, rejected = encode_example(smol, example, "preference")
+        assert learnt(smol, chosen) == ["It is 4, naturally. 👍🏽<|im_end|>"]
+        assert learnt(smol, rejected) == ["6<|im_end|>"]
+        prompt = encode_prompt(smol, example, "preference")
+        assert chosen.ids[: len(prompt)] == rejected.ids[: len(prompt)] == prompt
+        assert reference(example, "preference") == SAY["content"]
+
+    def test_is_learnt_in_the_last_turn_alone(self, smol):
+        earlier = {"prompt": [ASK, SAY, MORE], "chosen": [LAST], "rejected": [SAY]}
+        for each in encode_example(smol, earlier, "preference"):
+            assert len(learnt(smol, each)) == 1
+
+    def test_is_taken_at_marks(self, smol):
+        smol.chat_template = MARKED
+        pair = {"prompt": THOUGHT[:3], "chosen": [LAST], "rejected": [SAY]}
+        chosen, _ = encode_example(smol, pair, "preference")
+        assert learnt(smol, chosen) == ["6<|im_end|>"]
+
+
+class TestThePrompt:
+    @pytest.mark.parametrize(
+        "template", [None, CHATML, STRIPS_THINKING, MARKED, CLOSES, NO_END, CALLS]
+    )
+    @pytest.mark.parametrize("messages", [TALK, TALK[1:], [ASK, SAY], THOUGHT])
+    def test_is_where_the_last_answer_begins(self, smol, template, messages):
+        smol.chat_template = template or smol.chat_template
+        example = {"messages": messages}
+        *_, last = encode_example(smol, example, "instruction")
+        prompt = encode_prompt(smol, example, "instruction")
+        assert last.ids[: len(prompt)] == prompt
+        assert last.learnt[len(prompt)] == 1
+        assert 1 in last.learnt[len(prompt) :]
+        assert smol.decode(last.ids[len(prompt) :]).startswith(messages[-1]["content"])
+
+    def test_of_a_completion_is_its_prompt(self, smol, llama):
+        example = {"prompt": "Q: 2?\nA:", "completion": " two"}
+        for tokenizer in (smol, llama):
+            [encoded] = encode_example(tokenizer, example, "completion")
+            prompt = encode_prompt(tokenizer, example, "completion")
+            assert encoded.ids[: len(prompt)] == prompt
+            assert encoded.learnt == [0] * len(prompt) + [1] * (len(encoded.ids) - len(prompt))
+
+    def test_of_a_text_is_how_a_text_begins(self, smol, llama):
+        assert encode_prompt(smol, {"text": "Once"}, "completion") == []
+        assert encode_prompt(llama, {"text": "Once"}, "completion") == [llama.bos_token_id]

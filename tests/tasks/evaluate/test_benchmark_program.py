@@ -1,0 +1,107 @@
+"""Tasks of lm-evaluation-harness on a tiny model. Needs the extra `benchmarks`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+from tasks.chat.stop_tokens import training_tokenizer
+from tasks.contracts.errors import BadRecipe, NotFound
+from tasks.evaluate import benchmark_program
+from tests.tasks.conftest import Notes
+from tests.tasks.samples import SHIPS
+
+pytest.importorskip("lm_eval")
+
+ROWS = [
+    {"question": f"Name {n} ships.", "choices": [" the sea", " a harbor", " no"], "label": n % 3}
+    for n in range(9)
+]
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path, monkeypatch):
+    """As programs run: without a network, in a folder that they may leave."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a task file and its data."""
+    home = tmp_path / "own"
+    home.mkdir()
+    (home / "ships.yaml").write_text(yaml.safe_dump(SHIPS))
+    (home / "ships.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return home
+
+
+@pytest.fixture
+def run(tiny_lm, folder):
+    def go(**changes):
+        job = {
+            "model": str(tiny_lm),
+            "base": None,
+            "kind": "merged",
+            "quantization": "none",
+            "tokenizer": None,
+            "tasks": ["ships"],
+            "folder": str(folder),
+            "limit": 0,
+            "chat": False,
+            "batch_size": 4,
+        }
+        return benchmark_program.main(job | changes, Notes())
+
+    return go
+
+
+def accuracy_by_hand(home):
+    """The share of questions whose right choice is the likeliest."""
+    model = AutoModelForCausalLM.from_pretrained(home, dtype=torch.float32).eval()
+    tokenizer = training_tokenizer(home)
+
+    def likelihood(question, choice):
+        start = len(tokenizer(question)["input_ids"])
+        ids = torch.tensor([tokenizer(question + choice)["input_ids"]])
+        with torch.no_grad():
+            chances = torch.log_softmax(model(ids).logits[0].double(), -1)
+        return float(chances[:-1].gather(1, ids[0, 1:, None])[start - 1 :].sum())
+
+    right = 0
+    for row in ROWS:
+        found = [likelihood(row["question"], choice) for choice in row["choices"]]
+        right += found.index(max(found)) == row["label"]
+    return right / len(ROWS)
+
+
+class TestATaskOfOnesOwn:
+    def test_is_asked_of_the_model_that_ships(self, run, tiny_lm):
+        found = run()
+        assert found["examples"] == {"ships": 9}
+        assert found["results"]["ships"]["acc"] == pytest.approx(accuracy_by_hand(tiny_lm))
+        assert set(found["results"]["ships"]) == {"acc", "acc_stderr"}
+
+    def test_may_be_asked_in_part_and_in_chat(self, run):
+        assert run(limit=3, chat=True)["examples"] == {"ships": 3}
+
+
+class TestRefusals:
+    def test_a_task_that_nobody_knows(self, run):
+        with pytest.raises(BadRecipe, match=r"'shipz', 'zzzz', which the harness") as caught:
+            run(tasks=["shipz", "zzzz"])
+        assert "write 'ships'" in caught.value.fix and "correct 'zzzz'" in caught.value.fix
+
+    def test_data_that_are_not_on_this_machine(self, run, folder):
+        described = SHIPS | {"dataset_path": "owner/ships", "dataset_kwargs": {}}
+        (folder / "ships.yaml").write_text(yaml.safe_dump(described))
+        with pytest.raises(NotFound, match=r"lm-eval run --model dummy --tasks ships"):
+            run()

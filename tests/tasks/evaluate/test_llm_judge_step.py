@@ -1,0 +1,320 @@
+"""Answers that a judge compares: asked twice, read, counted, kept; and a judge that fails."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import shutil
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks.contracts.errors import LlmJudgeFailed, NoAccess, NotFound
+from tasks.contracts.recipe_evaluation import LlmJudgeRecipe
+from tasks.evaluate import llm_judge_client
+from tasks.evaluate.llm_judge_step import LlmJudgeInputs, ask_llm_judge
+from tasks.load.dataset import texts_by_hash
+from tasks.load.splits import TEST
+from tasks.storage.store import open_store
+from tests.conftest import avoid_proxies
+from tests.doubles.judge import LlmJudgeServer, likes_first
+from tests.tasks.samples import load_data, run_context, some_rows, write_jsonl
+
+KEY = "sk-very-secret-0815"
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    monkeypatch.setattr(llm_judge_client, "BACKOFF", 0.01)
+    avoid_proxies(monkeypatch)
+
+
+@pytest.fixture
+def server():
+    with LlmJudgeServer() as judge:
+        yield judge
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A place with data for completion."""
+    where = run_context(tmp_path_factory.mktemp("data"))
+    rows = [{"prompt": r["text"], "completion": r["label"]} for r in some_rows(150)]
+    path = write_jsonl(tmp_path_factory.mktemp("rows") / "data.jsonl", rows)
+    return where, load_data(path, where, "completion")
+
+
+@pytest.fixture
+def dataset(data, tmp_path):
+    """A copy of it: what a judge has said is kept there."""
+    where, loaded = data
+    shutil.copytree(where.store, tmp_path / "place" / "store")
+    return run_context(tmp_path / "place"), loaded
+
+
+@pytest.fixture
+def judged(dataset, server):
+    """Compares answers, of which the candidate's are longer, shorter, and equal in turn."""
+    where, loaded = dataset
+    store = open_store(where.store)
+    keys = sorted(texts_by_hash(where, loaded.artifact, TEST))
+
+    def scores(answers):
+        with store.scratch() as scratch:
+            table = {
+                "hash_hi": pa.array([hi for hi, _ in keys], pa.uint64()),
+                "hash_lo": pa.array([lo for _, lo in keys], pa.uint64()),
+                "said": answers,
+                "reference": ["tech"] * len(keys),
+            }
+            (scratch / "s").mkdir()
+            pq.write_table(pa.table(table), scratch / "s" / "scores.parquet")
+            return store.put("scores", scratch / "s")
+
+    def run(ours=None, theirs=None, refresh=(), **changes):
+        n = len(keys)
+        judge = {"url": server.url, "model": "wise", "api_key_env": "JUDGE_KEY", **changes}
+        inputs = LlmJudgeInputs(
+            candidate=scores(ours or ["longer" if i % 3 == 0 else "same" for i in range(n)]),
+            baseline=scores(theirs or ["longest" if i % 3 == 1 else "same" for i in range(n)]),
+            test_digest=loaded.test_digest,
+            dataset=loaded.artifact,
+            llm_judge=LlmJudgeRecipe(**judge),
+        )
+        result = ask_llm_judge.work(inputs, where.model_copy(update={"refresh": refresh}))
+        return result, pq.read_table(store.file(result.artifact, "comparisons.parquet"))
+
+    run.store = Path(where.store)
+    run.keys, run.texts = keys, texts_by_hash(where, loaded.artifact, TEST)
+    return run
+
+
+class TestAFairJudge:
+    def test_is_asked_twice_and_counted(self, judged, server):
+        result, table = judged()
+        n = len(judged.keys)
+        assert (result.wins, result.losses) == ((n + 2) // 3, (n + 1) // 3)
+        assert result.wins + result.ties + result.losses == n
+        assert (result.turned, result.unreadable, result.llm_judge) == (0, 0, "wise")
+        assert result.preferred == pytest.approx((result.wins + result.ties / 2) / n)
+        assert table["preferred"].to_pylist()[:3] == [1.0, 0.0, 0.5]
+        assert table["first_verdict"].to_pylist()[:3] == ["A", "B", "C"]
+        assert table["second_verdict"].to_pylist()[:3] == ["B", "A", "C"]
+        assert table["first_said"][0].as_py() == "Length counts: [[A]]"
+        assert list(zip(*(table[k].to_pylist() for k in ("hash_hi", "hash_lo")), strict=True)) == (
+            judged.keys
+        )
+
+    def test_is_asked_for_the_pair_as_it_is_at_temperature_0(self, judged, server):
+        judged(max_examples=1)
+        one, _ = server.requests
+        assert {each["path"] for each in server.requests} == {"/v1/chat/completions"}
+        assert one["body"]["temperature"] == 0 and one["body"]["model"] == "wise"
+        assert one["headers"]["Authorization"] == f"Bearer {KEY}"
+        question = judged.texts[judged.keys[0]]
+        assert all(question in each and "tech" in each for each in server.questions)
+        # The answers in either order.
+        leads = [each.index("longer") < each.index("same\n") for each in server.questions]
+        assert sorted(leads) == [False, True]
+
+    def test_is_not_asked_about_equal_answers(self, judged, server):
+        result, table = judged(ours=["same"] * len(judged.keys), theirs=["same"] * len(judged.keys))
+        assert (result.ties, server.requests) == (len(judged.keys), [])
+        assert "equal" in table["first_said"][0].as_py()
+
+    def test_needs_no_key(self, judged, server):
+        judged(max_examples=1, api_key_env="")
+        assert "Authorization" not in server.requests[0]["headers"]
+
+    def test_may_have_a_prompt_of_its_own(self, judged, server):
+        mark = "<answer_{}>\n{{answer_{}}}\n</answer_{}>"
+        prompt = "Q {question}" + "".join(mark.format(*side * 3) for side in "ab")
+        judged(max_examples=1, prompt=prompt)
+        assert server.questions[0].startswith("Q ") and "reference" not in server.questions[0]
+
+
+class TestABiasedJudge:
+    def test_who_always_names_the_first_prefers_nobody(self, judged, server):
+        server.rule = likes_first
+        result, table = judged()
+        assert (result.wins, result.losses, result.preferred) == (0, 0, 0.5)
+        assert result.turned == sum(v == "A" for v in table["first_verdict"].to_pylist())
+        assert set(table["preferred"].to_pylist()) == {0.5}
+
+
+class TestABadLine:
+    def test_that_is_busy_at_times_is_asked_again(self, judged, server):
+        refusals = ((429, {"Retry-After": "0"}), (503, {}), (500, {}))
+        server.fail = lambda number: refusals[number % 4] if number % 4 < 3 else None
+        result, _ = judged(max_examples=3, parallel=1)
+        assert (result.wins, result.losses) == (1, 1)
+        assert len(server.requests) == 4 * 4
+
+    def test_that_never_answers_fails_the_step(self, judged, server):
+        server.fail = lambda number: (503, {})
+        with pytest.raises(LlmJudgeFailed, match=r"evaluation\.llm_judge http://127.*503"):
+            judged(max_examples=1)
+        assert len(server.requests) >= llm_judge_client.RETRIES
+
+    def test_that_is_too_slow_fails_the_step(self, judged, server, monkeypatch):
+        monkeypatch.setattr(llm_judge_client, "RETRIES", 1)
+        server.wait = 5
+        began = time.monotonic()
+        with pytest.raises(LlmJudgeFailed, match="it took too long"):
+            judged(max_examples=1, time_out_seconds=0.2)
+        assert time.monotonic() - began < 4
+
+    def test_to_nowhere_fails_the_step(self, judged):
+        with pytest.raises(LlmJudgeFailed, match="ConnectionError"):
+            judged(max_examples=1, url="http://127.0.0.1:9/v1")
+
+    def test_that_leads_elsewhere_is_not_followed(self, judged, server):
+        server.fail = lambda number: (302, {"Location": f"{server.url}/elsewhere"})
+        with pytest.raises(LlmJudgeFailed, match="302"):
+            judged(max_examples=1)
+        assert {each["path"] for each in server.requests} == {"/v1/chat/completions"}
+
+    def test_to_a_model_that_is_not_there(self, judged, server):
+        server.fail = lambda number: (404, {})
+        with pytest.raises(NotFound, match="wise"):
+            judged(max_examples=1)
+
+
+class TestWordsWithoutAVerdict:
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"<html>",
+            b"[]",
+            b'{"choices": []}',
+            b'{"choices": [{"message": {"content": null}}]}',
+            b'{"choices": [{"message": {"content": "A is better."}}]}',
+        ],
+    )
+    def test_are_ties_where_they_are_few(self, judged, server, body):
+        server.spoil = lambda number: body if number == 0 else None
+        result, table = judged(parallel=1)
+        assert result.unreadable == 1
+        assert (table["first_verdict"][0].as_py(), table["preferred"][0].as_py()) == ("?", 0.5)
+
+    def test_fail_the_step_where_they_are_many(self, judged, server):
+        server.spoil = lambda number: b"{}" if number % 12 == 0 else None
+        with pytest.raises(
+            LlmJudgeFailed, match=r"no verdict on \d+ of \d+ pairs.*chat completion"
+        ):
+            judged(parallel=1)
+
+    def test_a_question_that_is_refused_counts_as_one(self, judged, server):
+        server.fail = lambda number: (400, {}) if number == 0 else None
+        result, table = judged(parallel=1)
+        assert result.unreadable == 1
+        assert "400" in table["first_said"][0].as_py()
+
+
+class TestTheKey:
+    def test_that_is_missing_is_asked_for_by_its_variable(self, judged, monkeypatch):
+        monkeypatch.delenv("JUDGE_KEY")
+        with pytest.raises(NoAccess, match="JUDGE_KEY"):
+            judged()
+
+    @pytest.mark.parametrize("status", [401, 403])
+    def test_that_is_refused_is_told_without_it(self, judged, server, status):
+        server.fail = lambda number: (status, {})
+        with pytest.raises(NoAccess, match=str(status)) as caught:
+            judged(max_examples=1)
+        self.is_nowhere(caught.value)
+
+    @pytest.mark.parametrize("status", [302, 404, 503])
+    def test_is_in_no_error_though_the_server_repeats_it(self, judged, server, status):
+        server.fail = lambda number: (status, {})
+        with pytest.raises((LlmJudgeFailed, NotFound)) as caught:
+            judged(max_examples=1)
+        assert "***" in str(caught.value)
+        self.is_nowhere(caught.value)
+
+    def test_is_in_no_log_and_no_result(self, judged, server, caplog):
+        caplog.set_level(logging.DEBUG)
+        server.rule = lambda first, second: f"Authorization: Bearer {KEY} [[A]]"
+        server.fail = lambda number: (400, {}) if number == 0 else None
+        result, table = judged(parallel=1)
+        assert KEY not in caplog.text
+        assert KEY not in result.model_dump_json()
+        assert KEY not in json.dumps(table.to_pylist())
+        assert "***" in table["first_said"][0].as_py()
+
+    @staticmethod
+    def is_nowhere(error):
+        assert KEY not in str(error) and KEY.encode() not in pickle.dumps(error)
+        seen = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        assert seen is None
+
+
+class TestWhatIsKept:
+    @pytest.mark.parametrize("end", ["errors", "silence"])
+    def test_is_each_verdict_from_a_judge_that_then_fails(self, judged, server, monkeypatch, end):
+        monkeypatch.setattr(llm_judge_client, "RETRIES", 0)
+        questions = 2 * (len(judged.keys) - len(judged.keys) // 3)
+        if end == "errors":
+            server.fail = lambda number: (500, {}) if number >= 7 else None
+        else:
+            server.drop = lambda number: number >= 7
+        with pytest.raises(LlmJudgeFailed, match="verdicts so far are kept"):
+            judged(parallel=1)
+        # It broke off at the first failure.
+        assert 7 < len(server.requests) < questions
+        given = set(server.questions[:7])
+
+        server.fail, server.drop = lambda number: None, lambda number: False
+        server.requests.clear()
+        result, table = judged(parallel=1)
+        assert len(server.requests) == questions - 7
+        assert not given & set(server.questions)
+        # As from a judge that never failed.
+        server.requests.clear()
+        whole, unbroken = judged(parallel=1, model="other")
+        assert len(server.requests) == questions
+        assert unbroken.equals(table)
+        assert (result.wins, result.losses) == (whole.wins, whole.losses)
+
+    def test_is_asked_again_where_that_is_wanted(self, judged, server):
+        judged(max_examples=2)
+        count = len(server.requests)
+        judged(max_examples=2)
+        assert len(server.requests) == count
+        judged(max_examples=2, refresh=("llm-judge",))
+        assert len(server.requests) == 2 * count
+
+    def test_is_no_answer_without_a_verdict(self, judged, server):
+        server.spoil = lambda number: b"{}" if number in (0, 3) else None
+        with pytest.raises(LlmJudgeFailed, match="no verdict"):
+            judged(max_examples=2, parallel=1)
+        result, _ = judged(max_examples=2, parallel=1)
+        assert (len(server.requests), result.unreadable) == (6, 0)
+
+    def test_has_no_secret_in_it(self, judged, server, tmp_path):
+        server.rule = lambda first, second: f"Authorization: Bearer {KEY} [[A]]"
+        judged(max_examples=2)
+        kept = list((judged.store / "keys" / "verdict-said").iterdir())
+        assert len(kept) == 4
+        assert not any(KEY in file.read_text() for file in kept)
+
+    def test_is_not_asked_again(self, judged, dataset, server):
+        result, _ = judged(max_examples=2)
+        inputs = {"candidate": result.artifact, "baseline": result.artifact}
+        _, loaded = dataset
+        judge = LlmJudgeRecipe(url=server.url, model="wise")
+        one = LlmJudgeInputs(**inputs, test_digest="t", dataset=loaded.artifact, llm_judge=judge)
+        other = judge.model_copy(update={"api_key_env": "OTHER", "parallel": 1})
+        assert ask_llm_judge.key(one) == ask_llm_judge.key(
+            one.model_copy(update={"llm_judge": other})
+        )
+        wiser = judge.model_copy(update={"model": "wiser"})
+        assert ask_llm_judge.key(one) != ask_llm_judge.key(
+            one.model_copy(update={"llm_judge": wiser})
+        )

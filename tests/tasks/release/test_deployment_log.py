@@ -1,0 +1,125 @@
+"""The log: numbered, created once, read by consumers who need nothing else."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tasks.contracts.artifacts import Artifact
+from tasks.contracts.errors import BaselineMoved
+from tasks.contracts.release import DeploymentEvent, LogEntry, Release
+from tasks.release import deployment_log
+from tasks.storage.objects import FolderObjects, S3Objects
+from tasks.storage.store import Store
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request, tmp_path):
+    if request.param == "folder":
+        return Store(FolderObjects(tmp_path))
+    return Store(S3Objects(f"s3://{request.getfixturevalue('s3_env')}/store"))
+
+
+def release(digest):
+    artifact = Artifact(kind="model", digest=digest, files=1, bytes=1, uri="x")
+    return Release(
+        name="news",
+        channel="production",
+        version=digest[:12],
+        digest=digest,
+        artifact=artifact,
+        provenance=artifact,
+    )
+
+
+def entry(number, kind, digest):
+    return LogEntry(number=number, kind=kind, at="now", run="run", release=release(digest))
+
+
+def deploy(store, digest, seen):
+    claim = deployment_log.claim(store, release(digest), seen, "run")
+    return deployment_log.append(store, entry(claim.number + 1, "deployed", digest))
+
+
+class TestLog:
+    def test_an_empty_log_has_no_head(self, store):
+        assert deployment_log.head(store, "news", "production") is None
+        assert deployment_log.deployed(store, "news", "production") is None
+
+    def test_entries_come_in_order_and_after_a_number(self, store):
+        deploy(store, "a", 0)
+        deploy(store, "b", 2)
+        numbers = [item.number for item in deployment_log.entries(store, "news", "production")]
+        assert numbers == [1, 2, 3, 4]
+        assert [
+            item.number for item in deployment_log.entries(store, "news", "production", after=3)
+        ] == [4]
+
+    def test_what_is_deployed_is_the_newest_deployment_not_a_claim(self, store):
+        deploy(store, "a", 0)
+        deployment_log.claim(store, release("b"), 2, "run")
+        assert deployment_log.deployed(store, "news", "production").release.digest == "a"
+
+    def test_a_number_is_given_once(self, store):
+        deployment_log.append(store, entry(1, "revealing", "a"))
+        with pytest.raises(BaselineMoved):
+            deployment_log.append(store, entry(1, "revealing", "b"))
+
+    def test_channels_are_listed(self, store):
+        deploy(store, "a", 0)
+        assert deployment_log.channels(store) == [("news", "production")]
+
+
+class TestClaims:
+    def test_a_claim_after_the_log_has_grown_is_refused(self, store):
+        deploy(store, "a", 0)
+        with pytest.raises(BaselineMoved, match="expected the log as it was"):
+            deployment_log.claim(store, release("b"), 0, "run")
+
+    def test_a_repeated_claim_for_the_same_bytes_is_the_same_claim(self, store):
+        first = deployment_log.claim(store, release("a"), 0, "run")
+        assert deployment_log.claim(store, release("a"), 0, "again").number == first.number
+        assert len(deployment_log.entries(store, "news", "production")) == 1
+
+    def test_an_abandoned_claim_is_superseded_by_who_has_seen_it(self, store):
+        deployment_log.claim(store, release("a"), 0, "died")
+        assert deployment_log.claim(store, release("b"), 1, "run").number == 2
+
+    def test_whoever_was_superseded_cannot_announce(self, store):
+        slow = deployment_log.claim(store, release("a"), 0, "slow")
+        deployment_log.claim(store, release("b"), 1, "fast")
+        with pytest.raises(BaselineMoved):
+            deployment_log.append(store, entry(slow.number + 1, "deployed", "a"))
+
+    def test_of_racing_publishers_one_claims(self, store):
+        def try_claim(digest):
+            try:
+                return deployment_log.claim(store, release(digest), 0, digest).release.digest
+            except BaselineMoved:
+                return None
+
+        with ThreadPoolExecutor(6) as pool:
+            won = [item for item in pool.map(try_claim, "abcdef") if item]
+        assert len(won) == 1
+        assert deployment_log.head(store, "news", "production").release.digest == won[0]
+
+
+class TestEventIds:
+    def test_a_repeat_has_the_same_id(self):
+        assert DeploymentEvent.make_id("deployed", "a", 1) == DeploymentEvent.make_id(
+            "deployed", "a", 1
+        )
+
+    def test_a_return_to_an_older_release_has_another(self):
+        assert DeploymentEvent.make_id("deployed", "a", 1) != DeploymentEvent.make_id(
+            "deployed", "a", 5
+        )
+
+
+class TestLooks:
+    def test_each_new_comparison_is_counted_and_a_repeat_is_not(self, store):
+        look = lambda candidate: deployment_log.look_number(store, "news", "t", candidate, "base")  # noqa: E731
+        assert [look("a"), look("b"), look("a"), look("c")] == [1, 2, 1, 3]
+
+    def test_another_test_set_starts_anew(self, store):
+        deployment_log.look_number(store, "news", "t", "a", "base")
+        assert deployment_log.look_number(store, "news", "u", "b", "base") == 1

@@ -1,0 +1,205 @@
+"""What a release says of itself: its provenance and its card name every step that made it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tasks.contracts.artifacts import Artifact, Source
+from tasks.contracts.candidate import Candidate, GuardSet
+from tasks.contracts.plan import Plan
+from tasks.contracts.recipe import Recipe
+from tasks.contracts.results import (
+    Benchmarked,
+    Comparisons,
+    ConvertedGguf,
+    Finetuned,
+    Inspected,
+    Loaded,
+    Provenance,
+    Scored,
+    Tokenized,
+)
+from tasks.contracts.verdict import GateResult, Verdict
+from tasks.release.card import model_card
+from tasks.release.provenance import provenance
+from tasks.storage.store import open_store
+from tests.tasks.samples import run_context
+
+MADE = Provenance(
+    run_id="1", run_name="one", at="now", seconds=1.0, libraries={"torch": "2"}, code="c"
+)
+ALWAYS = {"load", "inspect", "tokenize", "finetune", "evaluate", "gate"}
+VERDICT = Verdict(
+    outcome="promoted",
+    rules=(),
+    candidate_digest="finetune",
+    baseline="none",
+    baseline_digest="",
+    baseline_entry=0,
+    test_digest="t",
+    look_number=1,
+    examples=20,
+    dropped=0,
+    baseline_seen="no baseline",
+    summary="Promoted.",
+)
+
+
+def facts(name: str) -> dict:
+    """What every step returns, under a digest and key that name the step."""
+    return {
+        "artifact": Artifact(kind=name, digest=name, files=1, bytes=1, uri=""),
+        "key": f"key of {name}",
+        "provenance": MADE,
+    }
+
+
+def source(name: str) -> Source:
+    return Source(uri=f"{name}.jsonl", pinned=f"{name}@1", digest=f"of {name}", files=())
+
+
+def scored(name: str, loss: float) -> Scored:
+    metrics = {"loss": loss}
+    return Scored(**facts(name), model_digest="m", labels=(), metrics=metrics, size_bytes=1)
+
+
+def loaded(name: str, **changes) -> Loaded:
+    rows = {"train": 100, "validation": 10, "test": 20}
+    said = {"labels": (), "rows": rows, "test_digest": "t", "new_shards": 1, "shards": 1}
+    return Loaded(**facts(name) | said | changes)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return open_store(run_context(tmp_path).store)
+
+
+@pytest.fixture
+def candidate(store):
+    """A candidate for which nothing was asked beside the test examples, changed as told."""
+    with store.scratch() as scratch:
+        (scratch / "d").mkdir()
+        (scratch / "d" / "report.json").write_text("{}")
+        dataset = store.put("dataset", scratch / "d")
+
+    def make(**changes) -> Candidate:
+        made = {
+            "recipe": Recipe(
+                name="tiny", task="instruction", data={"uri": "data.jsonl"}, model={"uri": "model"}
+            ),
+            "data": source("data"),
+            "model": source("model"),
+            "plan": Plan(device="cpu", precision="fp32"),
+            "loaded": loaded("load", artifact=dataset),
+            "inspected": Inspected(
+                **facts("inspect"),
+                architecture="Llama",
+                parameters=1,
+                max_length=9,
+                linear_modules=(),
+                head_modules=(),
+                pad_token="",
+                vocabulary=9,
+            ),
+            "tokenized": Tokenized(
+                **facts("tokenize"), shards=1, new_shards=1, tokens=1, truncated=0, longest=1
+            ),
+            "finetuned": Finetuned(
+                **facts("finetune"),
+                metrics={},
+                history=(),
+                best_epoch=1,
+                steps=1,
+                trained_parameters=1,
+            ),
+            "scored": scored("evaluate", 1.0),
+            "baseline": None,
+            "gate_result": GateResult(**facts("gate"), verdict=VERDICT),
+        }
+        return Candidate(**made | changes)
+
+    return make
+
+
+BESIDE = {
+    "converted": ConvertedGguf(**facts("gguf"), architecture="Llama", dtype="bfloat16"),
+    "guard": GuardSet(loaded=loaded("guard"), task="completion", source=source("guard")),
+    "guard_scored": scored("guard_evaluate", 2.0),
+    "guard_baseline": scored("guard_baseline", 3.0),
+    "compared": Comparisons(
+        **facts("llm-judge"),
+        llm_judge="wise",
+        preferred=0.75,
+        wins=10,
+        ties=10,
+        losses=0,
+        turned=1,
+        unreadable=2,
+    ),
+    "benchmarks": Benchmarked(
+        **facts("benchmarks"), results={"ships": {"acc": 0.5}}, examples={"ships": 9}
+    ),
+    "benchmark_baseline": Benchmarked(
+        **facts("benchmark_baseline"), results={"ships": {"acc": 0.25}}, examples={"ships": 9}
+    ),
+    "benchmark_folder": source("own"),
+}
+
+
+class TestProvenance:
+    def test_names_what_was_asked_beside_the_test_examples(self, candidate, store):
+        found = provenance(candidate(**BESIDE), store)
+        more = {"gguf", "guard", "guard_evaluate", "guard_baseline", "llm-judge"}
+        assert set(found["steps"]) == ALWAYS | more | {"benchmarks", "benchmark_baseline"}
+        for name, said in found["steps"].items():
+            assert said["key"] == f"key of {name}" and said["provenance"]["libraries"]
+            assert said["artifact"] == name or name == "load"
+        guard = {"uri": "guard.jsonl", "pinned": "guard@1", "digest": "of guard"}
+        assert found["sources"]["guard"] == guard
+        assert found["sources"]["benchmark_folder"]["digest"] == "of own"
+        assert found["comparisons"] == {
+            "llm_judge": "wise",
+            "preferred": 0.75,
+            "wins": 10,
+            "ties": 10,
+            "losses": 0,
+            "turned": 1,
+            "unreadable": 2,
+        }
+        assert found["benchmarks"] == {"ships": {"acc": 0.5}}
+        assert found["baseline_harness"] == {"ships": {"acc": 0.25}}
+        assert (found["guard_metrics"], found["baseline_guard_metrics"]) == (
+            {"loss": 2.0},
+            {"loss": 3.0},
+        )
+        json.dumps(found)
+
+    def test_says_nothing_of_what_was_not_asked_for(self, candidate, store):
+        found = provenance(candidate(), store)
+        assert set(found) == {
+            "schema_version",
+            "recipe",
+            "recipe_digest",
+            "plan",
+            "sources",
+            "steps",
+            "data_report",
+            "metrics",
+            "baseline_metrics",
+            "verdict",
+        }
+        assert set(found["steps"]) == ALWAYS and set(found["sources"]) == {"data", "model"}
+
+
+class TestTheCard:
+    def test_tells_what_was_asked_beside_the_test_examples(self, candidate):
+        card = model_card(candidate(**BESIDE))
+        assert "`guard.jsonl` (digest `of guard`), 20 examples" in card
+        assert "The judge `wise` preferred its answers 10 times" in card
+        assert "| ships | acc | 0.2500 | 0.5000 | 9 |" in card
+
+    def test_says_nothing_of_what_was_not_asked_for(self, candidate):
+        card = model_card(candidate())
+        assert "judge" not in card.split("## Data")[0] and "Harness" not in card

@@ -1,0 +1,232 @@
+"""The cache: what makes a step run again, what must not, and what is never believed."""
+
+import shutil
+
+import pytest
+from prefect import flow
+
+from tasks.base_model.gguf_step import convert_gguf
+from tasks.base_model.inspect_step import inspect_model
+from tasks.contracts.artifacts import Artifact
+from tasks.contracts.base import Contract
+from tasks.contracts.results import StepResult
+from tasks.evaluate.benchmark_step import run_benchmarks
+from tasks.evaluate.llm_judge_step import ask_llm_judge
+from tasks.evaluate.step import score
+from tasks.finetune.step import finetune
+from tasks.gate.step import gate
+from tasks.load.step import load
+from tasks.runtime import cache
+from tasks.runtime import code_digest as code_digest_
+from tasks.runtime.cache import step
+from tasks.runtime.code_digest import INFRASTRUCTURE, ROOT, code_digest
+from tasks.runtime.context import RunContext
+from tasks.storage.store import open_store
+from tasks.tokenize.step import tokenize
+
+STEPS = {
+    item.name: item
+    for item in (
+        convert_gguf,
+        load,
+        inspect_model,
+        tokenize,
+        finetune,
+        score,
+        ask_llm_judge,
+        run_benchmarks,
+        gate,
+    )
+}
+
+
+class Inputs(Contract):
+    cache_key_excludes = frozenset({"place"})
+
+    number: int
+    place: str = ""
+    given: Artifact | None = None
+
+
+class Counted(StepResult):
+    double: int
+
+
+CALLS = []
+
+
+@step("double", result=Counted, code=("tasks.plan.plan",), libraries=("pydantic",))
+def double(inputs: Inputs, context: RunContext) -> Counted:
+    """Double a number."""
+    CALLS.append(inputs.number)
+    store = open_store(context.store)
+    with store.scratch() as scratch:
+        (scratch / "out").mkdir()
+        (scratch / "out" / "number").write_text(str(2 * inputs.number))
+        return Counted(artifact=store.put("number", scratch / "out"), double=2 * inputs.number)
+
+
+@pytest.fixture
+def context(tmp_path):
+    CALLS.clear()
+    return RunContext(store=str(tmp_path / "store"), run_id="1", run_name="first")
+
+
+@pytest.fixture
+def copied_code(tmp_path, monkeypatch):
+    """A copy of the code that may be edited, digested in place of the real one."""
+    shutil.copytree(ROOT / "tasks", tmp_path / "code" / "tasks")
+    monkeypatch.setattr(code_digest_, "ROOT", tmp_path / "code")
+    code_digest.cache_clear()
+    yield tmp_path / "code"
+    code_digest.cache_clear()
+
+
+def edited(path, text):
+    path.write_text(path.read_text() + text)
+    code_digest.cache_clear()
+
+
+class TestHits:
+    def test_equal_work_is_done_once(self, context):
+        assert double.once(Inputs(number=4), context) == double.once(Inputs(number=4), context)
+        assert CALLS == [4]
+
+    def test_who_asks_and_where_it_lies_does_not_matter(self, context):
+        double.once(Inputs(number=4, place="/here"), context)
+        later = context.model_copy(update={"run_id": "2", "run_name": "second"})
+        assert double.once(Inputs(number=4, place="/there"), later).provenance.run_name == "first"
+        assert CALLS == [4]
+
+    def test_a_moved_store_still_knows(self, context, tmp_path):
+        double.once(Inputs(number=4), context)
+        shutil.move(context.store, tmp_path / "moved")
+        double.once(Inputs(number=4), RunContext(store=str(tmp_path / "moved")))
+        assert CALLS == [4]
+
+    def test_an_input_artifact_counts_by_its_digest_alone(self):
+        one = Artifact(kind="k", digest="d", files=1, bytes=1, uri="/a")
+        two = one.model_copy(update={"uri": "/b", "bytes": 2})
+        assert double.key(Inputs(number=1, given=one)) == double.key(Inputs(number=1, given=two))
+
+
+class TestMisses:
+    def test_another_input(self, context):
+        double.once(Inputs(number=4), context)
+        double.once(Inputs(number=5), context)
+        assert CALLS == [4, 5]
+
+    def test_another_input_artifact(self):
+        one = Artifact(kind="k", digest="d", files=1, bytes=1, uri="/a")
+        two = one.model_copy(update={"digest": "e"})
+        assert double.key(Inputs(number=1, given=one)) != double.key(Inputs(number=1, given=two))
+
+    def test_another_library_version(self, context, monkeypatch):
+        double.once(Inputs(number=4), context)
+        monkeypatch.setattr(cache, "library_versions", lambda names: dict.fromkeys(names, "9.9"))
+        double.once(Inputs(number=4), context)
+        assert CALLS == [4, 4]
+
+    def test_a_refresh(self, context):
+        double.once(Inputs(number=4), context)
+        double.once(Inputs(number=4), context.model_copy(update={"refresh": ("double",)}))
+        assert CALLS == [4, 4]
+
+    @pytest.mark.parametrize("harm", ["no file", "short file", "no manifest", "garbled record"])
+    def test_what_is_gone_or_broken_is_made_again(self, context, harm):
+        result = double.once(Inputs(number=4), context)
+        objects = open_store(context.store).objects
+        home = f"artifacts/number/{result.artifact.digest}"
+        if harm == "no file":
+            objects.delete(f"{home}/files/number")
+        elif harm == "short file":
+            objects.write(f"{home}/files/number", b"")
+        elif harm == "no manifest":
+            objects.delete(f"{home}/manifest.json")
+        else:
+            objects.write(f"keys/double/{result.key}.json", b"{half")
+        again = double.once(Inputs(number=4), context)
+        assert CALLS == [4, 4]
+        assert open_store(context.store).holds(again.artifact)
+
+    def test_work_that_failed_leaves_no_record(self, context, tmp_path):
+        @step("failing", result=StepResult, code=("tasks.plan.plan",), libraries=())
+        def failing(inputs: Inputs, context: RunContext) -> StepResult:
+            raise ValueError("half done")
+
+        with pytest.raises(ValueError, match="half done"):
+            failing.once(Inputs(number=1), context)
+        assert failing.known(Inputs(number=1), context) is None
+
+
+class TestCodeDigest:
+    @pytest.mark.parametrize("name", STEPS)
+    def test_editing_any_root_of_a_step_changes_its_key(self, name, copied_code):
+        for root in STEPS[name].code:
+            before = code_digest(STEPS[name].code)
+            edited(code_digest_._module_file(root), "\nADDED = 1\n")
+            assert code_digest(STEPS[name].code) != before, root
+
+    @pytest.mark.parametrize("module", sorted(INFRASTRUCTURE))
+    def test_editing_infrastructure_changes_no_key(self, module, copied_code):
+        before = {name: code_digest(item.code) for name, item in STEPS.items()}
+        path = code_digest_._module_file(module)
+        files = path.parent.glob("*.py") if path.name == "__init__.py" else [path]
+        for file in files:
+            edited(file, "\nADDED = 1\n")
+        assert {name: code_digest(item.code) for name, item in STEPS.items()} == before
+
+    def test_editing_a_helper_that_is_only_imported_changes_the_key(self, copied_code):
+        before = code_digest(gate.code)
+        edited(copied_code / "tasks" / "gate" / "exact_tests.py", "\nADDED = 1\n")
+        assert code_digest(gate.code) != before
+
+    def test_comments_and_docstrings_do_not_matter(self, copied_code):
+        path = copied_code / "tasks" / "gate" / "exact_tests.py"
+        before = code_digest(gate.code)
+        path.write_text("# A comment.\n" + path.read_text().replace('"""', '"""Said anew. ', 1))
+        code_digest.cache_clear()
+        assert code_digest(gate.code) == before
+
+    @pytest.mark.parametrize("name", STEPS)
+    def test_every_root_exists(self, name):
+        assert STEPS[name].code[0].startswith("tasks.")
+        assert code_digest(STEPS[name].code)
+
+
+class TestInPrefect:
+    @pytest.fixture(autouse=True)
+    def server(self, prefect_env):
+        pass
+
+    @staticmethod
+    def states(context, number=4):
+        @flow
+        def once():
+            state = double._task(Inputs(number=number), context, return_state=True)
+            return state.name, state.result().double
+
+        return once()
+
+    def test_first_completed_then_cached(self, context):
+        assert [self.states(context) for _ in range(3)] == [
+            ("Completed", 8),
+            ("Cached", 8),
+            ("Cached", 8),
+        ]
+        assert CALLS == [4]
+
+    def test_prefects_memory_is_not_believed_when_the_artifact_is_gone(self, context):
+        for _ in range(3):
+            self.states(context)
+        key = double.key(Inputs(number=4))
+        record = open_store(context.store).read_json(f"keys/double/{key}.json")
+        open_store(context.store).discard("number", record["artifact"]["digest"])
+        assert self.states(context) == ("Completed", 8)
+        assert CALLS == [4, 4]
+
+    def test_results_are_json_not_pickle(self, context, tmp_path):
+        self.states(context)
+        stored = list((tmp_path / "store" / "keys").rglob("*.json"))
+        assert len(stored) == 1
+        assert b'"double": 8' in stored[0].read_bytes()

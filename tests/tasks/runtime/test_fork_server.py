@@ -1,0 +1,394 @@
+"""The host that programs are forked off: its life, and what its programs inherit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from importlib.util import find_spec
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks.contracts.errors import CodeFailed, OutOfHostMemory, TimedOut
+from tasks.contracts.plan import Plan
+from tasks.contracts.recipe_training import LoraRecipe
+from tasks.runtime import fork_server
+from tasks.runtime.gguf_converter import find_converter
+from tasks.runtime.run_program import ROOT, preload, run_program
+from tests.tasks.base_model.test_gguf_step import write_gguf
+from tests.tasks.runtime.test_run_program import HEADER, gone
+from tests.tasks.samples import write_jsonl
+
+pytestmark = pytest.mark.skipif(not fork_server._possible(), reason="programs are not forked here")
+
+PROGRAM = f"""{HEADER}
+def main(job, reporter):
+    reporter.progress(always=True, pid=os.getpid(), host=os.getppid())
+    open(job["began"], "w").close()
+    while job.get("until") and not os.path.exists(job["until"]):
+        time.sleep(0.01)
+    return {{"pid": os.getpid(), "host": os.getppid(), "descriptors": os.listdir("/proc/self/fd")}}
+
+run(main)
+"""
+THREADS = """
+import threading
+import numpy as np, pyarrow as pa, pyarrow.compute as pc, tokenizers, torch
+from tasks.runtime.program import run
+
+def main(job, reporter):
+    assert job["loaded"] == ("transformers.trainer" in __import__("sys").modules)
+    torch.manual_seed(0)
+    a = torch.rand(600, 600, requires_grad=True)
+    (a @ a).tanh().sum().backward()
+    b = np.random.default_rng(0).random((600, 600))
+    column = pa.chunked_array([pa.array(range(50_000))] * 20)
+    table = pa.table({"a": column}).sort_by([("a", "descending")])
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="b"))
+    encoded = tokenizer.encode_batch(["a", "b", "c"] * 1000)
+    assert threading.active_count() == 2
+    return {
+        "threads": [torch.get_num_threads(), pa.cpu_count()],
+        "torch": a.grad.sum().item(),
+        "numpy": float((b @ b).sum()),
+        "arrow": pc.sum(table["a"][:5]).as_py(),
+        "tokenizers": sum(each.ids[0] for each in encoded),
+    }
+
+run(main)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with the program `follower`, and a host that loads nothing."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(fork_server, "LIBRARIES", {})
+    (tmp_path / "follower.py").write_text(PROGRAM)
+    return tmp_path
+
+
+@pytest.fixture
+def follow(folder):
+    """Runs `follower`, by default until it is told that it may end."""
+
+    def run(name="one", until=True, **options):
+        job = {"began": str(folder / f"{name}-began")}
+        if until:
+            job["until"] = str(folder / f"{name}-end")
+        return run_program("follower", job, scratch=folder / name, **options)
+
+    return run
+
+
+class InBackground(threading.Thread):
+    """A call in a thread of its own."""
+
+    def __init__(self, call, *arguments, **options):
+        super().__init__()
+        self.call, self.arguments, self.options = call, arguments, options
+        self.result = self.error = None
+        self.start()
+
+    def run(self):
+        try:
+            self.result = self.call(*self.arguments, **self.options)
+        except Exception as error:
+            self.error = error
+
+
+def appears(path, seconds=60.0):
+    """Wait until a file is there."""
+    until = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < until, f"{path} has not appeared"
+        time.sleep(0.01)
+
+
+class TestTheHost:
+    def test_serves_one_program_after_the_other(self, follow):
+        first, second = follow("one", until=False), follow("two", until=False)
+        assert first["host"] == second["host"] == fork_server._host.process.pid
+        assert first["pid"] != second["pid"]
+
+    def test_serves_two_at_once_and_neither_holds_what_the_other_has(self, follow, folder):
+        one = InBackground(follow, "one")
+        appears(folder / "one-began")
+        two = follow("two", until=False)
+        (folder / "one-end").touch()
+        one.join()
+        assert one.result["host"] == two["host"]
+        assert len(two["descriptors"]) <= len(one.result["descriptors"])
+
+    def test_is_another_one_for_another_environment_and_stays_for_what_runs(
+        self, follow, folder, monkeypatch
+    ):
+        one = InBackground(follow, "one")
+        appears(folder / "one-began")
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        two = follow("two", until=False)
+        (folder / "one-end").touch()
+        one.join()
+        assert one.result["host"] != two["host"]
+        assert gone(one.result["host"])
+
+    def test_starts_before_it_is_needed(self, follow):
+        preload()
+        pid = fork_server._host.process.pid
+        assert follow(until=False)["host"] == pid
+
+    def test_can_be_switched_off(self, follow, monkeypatch):
+        monkeypatch.setenv("BURNISH_PROGRAM_HOST", "off")
+        before = fork_server._host
+        preload()
+        assert follow(until=False)["host"] == os.getpid()
+        assert fork_server._host is before
+
+    def test_is_not_used_beside_a_gpu(self, follow, monkeypatch):
+        monkeypatch.setattr(fork_server, "has_gpu", lambda: True)
+        fork_server._possible.cache_clear()
+        try:
+            assert follow(until=False)["host"] == os.getpid()
+        finally:
+            fork_server._possible.cache_clear()
+
+    def test_leaves_the_signals_of_the_group_to_its_programs(self, follow):
+        pid = follow(until=False)["host"]
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(pid, number)
+        assert follow("two", until=False)["host"] == pid
+
+    def test_is_not_shared_with_a_process_that_this_one_forks(self, follow):
+        follow(until=False)
+        pid = os.fork()
+        if not pid:
+            os._exit(
+                0 if fork_server._host is None and fork_server._lock.acquire(blocking=False) else 1
+            )
+        assert os.waitpid(pid, 0)[1] == 0
+        assert follow("two", until=False)["host"] == fork_server._host.process.pid
+
+
+class TestTheEnd:
+    def test_of_the_host_ends_its_program_and_the_next_one_gets_another(self, follow):
+        seen = []
+
+        def kill(facts):
+            seen.append(facts)
+            os.kill(facts["host"], signal.SIGKILL)
+
+        with pytest.raises(OutOfHostMemory):
+            follow("one", on_progress=kill)
+        # An orphan is reaped by someone else, who may take his time.
+        assert gone(seen[0]["pid"]) and gone(seen[0]["host"], 0.5)
+        assert follow("two", until=False)["host"] != seen[0]["host"]
+
+    def test_of_the_host_by_a_crash_is_told_with_the_signal(self, follow):
+        with pytest.raises(CodeFailed, match="SIGABRT"):
+            follow(on_progress=lambda facts: os.kill(facts["host"], signal.SIGABRT))
+
+    def test_of_a_wait_for_a_busy_host_leaves_nothing_to_begin(self, follow, folder):
+        pid = follow("one", until=False)["host"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(TimedOut):
+                follow("two", until=False, time_limit=0.5)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert follow("three", until=False)["host"] == pid
+        assert not (folder / "two-began").exists()
+
+    @pytest.mark.parametrize("how", ["killed", "finished"])
+    def test_of_the_parent_is_that_of_the_host(self, folder, how):
+        code = (
+            "import sys; from pathlib import Path; from tasks.runtime import fork_server\n"
+            "fork_server.LIBRARIES = {}\n"
+            "from tasks.runtime.run_program import run_program\n"
+            f"job, scratch = {{'began': {str(folder / 'began')!r}}}, Path({str(folder)!r})\n"
+            "print(run_program('follower', job, scratch=scratch)['host'], flush=True)\n"
+            f"{'import time; time.sleep(60)' if how == 'killed' else ''}"
+        )
+        paths = os.pathsep.join([str(ROOT), str(folder)])
+        parent = subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONPATH": paths},
+            stdout=subprocess.PIPE,
+        )
+        pid = int(parent.stdout.readline())
+        if how == "killed":
+            parent.kill()
+        parent.wait()
+        parent.stdout.close()
+        assert gone(pid)
+
+
+@pytest.fixture
+def language_job(tmp_path, tiny_lm):
+    """Makes a small job for a program of language models, which writes below the given folder."""
+    chats = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Say {n}"},
+                {"role": "assistant", "content": "ab " * (1 + n % 5)},
+            ]
+        }
+        for n in range(20)
+    ]
+    table = {
+        "text": [f"input {n}" for n in range(20)],
+        "example": [json.dumps(chat, sort_keys=True) for chat in chats],
+        "label": [""] * 20,
+        "hash_hi": pa.array(range(20), pa.uint64()),
+        "hash_lo": pa.array(range(20), pa.uint64()),
+    }
+    rows = str(tmp_path / "rows.parquet")
+    pq.write_table(pa.table(table), rows)
+    plan = Plan(device="cpu", precision="fp32", attention="segments", packing=True)
+    model = {
+        "model": str(tiny_lm),
+        "base": None,
+        "kind": "merged",
+        "quantization": "none",
+        "tokenizer": None,
+        "device": "cpu",
+    }
+
+    def make(name, out):
+        (out / "out").mkdir(parents=True)
+        jobs = {
+            "tokenize.language_program": lambda: {
+                "tokenizer": str(tiny_lm),
+                "task": "instruction",
+                "max_length": 64,
+                "too_long": "truncate",
+                "shards": [{"digest": "5" * 64, "rows": rows, "out": str(out / "out")}],
+            },
+            "evaluate.language_program": lambda: (
+                model
+                | {
+                    "max_length": 64,
+                    "task": "instruction",
+                    "examples": rows,
+                    "generate_tokens": 4,
+                    "must_match": "",
+                    "must_not_contain": [],
+                    "json_schema": "",
+                    "beta": 0.1,
+                    "batch_size": 8,
+                    "measure_latency": False,
+                    "out": str(out / "out" / "scores.parquet"),
+                }
+            ),
+            "plan.forecast_program": lambda: {
+                "base": str(tiny_lm),
+                "lora": LoraRecipe().model_dump(mode="json"),
+                "quantization": "nf4",
+                "plan": plan.model_dump(mode="json"),
+                "ship": "merged",
+                "checkpointing": "auto",
+                "micro_batch_tokens": 0,
+                "max_length": 64,
+                "longest": 64,
+                "most_tokens": 256,
+                "learnt": 0.5,
+                "memory": 8 * 10**9,
+            },
+            "base_model.gguf_program": lambda: {
+                "files": [str(write_gguf(tmp_path / "m.gguf"))],
+                "out": str(out / "out"),
+            },
+            "finetune.gguf_export_program": lambda: {
+                "type": "q8_0",
+                "converter": str(find_converter()),
+                "work": str(out),
+                "model": str(tiny_lm),
+                "out": str(out / "out"),
+            },
+            "evaluate.benchmark_program": lambda: (
+                model
+                | {
+                    "tasks": ["ships"],
+                    "folder": str(own_task(tmp_path / "own")),
+                    "limit": 0,
+                    "chat": False,
+                    "batch_size": 4,
+                }
+            ),
+        }
+        return jobs[name]()
+
+    return make
+
+
+def own_task(folder):
+    """A folder with a task for lm-evaluation-harness."""
+    from tests.tasks.evaluate.test_benchmark_program import ROWS
+    from tests.tasks.samples import SHIPS
+
+    write_jsonl(folder / "ships.jsonl", ROWS)
+    (folder / "ships.yaml").write_text(json.dumps(SHIPS))
+    return folder
+
+
+class TestThePrograms:
+    def test_are_all_known(self):
+        found = {
+            ".".join(file.relative_to(ROOT).with_suffix("").parts)
+            for file in (ROOT / "tasks").glob("*/*program.py")
+            if file.parent.name != "runtime"
+        }
+        assert found == fork_server.LIBRARIES.keys() | fork_server.FRESH
+
+    def test_may_need_to_be_fresh(self, follow, monkeypatch):
+        monkeypatch.setattr(fork_server, "FRESH", {"follower"})
+        assert follow(until=False)["host"] == os.getpid()
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "tokenize.language_program",
+            "evaluate.language_program",
+            "plan.forecast_program",
+            "base_model.gguf_program",
+            pytest.param(
+                "finetune.gguf_export_program",
+                marks=pytest.mark.skipif(not find_converter(), reason="needs the converter"),
+            ),
+            pytest.param(
+                "evaluate.benchmark_program",
+                marks=pytest.mark.skipif(not find_spec("lm_eval"), reason="needs the extra"),
+            ),
+        ],
+    )
+    def test_give_the_same_as_fresh_ones(self, language_job, tmp_path, monkeypatch, name):
+        found = []
+        for way in ("on", "off"):
+            monkeypatch.setenv("BURNISH_PROGRAM_HOST", way)
+            job = language_job(name, tmp_path / way)
+            result = run_program(f"tasks.{name}", job, scratch=tmp_path / "s")
+            files = sorted((tmp_path / way / "out").rglob("*"))
+            found.append((result, [(file.name, file.read_bytes()) for file in files]))
+        assert found[0] == found[1]
+        assert found[0][0] or found[0][1]
+
+
+class TestWhatIsInherited:
+    def test_works_in_threads_as_in_a_fresh_process(self, tmp_path, monkeypatch):
+        (tmp_path / "in_threads.py").write_text(THREADS)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        libraries = fork_server.LIBRARIES["tasks.finetune.program"]
+        monkeypatch.setitem(fork_server.LIBRARIES, "in_threads", libraries)
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            monkeypatch.setenv(name, "2")
+        found = []
+        for way in ("on", "on", "off"):
+            monkeypatch.setenv("BURNISH_PROGRAM_HOST", way)
+            job = {"loaded": way == "on"}
+            found.append(run_program("in_threads", job, scratch=tmp_path / "s", time_limit=120))
+        assert found[0] == found[1] == found[2]
+        assert found[0]["threads"][0] == 2

@@ -1,0 +1,171 @@
+"""The program's side: what it says, what its errors are called, and when it ends."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from tasks.contracts.errors import (
+    BadModel,
+    CodeFailed,
+    OutOfDeviceMemory,
+    OutOfHostMemory,
+    Preempted,
+    StorageFailed,
+    describe,
+)
+from tasks.runtime.program import PARENT_GONE, Reporter
+from tasks.runtime.run_program import ROOT
+
+SOURCE = """
+import os, time
+from tasks.runtime.program import run
+
+def main(job, reporter):
+    reporter.progress(always=True, here=True)
+    {body}
+
+run(main, graceful={graceful})
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts a program by hand, and ends it at last."""
+    started = []
+
+    def start(body, graceful=False):
+        (tmp_path / "program.py").write_text(SOURCE.format(body=body, graceful=graceful))
+        (tmp_path / "job.json").write_text("{}")
+        process = subprocess.Popen(
+            [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "job.json")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+        started.append(process)
+        assert json.loads(process.stdout.readline()) == {"event": "progress", "here": True}
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            pipe.close()
+
+
+class TestTheEndOfAProgram:
+    def test_is_the_end_of_its_standard_input(self, start):
+        process = start("time.sleep(60)")
+        process.stdin.close()
+        assert process.wait(10) == PARENT_GONE
+        assert b"the parent process is gone" in process.stderr.read()
+
+    def test_is_0_after_a_result(self, start):
+        process = start("return {'a': 1}")
+        assert json.loads(process.stdout.readline()) == {"event": "result", "result": {"a": 1}}
+        assert process.wait(10) == 0
+
+    def test_is_1_after_an_error_with_the_traceback_on_standard_error(self, start):
+        process = start("raise ValueError('oops')")
+        line = json.loads(process.stdout.readline())
+        assert line["event"] == "error"
+        assert line["error"]["type"] == "CodeFailed"
+        assert line["error"]["found"] == "ValueError: oops"
+        assert process.wait(10) == 1
+        assert b"Traceback" in process.stderr.read()
+
+    def test_does_not_wait_for_threads_that_hang(self, start):
+        body = (
+            "import threading; threading.Thread(target=time.sleep, args=(60,)).start(); return {}"
+        )
+        assert start(body).wait(10) == 0
+
+    def test_comes_at_once_when_it_is_told_to_stop(self, start):
+        process = start("time.sleep(60)")
+        process.send_signal(signal.SIGTERM)
+        assert json.loads(process.stdout.readline())["error"]["type"] == "Preempted"
+        assert process.wait(10) == 1
+
+    def test_waits_for_a_graceful_program(self, start):
+        body = "\n    ".join(
+            [
+                "while not reporter.stopping: time.sleep(0.01)",
+                "return {'saved': True}",
+            ]
+        )
+        process = start(body, graceful=True)
+        process.send_signal(signal.SIGTERM)
+        assert json.loads(process.stdout.readline())["result"] == {"saved": True}
+
+    def test_of_one_without_a_job_shows_how_to_call_it(self, tmp_path):
+        (tmp_path / "program.py").write_text(SOURCE.format(body="return {}", graceful=False))
+        done = subprocess.run(
+            [sys.executable, str(tmp_path / "program.py")],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+        )
+        assert done.returncode == 2
+        assert b"usage" in done.stderr
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("raised", "expected"),
+        [
+            (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), OutOfDeviceMemory),
+            (RuntimeError("CUDA error: out of memory"), OutOfDeviceMemory),
+            (MemoryError(), OutOfHostMemory),
+            (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate"), OutOfHostMemory),
+            (OSError(errno.ENOSPC, "No space left on device"), StorageFailed),
+            (RuntimeError("I/O error: No space left on device (os error 28)"), StorageFailed),
+            (KeyboardInterrupt(), Preempted),
+            (BadModel("a", "b", "c", "d"), BadModel),
+            (OSError(errno.EACCES, "Permission denied"), CodeFailed),
+            (RuntimeError("anything else"), CodeFailed),
+        ],
+    )
+    def test_are_typed_by_their_cause(self, raised, expected):
+        assert type(describe(raised)) is expected
+
+    def test_are_recognised_behind_the_one_that_wraps_them(self):
+        try:
+            try:
+                raise MemoryError
+            except MemoryError as inner:
+                raise RuntimeError("loading failed") from inner
+        except RuntimeError as outer:
+            assert type(describe(outer)) is OutOfHostMemory
+
+    def test_name_the_disk_that_is_full(self):
+        error = describe(OSError(errno.ENOSPC, "No space left on device", "/scratch/x"))
+        assert (error.where, error.found) == ("/scratch/x", "no disk space")
+
+
+class TestProgress:
+    @pytest.fixture
+    def pipe(self):
+        ends = os.pipe()
+        yield ends
+        for end in ends:
+            os.close(end)
+
+    def test_comes_at_most_twice_a_second_unless_it_must(self, pipe):
+        reporter = Reporter(pipe[1])
+        sent = [reporter.progress(step=step) for step in range(5)]
+        assert sent == [True, False, False, False, False]
+        assert reporter.progress(always=True, step=5)
+        time.sleep(0.55)
+        assert reporter.progress(step=6)
+
+    def test_is_valid_json_even_when_a_number_is_not(self, pipe):
+        Reporter(pipe[1]).progress(loss=float("nan"))
+        assert json.loads(os.read(pipe[0], 1000)) == {"event": "progress", "loss": None}

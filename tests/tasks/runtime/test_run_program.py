@@ -1,0 +1,356 @@
+"""Programs in processes of their own: what comes back, and what a bad end is called."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from tasks.contracts.errors import BadData, CodeFailed, OutOfHostMemory, Preempted, TimedOut
+from tasks.runtime import fork_server
+from tasks.runtime.run_program import ROOT, child_environment, run_program
+
+HEADER = "import os, signal, sys, time\nfrom tasks.runtime.program import run\n"
+
+
+@pytest.fixture(params=["fresh", "forked"])
+def way(request, monkeypatch):
+    """How programs get their processes; forked ones off a host that has loaded nothing."""
+    if request.param == "fresh":
+        monkeypatch.setenv("BURNISH_PROGRAM_HOST", "off")
+    elif not fork_server._possible():
+        pytest.skip("programs are not forked here")
+    monkeypatch.setattr(fork_server, "LIBRARIES", {})
+    return request.param
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch, way):
+    """Makes a program of the body of its main function, and runs it."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def run(body, job=None, graceful=False, **options):
+        indented = textwrap.indent(textwrap.dedent(body).strip(), "    ")
+        source = f"{HEADER}def main(job, reporter):\n{indented}\nrun(main, graceful={graceful})\n"
+        (tmp_path / "made_up_program.py").write_text(source)
+        return run_program("made_up_program", job or {}, scratch=tmp_path / "scratch", **options)
+
+    return run
+
+
+def gone(pid, seconds=10.0):
+    """Whether a process ends within some seconds."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+class TestAProgramThatSucceeds:
+    def test_has_a_process_of_the_kind_that_was_asked_for(self, program, way):
+        assert program("return {'parent': os.getppid() == job['pid']}", {"pid": os.getpid()}) == {
+            "parent": way == "fresh"
+        }
+
+    def test_is_the_main_module_with_its_job_as_argument(self, program):
+        body = """
+            me = sys.modules["__main__"]
+            return {"name": me.__name__, "job": sys.argv[1:], "file": me.__file__ == sys.argv[0]}
+        """
+        found = program(body)
+        assert found["name"] == "__main__" and found["file"]
+        assert [os.path.basename(word) for word in found["job"]] == ["made-up.job.json"]
+
+    def test_gets_its_job_and_returns_its_result(self, program):
+        assert program("return {'twice': 2 * job['n']}", {"n": 21}) == {"twice": 42}
+
+    def test_tells_its_progress_in_order_and_as_it_comes(self, program):
+        seen = []
+        body = """
+            for step in range(3):
+                reporter.progress(always=True, step=step)
+                time.sleep(0.3)
+            return {}
+        """
+        program(body, on_progress=lambda facts: seen.append((time.monotonic(), facts)))
+        assert [facts for _, facts in seen] == [{"step": 0}, {"step": 1}, {"step": 2}]
+        assert seen[-1][0] - seen[0][0] > 0.3
+
+    def test_may_print_without_breaking_the_protocol(self, program):
+        body = """
+            print("a library says hello")
+            os.write(1, b'{"event": "result", "result": {"forged": true}}')
+            os.system("echo so does a command")
+            return {"honest": True}
+        """
+        assert program(body) == {"honest": True}
+
+    def test_may_say_much_at_once(self, program):
+        assert len(program("return {'text': 'x' * 3_000_000}")["text"]) == 3_000_000
+
+
+class TestAProgramThatFails:
+    def test_raises_its_own_typed_error(self, program):
+        body = """
+            from tasks.contracts.errors import BadData
+            raise BadData("row 3", "no label", "a label", "add one")
+        """
+        with pytest.raises(BadData) as caught:
+            program(body)
+        assert (caught.value.where, caught.value.fix) == ("row 3", "add one")
+
+    def test_by_a_defect_is_told_with_the_end_of_its_log(self, program):
+        with pytest.raises(CodeFailed) as caught:
+            program("print('about to fail'); return 1 / 0")
+        assert "ZeroDivisionError: division by zero" in caught.value.found
+        assert "about to fail" in caught.value.found
+
+    def test_without_a_word_is_told_with_its_exit_status(self, program):
+        with pytest.raises(CodeFailed, match="exit status 3 and no result"):
+            program("os._exit(3)")
+
+    def test_before_its_start_is_told_with_its_log(self, way, tmp_path):
+        with pytest.raises(CodeFailed, match=r"(?s)exit status 1 .*No module named .?no_such"):
+            run_program("no_such_program", {}, scratch=tmp_path)
+
+    def test_by_leaving_early_is_told_with_its_exit_status(self, way, tmp_path, monkeypatch):
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        (tmp_path / "leaves.py").write_text("raise SystemExit(7)")
+        with pytest.raises(CodeFailed, match="exit status 7 and no result"):
+            run_program("leaves", {}, scratch=tmp_path)
+
+    def test_by_a_crash_is_told_with_the_signal(self, program):
+        with pytest.raises(CodeFailed, match="SIGSEGV"):
+            program("os.kill(os.getpid(), signal.SIGSEGV)")
+
+    def test_killed_by_sigkill_ran_out_of_memory(self, program):
+        with pytest.raises(OutOfHostMemory, match="memory ran out"):
+            program("os.kill(os.getpid(), signal.SIGKILL)")
+
+    def test_told_to_stop_was_preempted(self, program):
+        with pytest.raises(Preempted):
+            program("os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)")
+
+    def test_killed_by_sigterm_before_it_could_answer_was_preempted(self, program):
+        body = """
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+        """
+        with pytest.raises(Preempted):
+            program(body)
+
+    def test_may_save_its_work_when_it_is_told_to_stop(self, program):
+        body = """
+            from tasks.contracts.errors import preempted
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not reporter.stopping:
+                time.sleep(0.01)
+            raise preempted("a checkpoint was saved")
+        """
+        with pytest.raises(Preempted, match="a checkpoint was saved"):
+            program(body, graceful=True)
+
+
+class TestTheTimeLimit:
+    def test_names_the_field_that_sets_it(self, program):
+        with pytest.raises(TimedOut) as caught:
+            program("time.sleep(60)", time_limit=1.0, limit_name="training.time_limit_minutes")
+        assert caught.value.where == "training.time_limit_minutes"
+
+    def test_kills_a_program_that_will_not_stop(self, program, tmp_path):
+        body = """
+            open(job["pid"], "w").write(str(os.getpid()))
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(60)
+        """
+        pid = tmp_path / "pid"
+        began = time.monotonic()
+        with pytest.raises(TimedOut):
+            program(body, {"pid": str(pid)}, time_limit=1.5, grace=0.5)
+        assert time.monotonic() - began < 20
+        assert gone(int(pid.read_text()), 0.5)
+
+
+class TestTheParent:
+    def test_ends_the_program_when_it_is_interrupted(self, program):
+        pids = []
+
+        def interrupt(facts):
+            pids.append(facts["pid"])
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            program(
+                "reporter.progress(pid=os.getpid()); time.sleep(60); return {}",
+                on_progress=interrupt,
+            )
+        assert gone(pids[0], 0.5)
+
+    def test_takes_the_program_with_it_when_it_is_killed(self, tmp_path, way):
+        (tmp_path / "sleeper.py").write_text(
+            f"{HEADER}def main(job, reporter):\n"
+            "    open(job['pid'], 'w').write(str(os.getpid()))\n"
+            "    time.sleep(60)\n"
+            "run(main)\n"
+        )
+        parent = (
+            "from pathlib import Path; from tasks.runtime.run_program import run_program; "
+            f"run_program('sleeper', {{'pid': {str(tmp_path / 'pid')!r}}}, "
+            f"scratch=Path({str(tmp_path)!r}))"
+        )
+        paths = os.pathsep.join([str(ROOT), str(tmp_path)])
+        process = subprocess.Popen(
+            [sys.executable, "-c", parent], env=os.environ | {"PYTHONPATH": paths}
+        )
+        until = time.monotonic() + 30
+        while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+        assert gone(int((tmp_path / "pid").read_text()))
+
+    def test_loads_no_torch(self):
+        modules = "tasks.runtime.run_program, tasks.runtime.program"
+        code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
+
+    def test_leaves_the_program_in_its_process_group(self, program):
+        assert program("return {'group': os.getpgrp()}") == {"group": os.getpgrp()}
+
+    def test_accepts_a_working_folder_that_shadows_modules(self, program, tmp_path, monkeypatch):
+        (tmp_path / "here").mkdir()
+        (tmp_path / "here" / "tokenize.py").write_text("raise SystemExit('shadowed')")
+        monkeypatch.chdir(tmp_path / "here")
+        assert program("return {'here': os.getcwd()}") == {"here": str(tmp_path / "here")}
+
+
+class TestTheEnvironment:
+    def test_holds_no_credentials(self, program, monkeypatch):
+        secrets = {
+            "HF_TOKEN": "a",
+            "HF_TOKEN_PATH": "a",
+            "HUGGING_FACE_HUB_TOKEN": "a",
+            "AWS_ACCESS_KEY_ID": "a",
+            "AWS_PROFILE": "a",
+            "PREFECT_API_KEY": "a",
+            "PREFECT_API_URL": "a",
+            "my_password": "a",
+            "WebhookSecret": "a",
+            "OPENAI_API_KEY": "a",
+            "GOOGLE_APPLICATION_CREDENTIALS": "a",
+        }
+        for name, value in secrets.items():
+            monkeypatch.setenv(name, value)
+        seen = program("return dict(os.environ)")
+        assert not set(secrets) & set(seen)
+
+    def test_is_that_of_the_call(self, program, monkeypatch):
+        for value in ("one", "two"):
+            monkeypatch.setenv("BURNISH_SOMETHING", value)
+            assert program("return dict(os.environ)")["BURNISH_SOMETHING"] == value
+
+    def test_keeps_the_rest(self, monkeypatch):
+        for name, value in {"CUDA_VISIBLE_DEVICES": "1", "GOMP_SPINCOUNT": "10000"}.items():
+            monkeypatch.setenv(name, value)
+            assert child_environment()[name] == value
+
+    def test_is_offline_and_does_not_spin(self):
+        found = child_environment()
+        assert found["OMP_WAIT_POLICY"] == "PASSIVE"
+        assert found["HF_HUB_OFFLINE"] == found["HF_DATASETS_OFFLINE"] == "1"
+        assert found["DO_NOT_TRACK"] == "1"
+
+
+class TestSeveralProcesses:
+    """Each test starts torch's launcher, which takes seconds."""
+
+    @pytest.fixture
+    def several(self, program, way):
+        if way == "forked":
+            pytest.skip("they are never forked")
+        return lambda body, **options: program(body, processes=2, **options)
+
+    def test_are_told_apart_and_the_first_one_answers(self, several, tmp_path):
+        seen = []
+        body = """
+            names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+            found = [os.environ[name] for name in names]
+            reporter.progress(always=True, rank=found[0])
+            open(os.path.join(job["out"], found[0]), "w").close()
+            return {"found": found}
+        """
+        result = several(body, job={"out": str(tmp_path)}, on_progress=seen.append)
+        assert result == {"found": ["0", "2", "0"]}
+        assert seen == [{"rank": "0"}]
+        assert (tmp_path / "1").exists()
+
+    def test_fail_as_the_first_of_them_did(self, several):
+        body = """
+            from tasks.contracts.errors import BadData
+            if os.environ["RANK"] == "1":
+                raise BadData("row 3", "no label", "a label", "add one")
+            time.sleep(60)
+        """
+        with pytest.raises(BadData, match="row 3"):
+            several(body)
+
+    def test_of_which_one_is_killed_ran_out_of_memory(self, several):
+        body = """
+            if os.environ["RANK"] == "1":
+                time.sleep(0.5)
+                os.kill(os.getpid(), signal.SIGKILL)
+            for _ in range(6000):
+                time.sleep(0.01)
+                reporter.check_stop()
+        """
+        with pytest.raises(OutOfHostMemory):
+            several(body, graceful=True)
+
+    def test_told_to_stop_have_the_time_that_they_need(self, several, tmp_path):
+        body = """
+            from tasks.contracts.errors import preempted
+            open(os.path.join(job["out"], os.environ["RANK"]), "w").write(str(os.getpid()))
+            reporter.progress(always=True)
+            while not reporter.stopping:
+                time.sleep(0.01)
+            time.sleep(1)
+            open(os.path.join(job["out"], "saved" + os.environ["RANK"]), "w").close()
+            raise preempted("a checkpoint was saved")
+        """
+        with pytest.raises(TimedOut):
+            several(body, job={"out": str(tmp_path)}, graceful=True, time_limit=12)
+        assert {"saved0", "saved1"} <= {path.name for path in tmp_path.iterdir()}
+        assert all(gone(int((tmp_path / rank).read_text()), 0.5) for rank in "01")
+
+    def test_end_with_the_parent(self, several, tmp_path, monkeypatch):
+        (tmp_path / "sleeper.py").write_text(
+            f"{HEADER}def main(job, reporter):\n"
+            "    open(job['pid'] + os.environ['RANK'], 'w').write(str(os.getpid()))\n"
+            "    time.sleep(60)\n"
+            "run(main)\n"
+        )
+        parent = (
+            "from pathlib import Path; from tasks.runtime.run_program import run_program; "
+            f"run_program('sleeper', {{'pid': {str(tmp_path / 'pid')!r}}}, processes=2, "
+            f"scratch=Path({str(tmp_path)!r}))"
+        )
+        paths = os.pathsep.join([str(ROOT), str(tmp_path)])
+        process = subprocess.Popen(
+            [sys.executable, "-c", parent], env=os.environ | {"PYTHONPATH": paths}
+        )
+        files = [tmp_path / f"pid{rank}" for rank in range(2)]
+        until = time.monotonic() + 60
+        while not all(file.is_file() and file.read_text() for file in files):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+        assert all(gone(int(file.read_text())) for file in files)
