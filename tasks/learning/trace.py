@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tasks.learning import blockwise, causal, losses, segments
+from tasks.learning import causal, losses, segments
 from tasks.learning import model as models
 from tasks.learning.batches import Batch, Example, Part, make_batch
 from tasks.learning.language import Forward
@@ -122,7 +121,7 @@ def trace(setting: Setting, depth: int | None = None) -> dict[str, dict[str, int
         model = _without_memory(setting, depth)
         batch = _batch(setting)
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-            ledger = Ledger(_WORKSPACES | _of_attention(setting))
+            ledger = Ledger(_WORKSPACES)
             _fill(model, ledger, models.DTYPES[setting.plan["precision"]])
             step = _Step(setting, model, ledger)
             batch = _faked(batch, fake)
@@ -307,8 +306,7 @@ def _batch(setting: Setting) -> Batch:
         learnt[0] = 0
         examples.append(Example(number, (Part(np.zeros(length, np.int32), learnt),)))
     batch = make_batch(examples, setting.plan["packing"], "cpu")
-    # Attention by blocks is one operation, which takes the ends as they are.
-    if setting.plan["packing"] and not _by_blocks(setting):
+    if setting.plan["packing"]:
         for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
             batch.inputs[name] = _Ends(lengths)
     return batch
@@ -390,21 +388,6 @@ def _workspaces() -> dict[Any, Callable[[tuple[Any, ...]], int]]:
 
 
 _WORKSPACES = _workspaces()
-
-
-def _by_blocks(setting: Setting) -> bool:
-    return setting.plan["precision"] == "bf16" and not setting.cuda
-
-
-def _of_attention(setting: Setting) -> dict[Any, Callable[[tuple[Any, ...]], int]]:
-    return {
-        torch.ops.burnish.attend_blockwise.default: functools.partial(
-            blockwise.workspace, longest=setting.longest, going_back=False
-        ),
-        torch.ops.burnish.attend_blockwise_back.default: functools.partial(
-            blockwise.workspace, longest=setting.longest, going_back=True
-        ),
-    }
 
 
 def _register_varlen() -> str:
