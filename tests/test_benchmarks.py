@@ -49,41 +49,12 @@ class TestSteadyRate:
             (3, 11.0, 300, 2.5),
             (4, 12.0, 420, 3.0),
         ]
-        assert language_training.steady(samples, epochs=1) == 110
-        assert language_training.steady(samples, epochs=1, clock=3) == 220
-
-    def test_only_the_last_epoch_counts(self):
-        samples = [
-            (step, float(step if step < 4 else step + 50), 10 * step) for step in range(1, 9)
-        ]
-        assert language_training.steady(samples, epochs=2) == 10
+        assert language_training.steady(samples) == 110
+        assert language_training.steady(samples, clock=3) == 220
 
     def test_too_few_samples_say_nothing(self):
-        assert language_training.steady([], epochs=1) == 0
-        assert language_training.steady([(3, 1.0, 10, 1.0)], epochs=1) == 0
-
-
-class TestCostOfCompiling:
-    def test_cost_and_gain_are_those_of_the_stated_formula(self):
-        plain = {"call_seconds": [12.0], "tokens": 1000, "steady": 100.0}
-        compiled = {"call_seconds": [37.0], "tokens": 1000, "steady": 200.0}
-        each = {OURS: plain, language_training.COMPILED: compiled}
-        found = language_training.compile_cost(each)
-        # 37 - 1000 / 200 = 32 s against 12 - 1000 / 100 = 2 s.
-        assert found["cost_seconds"] == 30
-        assert found["pays_from_tokens"] == 6000
-        assert found["seconds_with"] == 30 + 2_000_000 / 200
-        assert found["gain"] == pytest.approx(20_000 / 10_030, abs=1e-3)
-
-    def test_it_is_set_against_the_fastest_of_the_others(self):
-        rates = {OURS: 900, language_training.COMPILED: 950, "a": 100, "b": 160}
-        each = {who: {"steady": rate} for who, rate in rates.items()}
-        found = {"contenders": each, "compiling": {"seconds_with": 5000}}
-        [said] = language_training.against_best(found)
-        # 2,000,000 / 160 = 12,500 s.
-        assert "b, would take 12,500 s" in said and "2.50 times" in said and "reached" in said
-        del each["a"], each["b"]
-        assert language_training.against_best(found) == []
+        assert language_training.steady([]) == 0
+        assert language_training.steady([(3, 1.0, 10, 1.0)]) == 0
 
 
 class TestAReportWrittenInParts:

@@ -160,7 +160,9 @@ class PlanRecipe(Contract):
         "short.",
     )
     compile: Literal["auto", "on", "off"] = Field(
-        "auto", title="Compile", description="With torch.compile. auto: where it pays."
+        "auto",
+        title="Compile",
+        description="With torch.compile. auto: on a GPU, for long jobs of language models.",
     )
     kernels: Literal["auto", "none", "liger"] = Field(
         "auto",

@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from tasks.kernels import cpu_attention
-
 NAME = "segments"
 # What some models want of their attention beyond scaled dot products.
 _NOT_DONE_HERE = ("softcap", "s_aux", "position_bias", "head_mask")
@@ -101,8 +99,6 @@ def attend(
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    if cpu_attention.fits(query) and not dropout:
-        return cpu_attention.attend(query, key, value, ends, scaling, sliding_window), None
     if query.is_cuda:
         return _on_cuda(query, key, value, how, ends, max_length_q), None
     return _one_by_one(query, key, value, how, ends), None

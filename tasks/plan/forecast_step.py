@@ -42,7 +42,7 @@ class ForecastInputs(Contract):
         host_memory: Bytes of the machine, where the adapter is merged; 0 where nobody knows.
         host_reserve: Bytes of it that are left alone.
         stored_bytes: Of one weight in the base's files.
-        hardware: The kind of processor, where that trains: each of its cores needs room of its own.
+        hardware: The kind of processor, where that trains: a forecast belongs to it.
     """
 
     model: Source

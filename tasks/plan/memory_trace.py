@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tasks.kernels import cpu_attention, packed_attention
+from tasks.kernels import packed_attention
 from tasks.models import causal, weights
 from tasks.plan.memory_tracker import ACTIVATIONS, TRANSIENT, MemoryTracker
 from tasks.training import losses
@@ -123,7 +122,7 @@ def trace(setting: Setting, depth: int | None = None) -> dict[str, dict[str, int
         model = _without_memory(setting, depth)
         batch = _batch(setting)
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-            ledger = MemoryTracker(_WORKSPACES | _of_attention(setting))
+            ledger = MemoryTracker(_WORKSPACES)
             _fill(model, ledger, weights.DTYPES[setting.plan["precision"]])
             step = _Step(setting, model, ledger)
             batch = _faked(batch, fake)
@@ -310,8 +309,7 @@ def _batch(setting: Setting) -> Batch:
         learnt[0] = 0
         examples.append(Example(number, (Part(np.zeros(length, np.int32), learnt),)))
     batch = make_batch(examples, setting.plan["packing"], "cpu")
-    # Attention by blocks is one operation, which takes the ends as they are.
-    if setting.plan["packing"] and not _by_blocks(setting):
+    if setting.plan["packing"]:
         for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
             batch.inputs[name] = _Ends(lengths)
     return batch
@@ -393,21 +391,6 @@ def _workspaces() -> dict[Any, Callable[[tuple[Any, ...]], int]]:
 
 
 _WORKSPACES = _workspaces()
-
-
-def _by_blocks(setting: Setting) -> bool:
-    return setting.plan["precision"] == "bf16" and not setting.cuda
-
-
-def _of_attention(setting: Setting) -> dict[Any, Callable[[tuple[Any, ...]], int]]:
-    return {
-        torch.ops.burnish.attend_blockwise.default: functools.partial(
-            cpu_attention.workspace, longest=setting.longest, going_back=False
-        ),
-        torch.ops.burnish.attend_blockwise_back.default: functools.partial(
-            cpu_attention.workspace, longest=setting.longest, going_back=True
-        ),
-    }
 
 
 def _register_varlen() -> str:

@@ -31,7 +31,6 @@ class Shape:
         sigma: Of the logarithm of the lengths.
         longest: Tokens in an example, at most.
         batch: Examples an optimizer step.
-        compiled_epochs: Passes where compiling is measured.
         rank: Of the adapter on all linear layers.
         tied: Whether the output embedding is the input embedding.
         quantization: `none` or `nf4`.
@@ -51,7 +50,6 @@ class Shape:
     sigma: float = 0.95
     longest: int = 1024
     batch: int = 8
-    compiled_epochs: int = 3
     rank: int = 16
     tied: bool = True
     quantization: str = "none"
@@ -60,7 +58,7 @@ class Shape:
 SHAPES = {
     "tiny": Shape(256, 4, 4, 4, 688, 8192, "fp32", 160, tokens=41_291),
     # SmolLM2-135M's.
-    "smollm2": Shape(576, 30, 9, 3, 1536, 49_152, "bf16", 48, compiled_epochs=2),
+    "smollm2": Shape(576, 30, 9, 3, 1536, 49_152, "bf16", 48),
     # To see whether the benchmark itself works.
     "smoke": Shape(32, 2, 4, 2, 64, 256, "fp32", 24, validation=4, median=24, longest=96),
     # Llama 3.1 8B's, in 4 bits.

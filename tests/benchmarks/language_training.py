@@ -7,7 +7,7 @@ about as many real tokens an optimizer step. They run in turns. Loss on held-out
 same tokens must agree, or nothing is written. The others are installed on demand, see `peers`.
 
 Parts: `training`: all tokens are learnt, so that nobody can skip any; `chat`: two fifths are, as
-with answers only; `compile`: ours, with and without torch.compile.
+with answers only.
 """
 
 from __future__ import annotations
@@ -21,32 +21,29 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import measure
-from tests.benchmarks.language_data import SHAPES, Shape, prepare
+from tests.benchmarks.language_data import SHAPES, prepare
 from tests.benchmarks.measure import Command, Timed
 from tests.benchmarks.peers import install
 
 ROUNDS = 3
 SKIPPED_STEPS = 2
-"""Of the last epoch, before the steady rate is taken."""
+"""Before the steady rate is taken."""
 LOSS_TOLERANCE = 0.01
 """By which share losses may differ: packed rows are not filled to the brim, so that an epoch has a
 step more; examples come in another order; adapters begin elsewhere."""
-PARTS = {"training": 1.0, "chat": 0.4, "compile": 1.0}
+PARTS = {"training": 1.0, "chat": 0.4}
 """For each part, the share of tokens that is learnt."""
-MANY_TOKENS = 2_000_000
 GOALS = {
     "tiny": {"Trainer": 2.5, "TRL, packed": 2.2, "LLaMA-Factory, neat packing": 1.3},
     # 1.3 times the best of them.
     "smollm2": {"Trainer": 1.3, "TRL, packed": 1.3, "LLaMA-Factory, neat packing": 1.3},
 }
-COMPILED_GOAL = 2.0
-"""Times as fast as the best of the others, for `MANY_TOKENS`, with compiling."""
-OURS, COMPILED = "Burnish", "Burnish, compiled"
+OURS = "Burnish"
 PEERS = Path(__file__).parent / "peers"
 
 
@@ -58,13 +55,11 @@ class Contender:
         python: Of its environment.
         script: What it runs, `-m MODULE` or a file.
         options: Its own, in the specification.
-        epochs: Passes over the examples.
     """
 
     python: Path
     script: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
-    epochs: int = 1
 
 
 def main() -> None:
@@ -119,17 +114,16 @@ def run(
         shape = SHAPES[name]
         for part in parts:
             spec = prepare(shape, folder / name, PARTS[part])
-            some = compiling(rivals, shape) if part == "compile" else dict(rivals)
             runs = measure.alternate(
                 {
                     who: commands(rival, spec, folder / f"{name}-{part}", who, code)
-                    for who, rival in some.items()
+                    for who, rival in rivals.items()
                 },
                 rounds,
                 folder,
             )
             how = {"date": measure.machine()["date"], "rounds": rounds, "load_average": load}
-            found.append({"shape": name, "part": part, **how, **figures(spec, some, runs)})
+            found.append({"shape": name, "part": part, **how, **figures(spec, rivals, runs)})
     return {
         "left_out": dict(left_out),
         "versions": peer_versions(rivals),
@@ -198,15 +192,6 @@ behind the other, and without FlashAttention the mask of twice the tokens is fou
 NEAT_PACKING = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
 
 
-def compiling(rivals: Mapping[str, Contender], shape: Shape) -> dict[str, Contender]:
-    """All for as many epochs, in turns, and ours with compiling as well: a rate of other rounds
-    would be one of another hour of the machine."""
-    several = {name: replace(each, epochs=shape.compiled_epochs) for name, each in rivals.items()}
-    ours = several.pop(OURS)
-    compiled = replace(ours, options={**ours.options, "compile": True})
-    return {OURS: ours, COMPILED: compiled, **several}
-
-
 def commands(
     rival: Contender, spec: dict[str, Any], folder: Path, who: str, code: dict[str, str]
 ) -> Callable[[int], Command]:
@@ -215,7 +200,7 @@ def commands(
     def command(number: int) -> Command:
         scratch = folder / f"{''.join(filter(str.isalnum, who))}-{number}"
         scratch.mkdir(parents=True, exist_ok=True)
-        own = {"scratch": str(scratch), "options": rival.options, "epochs": rival.epochs}
+        own = {"scratch": str(scratch), "options": rival.options}
         file = scratch / "spec.json"
         file.write_text(json.dumps({**spec, **own}))
         # Only ours may see Burnish: a folder named `tasks` must not come before theirs.
@@ -262,7 +247,6 @@ def figures(
         "ratios": ratios(each, "steady"),
         "whole_call_ratios": ratios(each, "whole_call"),
         "ratios_by_cpu": ratios(each, "steady_by_cpu"),
-        "compiling": compile_cost(each) if COMPILED in each else None,
         "disturbance": measure.disturbance([runs]),
         "single": {**measure.as_lists(runs)},
     }
@@ -302,11 +286,11 @@ def same(
         found = {who: [once["eval_loss"] for once in each] for who, each in facts.items()}
         raise RuntimeError(f"not the same loss after the same tokens: {found}")
     for who, each in facts.items():
-        whole = spec["train_tokens"] * rivals[who].epochs
+        whole = spec["train_tokens"]
         seen = [once["samples"][-1][2] for once in each if once["samples"]]
         if "steps" in each[0]:
             # Ours tells a rounded rate, not of each step; so its steps are counted.
-            wanted = math.ceil(spec["examples"] / spec["batch"]) * rivals[who].epochs
+            wanted = math.ceil(spec["examples"] / spec["batch"])
             equal = {once["steps"] for once in each} == {wanted} and max(seen, default=0) < (
                 1.001 * whole
             )
@@ -320,9 +304,9 @@ def summary(
     spec: dict[str, Any], rival: Contender, facts: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """One contender's medians."""
-    tokens = spec["train_tokens"] * rival.epochs
-    steady_rates = [steady(once["samples"], rival.epochs) for once in facts]
-    by_cpu = [steady(once["samples"], rival.epochs, clock=3) for once in facts]
+    tokens = spec["train_tokens"]
+    steady_rates = [steady(once["samples"]) for once in facts]
+    by_cpu = [steady(once["samples"], clock=3) for once in facts]
     calls = [once["seconds"] for once in facts]
     return {
         "tokens": tokens,
@@ -342,55 +326,22 @@ def summary(
     }
 
 
-def steady(samples: Sequence[Sequence[float]], epochs: int, clock: int = 1) -> float:
-    """Real tokens per second in the last epoch, its first steps left out.
+def steady(samples: Sequence[Sequence[float]], clock: int = 1) -> float:
+    """Real tokens per second, the first steps left out.
 
     Args:
         samples: Step, seconds, tokens, processor seconds: at the end of steps, maybe not of each.
-        epochs: Over which the steps are spread evenly.
         clock: Which of them is the time: 1 or 3.
 
     Returns:
         0 where there are too few samples.
     """
-    if not samples:
-        return 0.0
-    start = math.ceil(samples[-1][0] / epochs) * (epochs - 1) + SKIPPED_STEPS
-    counted = [sample for sample in samples if sample[0] >= start]
+    counted = [sample for sample in samples if sample[0] >= SKIPPED_STEPS]
     if len(counted) < 2:
         return 0.0
     first, last = counted[0], counted[-1]
     seconds = last[clock] - first[clock]
     return (last[2] - first[2]) / seconds if seconds else 0.0
-
-
-def compile_cost(each: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """What compiling costs once, and what it gives for each token.
-
-    Cost = seconds of the compiled call - its tokens / its steady rate - the same difference of the
-    call without (evaluations, first steps). N tokens then take cost + N / steady rate, without
-    compiling N / steady rate.
-    """
-    both = [each[OURS], each[COMPILED]]
-    # A run that is too short for a steady rate (a trial) has that of its whole call.
-    rates = [one["steady"] or one["whole_call"] for one in both]
-    extra = [
-        statistics.median(one["call_seconds"]) - one["tokens"] / rate
-        for one, rate in zip(both, rates, strict=True)
-    ]
-    cost = max(extra[1] - extra[0], 0.0)
-    saved = 1 / rates[0] - 1 / rates[1]
-    without = MANY_TOKENS / rates[0]
-    with_it = cost + MANY_TOKENS / rates[1]
-    return {
-        "cost_seconds": round(cost, 1),
-        "steady_gain": round(rates[1] / rates[0], 3),
-        "pays_from_tokens": round(cost / saved) if saved > 0 else None,
-        "tokens": MANY_TOKENS,
-        "seconds_without": round(without),
-        "seconds_with": round(with_it),
-        "gain": round(without / with_it, 3),
-    }
 
 
 # The page
@@ -402,8 +353,8 @@ def page(report: dict[str, Any]) -> list[str]:
         "Real tokens per second (padding is not counted), medians of fresh processes, in turns. "
         "Same weights, same token ids, same "
         "precision, LoRA on all linear layers without dropout, AdamW, about 2,000 real tokens a "
-        f"step. *Steady*: the last epoch without its first {SKIPPED_STEPS} steps, by its own "
-        "progress. *Whole call*: the training call with the validation after each epoch, without "
+        f"step. *Steady*: without the first {SKIPPED_STEPS} steps, by its own "
+        "progress. *Whole call*: the training call with the validation after it, without "
         "imports and without reading model and data. *Loss* is of held-out examples after "
         "training, which must agree.",
         *(f"{name}: left out, {why}." for name, why in report["left_out"].items()),
@@ -416,32 +367,7 @@ def page(report: dict[str, Any]) -> list[str]:
     ]
     for found in report["comparisons"]:
         words += section(found)
-        if found["compiling"]:
-            words += against_best(found)
     return words
-
-
-def against_best(found: dict[str, Any]) -> list[str]:
-    """How long the fastest of the others would take for the many tokens of `compile_cost`.
-
-    Args:
-        found: A comparison with and without compiling; nothing is said if the others took no part.
-    """
-    others = {
-        who: one["steady"]
-        for who, one in found["contenders"].items()
-        if who not in (OURS, COMPILED)
-    }
-    if not others:
-        return []
-    best = max(others, key=others.__getitem__)
-    seconds = MANY_TOKENS / others[best]
-    gain = seconds / found["compiling"]["seconds_with"]
-    reached = "reached" if gain >= COMPILED_GOAL else "missed"
-    return [
-        f"The fastest of the others, {best}, would take {seconds:,.0f} s at its steady rate: ours, "
-        f"compiled, is {gain:.2f} times as fast (goal {COMPILED_GOAL:g}: {reached}; extrapolated)."
-    ]
 
 
 def section(found: dict[str, Any]) -> list[str]:
@@ -486,17 +412,6 @@ def section(found: dict[str, Any]) -> list[str]:
         f"{found['longest_example']}. {found['disturbance'].capitalize()}.",
         measure.table(head, rows),
     ]
-    if cost := found["compiling"]:
-        pays = cost["pays_from_tokens"]
-        words.append(
-            f"Compiling costs {cost['cost_seconds']:g} s once (seconds of the call less its tokens "
-            "at the steady rate, less the same difference without compiling), and makes a token "
-            f"{cost['steady_gain']:g} times as fast: "
-            + (f"it pays from {pays:,} tokens on. " if pays else "it never pays. ")
-            + f"{cost['tokens']:,} tokens would take {cost['seconds_with']:,} s (cost + tokens / "
-            f"steady rate) instead of {cost['seconds_without']:,} s: {cost['gain']:g} times as "
-            "fast."
-        )
     return words
 
 

@@ -154,7 +154,8 @@ class TestCompiling:
 
     @pytest.fixture(autouse=True)
     def machine(self, tmp_path, monkeypatch):
-        """One that has all that compiling needs, whatever this one has."""
+        """One that has a GPU and all that compiling needs, whatever this one has."""
+        monkeypatch.setattr(plan_plan, "count_gpus", lambda: 1)
         (tmp_path / "include").mkdir()
         (tmp_path / "include" / "Python.h").touch()
         monkeypatch.setattr(plan_plan.sysconfig, "get_path", lambda _: str(tmp_path / "include"))
@@ -167,6 +168,12 @@ class TestCompiling:
     def test_is_picked_where_it_pays(self, tmp_path):
         assert self.plan_of(tmp_path).compile
         assert not self.plan_of(tmp_path, self.MANY - 1).compile
+
+    def test_is_never_picked_on_a_processor_but_may_be_asked_for(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(plan_plan, "count_gpus", lambda: 0)
+        found = self.plan_of(tmp_path, 1000 * self.MANY)
+        assert not found.compile and "no faster on the CPU" in found.why["compile"]
+        assert self.plan_of(tmp_path, 1, compile="on").compile
 
     def test_is_left_out_without_a_compiler(self, tmp_path, monkeypatch):
         monkeypatch.setenv("CXX", "g++-of-nowhere")
