@@ -136,7 +136,7 @@ def prepare(recipe: Recipe, context: RunContext, report: RunReport) -> Prepared:
     )
     report.add_step("tokenize", tokenized, tokenize_sentence(tokenized, context.run_id))
     if recipe.task != "text-classification":
-        report.section("What is learnt", samples_markdown(token_samples(tokenized, context)))
+        report.section("Training targets", samples_markdown(token_samples(tokenized, context)))
     report.warn(*inspected.warnings, *tokenized.warnings)
     return Prepared(data, model, loaded, inspected, tokenized, guard, unpacked)
 

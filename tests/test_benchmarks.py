@@ -35,10 +35,10 @@ class TestExamples:
         assert PAD not in draw_examples(SMOKE, 50, 0, 1.0, seed=4).ids
 
     @pytest.mark.parametrize(("share", "low", "high"), [(1.0, 0.9, 1.0), (0.4, 0.3, 0.5)])
-    def test_as_many_tokens_are_learnt_as_asked_for_but_never_the_first(self, share, low, high):
+    def test_as_many_tokens_are_targets_as_asked_for_but_never_the_first(self, share, low, high):
         found = draw_examples(SMOKE, 50, 0, share, seed=4)
-        assert low < found.learnt.mean() < high
-        assert not found.learnt[found.starts[:-1]].any()
+        assert low < found.loss_mask.mean() < high
+        assert not found.loss_mask[found.starts[:-1]].any()
 
 
 class TestSteadyRate:
@@ -136,7 +136,7 @@ class TestRuns:
         report = language_training.run(tmp_path, ["smoke"], ["chat"], 1, rivals, {})
         [found] = report["comparisons"]
         assert set(found["contenders"]) == set(rivals)
-        assert found["learnt_tokens"] < 0.6 * found["tokens"]
+        assert found["target_tokens"] < 0.6 * found["tokens"]
         assert "| Trainer |" in "\n".join(language_training.page(report))
 
     def test_the_script_for_gpus_runs_without_one(self, tmp_path):

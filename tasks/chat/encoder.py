@@ -37,12 +37,12 @@ class Encoded(NamedTuple):
 
     Attributes:
         ids: Token ids.
-        learnt: For each, 1 where it is a target of the loss, else 0. The first is always 0, for
+        loss_mask: For each, 1 where it is a target of the loss, else 0. The first is always 0, for
             nothing predicts it.
     """
 
     ids: list[int]
-    learnt: list[int]
+    loss_mask: list[int]
 
 
 class ExampleEncoder:
@@ -121,17 +121,17 @@ class ExampleEncoder:
     def _encoded(self, found: Any, rendered: Rendered) -> Encoded:
         ids = found.ids
         first, last = _own_tokens(found) if rendered.special else (0, len(ids))
-        learnt = _mask(found.offsets, rendered.spans, first, last)
+        loss_mask = _mask(found.offsets, rendered.spans, first, last)
         if rendered.special:
-            learnt[last:] = [int(rendered.close)] * (len(ids) - last)
+            loss_mask[last:] = [int(rendered.close)] * (len(ids) - last)
         elif rendered.close:
-            cut = len(learnt) - learnt[::-1].index(1) if 1 in learnt else len(learnt)
-            ids, learnt = ids[:cut], learnt[:cut]
+            cut = len(loss_mask) - loss_mask[::-1].index(1) if 1 in loss_mask else len(loss_mask)
+            ids, loss_mask = ids[:cut], loss_mask[:cut]
         if rendered.close and (not ids or ids[-1] != self._end):
-            ids, learnt = [*ids, self._end], [*learnt, 1]
-        if learnt:
-            learnt[0] = 0
-        return Encoded(ids, learnt)
+            ids, loss_mask = [*ids, self._end], [*loss_mask, 1]
+        if loss_mask:
+            loss_mask[0] = 0
+        return Encoded(ids, loss_mask)
 
 
 def encode_examples(
@@ -147,7 +147,7 @@ def encode_examples(
     found = iter(encoder.tokenize([each for parts in rendered for each in parts]))
     groups = [[next(found) for _ in parts] for parts in rendered]
     for group in groups:
-        check_learnt(group, task)
+        check_loss_mask(group, task)
     return groups
 
 
@@ -256,17 +256,17 @@ def spoken(
     return template.spoken(text, written=written)
 
 
-def check_learnt(group: list[Encoded], task: str) -> None:
+def check_loss_mask(group: list[Encoded], task: str) -> None:
     """Refuse an example that would teach nothing, or what its reader says as well.
 
     Raises:
-        BadData: No token of it is learnt.
-        BadModel: Every token of a conversation is learnt.
+        BadData: It has no target tokens.
+        BadModel: Every token of a conversation is a target.
     """
-    if not all(any(each.learnt) for each in group):
+    if not all(any(each.loss_mask) for each in group):
         raise BadData(
             "data",
-            "an example in which nothing is learnt",
+            "an example without target tokens",
             "an answer, or a text of two tokens or more",
             "correct it, or leave it out",
         )
@@ -281,8 +281,8 @@ def check_learnt(group: list[Encoded], task: str) -> None:
 
 def _learns_all(encoded: Encoded) -> bool:
     """Whether no token before the last one that is learnt is only shown."""
-    last = len(encoded.learnt) - encoded.learnt[::-1].index(1)
-    return all(encoded.learnt[1:last])
+    last = len(encoded.loss_mask) - encoded.loss_mask[::-1].index(1)
+    return all(encoded.loss_mask[1:last])
 
 
 # Plain texts
@@ -318,11 +318,11 @@ def _mask(offsets: list[Span], spans: tuple[Span, ...], first: int, last: int) -
     Byte-level tokenizers leave spaces out of a token's range of characters: what stands for spaces
     alone has an empty range right behind them.
     """
-    learnt = [0] * len(offsets)
+    loss_mask = [0] * len(offsets)
     for start, end in spans:
         low = bisect_right(offsets, start, first, last, key=lambda place: place[1])
         high = low
         while high < last and (offsets[high][0] < end or offsets[high] == (end, end)):
             high += 1
-        learnt[low:high] = [1] * (high - low)
-    return learnt
+        loss_mask[low:high] = [1] * (high - low)
+    return loss_mask

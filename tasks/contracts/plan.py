@@ -15,7 +15,7 @@ class Plan(Contract):
     Attributes:
         device: `cpu` or `cuda`.
         precision: Number format of the forward and backward pass.
-        attention: The attention implementation of transformers, or `segments`.
+        attention: The attention implementation of transformers, or `packed`.
         optimizer: The optimizer's name in transformers.
         world_size: Number of training processes.
         sharding: Whether each of them holds the model (`ddp`) or a share of it (`fsdp`).

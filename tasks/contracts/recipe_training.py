@@ -142,10 +142,10 @@ class PlanRecipe(Contract):
 
     cache_key_excludes = frozenset({"micro_batch_tokens", "device_memory_gb"})
 
-    attention: Literal["auto", "eager", "sdpa", "segments", "flash_attention_2"] = Field(
+    attention: Literal["auto", "eager", "sdpa", "packed", "flash_attention_2"] = Field(
         "auto",
         title="Attention",
-        description="segments: each example of a packed batch by itself (language models).",
+        description="packed: each example of a packed batch attends to itself only (LLMs).",
     )
     packing: Literal["auto", "on", "off"] = Field(
         "auto",

@@ -96,7 +96,7 @@ class Tokenized(StepResult):
     """Rows that were cut to the maximum length."""
     longest: int
     """Tokens in the longest row before cutting."""
-    learnt: int = 0
+    target_tokens: int = 0
     """Tokens of the loss, in the rows that are kept (language models)."""
     left_out: int = 0
     """Rows that were left out because they are too long (language models)."""

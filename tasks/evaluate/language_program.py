@@ -22,7 +22,7 @@ median of single calls, from text to loss.
 label, loss, tokens, length (of the longest example, before cutting), and the slicing columns as
 strings.
 
-- completion, instruction: loss is the mean negative log-likelihood (nats) of the learnt tokens of
+- completion, instruction: loss is the mean negative log-likelihood (nats) of the target tokens of
   all its answers, and tokens their number.
 - preference: an answer's score is its log-likelihood. accuracy is the share of the input's pairs
   in which the chosen answer has the higher one; loss is the mean of -log sigmoid(beta * (log
@@ -92,14 +92,14 @@ class Sequence(NamedTuple):
         owner: Number of the input.
         side: 1 for the rejected answer of a pair, else 0.
         ids: Token ids, cut to the model's length.
-        learnt: 1 for those whose likelihood counts.
+        loss_mask: 1 for those whose likelihood counts.
         full: Tokens before cutting.
     """
 
     owner: int
     side: int
     ids: list[int]
-    learnt: list[int]
+    loss_mask: list[int]
     full: int
 
 
@@ -197,7 +197,7 @@ class Scorer:
         sequences = self._sequences(inputs)
         nats = self._nats(sequences, reporter)
         owners = np.array([sequence.owner for sequence in sequences])
-        counts = np.array([sum(sequence.learnt) for sequence in sequences])
+        counts = np.array([sum(sequence.loss_mask) for sequence in sequences])
         tokens = np.bincount(owners, counts, len(inputs)).astype(np.int64)
         lengths = np.zeros(len(inputs), np.int64)
         np.maximum.at(lengths, owners, [sequence.full for sequence in sequences])
@@ -274,14 +274,14 @@ class Scorer:
         for owner, group in zip(owners, groups, strict=True):
             for number, encoded in enumerate(group):
                 side = number if self._task == "preference" else 0
-                place = _window(encoded.learnt, self._limit)
-                ids, learnt = encoded.ids[place], encoded.learnt[place]
+                place = _window(encoded.loss_mask, self._limit)
+                ids, loss_mask = encoded.ids[place], encoded.loss_mask[place]
                 # Nothing predicts the first token of a window, either.
-                found.append(Sequence(owner, side, ids, [0, *learnt[1:]], len(encoded.ids)))
+                found.append(Sequence(owner, side, ids, [0, *loss_mask[1:]], len(encoded.ids)))
         return found
 
     def _nats(self, sequences: list[Sequence], reporter: Reporter | None = None) -> np.ndarray:
-        """Negative log-likelihood of the learnt tokens of each sequence, float64."""
+        """Negative log-likelihood of the target tokens of each sequence, float64."""
         found = np.zeros(len(sequences))
         # Longest first: little padding, and what does not fit into memory fails at once.
         order = sorted(range(len(sequences)), key=lambda place: -len(sequences[place].ids))
@@ -300,8 +300,8 @@ class Scorer:
         size = max(1, min(self._job["batch_size"], _TOKENS_AT_ONCE[self._device] // width))
         if not self._linear:
             row = self._model.get_input_embeddings().weight.shape[0] * 4
-            learnt = np.cumsum([sum(sequence.learnt) for sequence in sequences[:size]])
-            size = max(1, int(np.searchsorted(learnt * row, _LOGIT_BYTES, side="right")))
+            targets = np.cumsum([sum(sequence.loss_mask) for sequence in sequences[:size]])
+            size = max(1, int(np.searchsorted(targets * row, _LOGIT_BYTES, side="right")))
         return size
 
     @torch.inference_mode()
@@ -312,7 +312,7 @@ class Scorer:
         for row, sequence in enumerate(sequences):
             ids[row, : len(sequence.ids)] = sequence.ids
         # A token is predicted from the place before it.
-        places = [np.flatnonzero(sequence.learnt[1:]) for sequence in sequences]
+        places = [np.flatnonzero(sequence.loss_mask[1:]) for sequence in sequences]
         rows = np.repeat(np.arange(len(sequences)), [len(each) for each in places])
         columns = np.concatenate(places)
         picked = [torch.from_numpy(each).to(self._device) for each in (rows, columns)]
@@ -398,12 +398,12 @@ def load(job: dict[str, Any], folder: Path, device: str) -> torch.nn.Module:
         ) from error
 
 
-def _window(learnt: list[int], limit: int) -> slice:
+def _window(loss_mask: list[int], limit: int) -> slice:
     """The tokens that are kept of a sequence; some of the answer, always."""
-    if len(learnt) <= limit or 1 in learnt[1:limit]:
+    if len(loss_mask) <= limit or 1 in loss_mask[1:limit]:
         return slice(0, limit)
-    first = learnt.index(1, 1) if 1 in learnt[1:] else 0
-    end = min(len(learnt), first + max(1, limit // 2))
+    first = loss_mask.index(1, 1) if 1 in loss_mask[1:] else 0
+    end = min(len(loss_mask), first + max(1, limit // 2))
     return slice(max(0, end - limit), end)
 
 

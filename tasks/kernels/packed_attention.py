@@ -1,6 +1,6 @@
 """Attention for examples that lie one behind the other in one row, each seeing itself alone.
 
-Registered with transformers as `segments`. A model called with `segments_of(lengths)` runs its
+Registered with transformers as `packed`. A model called with `packed_arguments(lengths)` runs its
 attention example by example: no padding, no mask, and no example sees another. Without these
 arguments every row is one example.
 """
@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
-NAME = "segments"
+NAME = "packed"
 # What some models want of their attention beyond scaled dot products.
-_NOT_DONE_HERE = ("softcap", "s_aux", "position_bias", "head_mask")
+_UNSUPPORTED_OPTIONS = ("softcap", "s_aux", "position_bias", "head_mask")
 
 
 class _How(NamedTuple):
@@ -27,7 +27,7 @@ class _How(NamedTuple):
     window: int | None
 
 
-class NotDoneHere(Exception):
+class UnsupportedAttention(Exception):
     """The model's attention is more than scaled dot products of what came before."""
 
 
@@ -37,7 +37,7 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, _no_mask)
 
 
-def segments_of(lengths: list[int], device: str) -> dict[str, Any]:
+def packed_arguments(lengths: list[int], device: str) -> dict[str, Any]:
     """What a model must be called with, besides `input_ids`: by the names of transformers'
     FlashAttention arguments, so that FlashAttention understands them as well.
 
@@ -88,11 +88,11 @@ def attend(
         (rows, tokens, heads, size), and None for the weights.
 
     Raises:
-        NotDoneHere: See `NotDoneHere`.
+        UnsupportedAttention: See `UnsupportedAttention`.
     """
-    asked = [name for name in _NOT_DONE_HERE if options.get(name) is not None]
+    asked = [name for name in _UNSUPPORTED_OPTIONS if options.get(name) is not None]
     if asked or attention_mask is not None or getattr(module, "is_causal", True) is False:
-        raise NotDoneHere(", ".join(asked) or "a mask")
+        raise UnsupportedAttention(", ".join(asked) or "a mask")
     how, ends = _How(dropout, scaling, sliding_window), cu_seq_lens_q
     if ends is None:
         return _plain(query, key, value, how).transpose(1, 2), None

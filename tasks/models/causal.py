@@ -41,7 +41,7 @@ def load_causal(
         dtype: Of the weights that are not quantised; `auto` for that of the files.
         quantization: `none` or `nf4` (with double quantisation). The output embedding never is.
         device: `cpu` or `cuda`.
-        attention: The attention implementation of transformers, or `segments`.
+        attention: The attention implementation of transformers, or `packed`.
         shares: How many processes hold the model together, each a share of every layer (FSDP2).
             What is added to it later, each has in full.
 
@@ -170,12 +170,15 @@ def packs(model: PreTrainedModel, device: str) -> bool:
         device: Where it is.
     """
     texts = _texts(model, device, 5, 9, 3)
-    packed = {"input_ids": torch.cat(texts, 1), **packed_attention.segments_of([5, 9, 3], device)}
+    packed = {
+        "input_ids": torch.cat(texts, 1),
+        **packed_attention.packed_arguments([5, 9, 3], device),
+    }
     try:
         with torch.no_grad(), headless(model):
             alone = [model(input_ids=text, use_cache=False).logits for text in texts]
             together = model(**packed, use_cache=False).logits
-    except (packed_attention.NotDoneHere, TypeError):
+    except (packed_attention.UnsupportedAttention, TypeError):
         return False
     return close(together, torch.cat(alone, 1))
 
@@ -186,7 +189,7 @@ def runs(model: PreTrainedModel, device: str) -> bool:
     try:
         with torch.no_grad(), headless(model):
             model(input_ids=text, use_cache=False)
-    except packed_attention.NotDoneHere:
+    except packed_attention.UnsupportedAttention:
         return False
     return True
 

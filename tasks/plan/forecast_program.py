@@ -11,7 +11,7 @@ Job:
     longest: tokens of the longest example (of both sides of a pair together): no micro-batch can
         have fewer.
     most_tokens: of an optimizer step, on one device: no micro-batch needs more.
-    learnt: share of the tokens that are learnt.
+    target_share: share of the tokens that are training targets.
     memory: bytes that training may take on one device; 0 where nobody knows.
     host_memory: bytes that merging may take on the machine; 0 where nobody knows.
     stored_bytes: of one weight in the base's files, and in those that ship.
@@ -194,7 +194,7 @@ class _Planner:
             checkpointing=checkpointing,
             tokens=tokens,
             longest=self._longest,
-            learnt=job["learnt"],
+            target_share=job["target_share"],
             accumulates=tokens < job["most_tokens"],
         )
 

@@ -36,7 +36,7 @@ class ForecastInputs(Contract):
         max_length: Tokens that no sequence exceeds.
         longest: Tokens of the longest example, both sides of a pair together.
         most_tokens: Of an optimizer step, on one device.
-        learnt: Share of the tokens that are learnt.
+        target_share: Share of the tokens that are training targets.
         memory: Bytes of one device; 0 where nobody knows.
         reserve: Bytes of it that are left alone.
         host_memory: Bytes of the machine, where the adapter is merged; 0 where nobody knows.
@@ -56,7 +56,7 @@ class ForecastInputs(Contract):
     max_length: int
     longest: int
     most_tokens: int
-    learnt: float
+    target_share: float
     memory: int
     reserve: int
     host_memory: int
@@ -133,7 +133,7 @@ def tell(
             longest=longest,
             most_tokens=_step_tokens(tokenized, loaded, share, longest),
             # To hundredths: one more row of data must not ask for another forecast.
-            learnt=math.ceil(100 * tokenized.learnt / max(1, tokenized.tokens)) / 100,
+            target_share=math.ceil(100 * tokenized.target_tokens / max(1, tokenized.tokens)) / 100,
             memory=memory,
             reserve=reserve_of(plan.device, memory),
             host_memory=host,

@@ -35,7 +35,7 @@ PARTS = (WEIGHTS, CONSTANTS, ADAPTERS, GRADIENTS, OPTIMIZER, ACTIVATIONS, TRANSI
 # linear function of their number.
 _DEPTHS = (3, 5)
 # Examples in a traced micro-batch: memory depends on its tokens, time on the examples.
-_MOST_SEGMENTS = 8
+_MAX_TRACED_EXAMPLES = 8
 # nf4 with double quantisation (arXiv:2305.14314, section 3): half a byte a weight, one byte for
 # each block of 64, and four for each 256 of those.
 BLOCK, _OUTER_BLOCK = 64, 256
@@ -59,7 +59,7 @@ class Setting:
         checkpointing: Whether activations are computed twice.
         tokens: Of a micro-batch.
         longest: Tokens of an example.
-        learnt: Share of the tokens that are learnt.
+        target_share: Share of the tokens that are training targets.
         accumulates: Whether a step has several micro-batches.
     """
 
@@ -70,7 +70,7 @@ class Setting:
     checkpointing: bool
     tokens: int
     longest: int
-    learnt: float
+    target_share: float
     accumulates: bool
 
     @property
@@ -138,7 +138,7 @@ class _Step:
         self._model, self._ledger, self._accumulates = model, ledger, setting.accumulates
         # What runs here runs as on a CPU; `_like_cuda` sees to what differs.
         plan = setting.plan | {"device": "cpu"}
-        self._forward = _Unasked(model.get_base_model(), plan, [])
+        self._forward = _UncheckedForward(model.get_base_model(), plan, [])
         if setting.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()
@@ -169,7 +169,7 @@ class _Step:
         self._ledger.own([parameter.grad], GRADIENTS)
 
 
-class _Unasked(Forward):
+class _UncheckedForward(Forward):
     """A `Forward` that cannot try what the model does: there are no numbers to compare."""
 
     def _find_out(self, plan: dict[str, Any], warnings: list[str]) -> None:
@@ -287,11 +287,11 @@ def _nf4_weight(
     return weight
 
 
-class _Ends(list):
-    """Where examples end, for `segments.attend`, which wants to read their lengths: a fake tensor
+class _SequenceEnds(list):
+    """Where examples end, for `packed_attention.attend`, which reads their lengths: a fake tensor
     has none."""
 
-    def diff(self) -> _Ends:
+    def diff(self) -> _SequenceEnds:
         """The lengths."""
         return self
 
@@ -304,14 +304,14 @@ def _batch(setting: Setting) -> Batch:
     lengths = _lengths(setting)
     examples = []
     for number, length in enumerate(lengths):
-        learnt = np.zeros(length, np.uint8)
-        learnt[length - max(1, round(setting.learnt * length)) :] = 1
-        learnt[0] = 0
-        examples.append(Example(number, (Part(np.zeros(length, np.int32), learnt),)))
+        mask = np.zeros(length, np.uint8)
+        mask[length - max(1, round(setting.target_share * length)) :] = 1
+        mask[0] = 0
+        examples.append(Example(number, (Part(np.zeros(length, np.int32), mask),)))
     batch = make_batch(examples, setting.plan["packing"], "cpu")
     if setting.plan["packing"]:
         for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
-            batch.inputs[name] = _Ends(lengths)
+            batch.inputs[name] = _SequenceEnds(lengths)
     return batch
 
 
@@ -323,7 +323,7 @@ def _lengths(setting: Setting) -> list[int]:
     window = getattr(config_of(setting.base).get_text_config(), "sliding_window", None)
     count = max(1, tokens // longest)
     if not window:
-        count = min(count, _MOST_SEGMENTS)
+        count = min(count, _MAX_TRACED_EXAMPLES)
     return [tokens // count + (number < tokens % count) for number in range(count)]
 
 
@@ -332,8 +332,10 @@ def _faked(batch: Batch, fake: FakeTensorMode) -> Batch:
         return fake.from_tensor(value) if isinstance(value, torch.Tensor) else value
 
     inputs = {name: one(value) for name, value in batch.inputs.items()}
-    places, targets, owners = map(one, (batch.places, batch.targets, batch.owners))
-    return Batch(inputs, places, targets, owners, batch.numbers, batch.tokens)
+    positions, targets, sequences = map(
+        one, (batch.target_positions, batch.targets, batch.sequence_ids)
+    )
+    return Batch(inputs, positions, targets, sequences, batch.numbers, batch.tokens)
 
 
 def config_of(folder: Path, depth: int | None = None) -> Any:
@@ -404,7 +406,7 @@ def _register_varlen() -> str:
 def _varlen(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
 ) -> tuple[torch.Tensor, None]:
-    """Memory of `segments._on_cuda`."""
+    """Memory of `packed_attention._on_cuda`."""
     flat = (tensor.transpose(1, 2).contiguous() for tensor in (query, key, value))
     return _VarLen.apply(*flat), None
 
@@ -425,10 +427,10 @@ class _VarLen(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
         query, key, value, _, sums = ctx.saved_tensors
-        of_query = torch.empty_like(query, dtype=torch.float32)
-        of_sums = torch.empty_like(sums)
+        grad_query = torch.empty_like(query, dtype=torch.float32)
+        grad_sums = torch.empty_like(sums)
         found = tuple(torch.empty_like(each) for each in (query, key, value))
-        del of_query, of_sums, gradient
+        del grad_query, grad_sums, gradient
         return found
 
 

@@ -86,7 +86,7 @@ def _attention(recipe: Recipe, device: str, packed: bool) -> tuple[str, str]:
     if recipe.plan.attention != "auto":
         return recipe.plan.attention, SAID
     if packed:
-        return "segments", "packed examples must not see each other"
+        return "packed", "packed examples must not see each other"
     short = recipe.training.max_length <= SHORT_TOKENS
     picked = "eager" if device == "cpu" and short else "sdpa"
     return picked, f"texts of {'few' if short else 'many'} tokens on the {device}"

@@ -105,24 +105,24 @@ def _shown(value: float | None, error: float | None) -> str:
     return f"{value:.4f}" + (f" ± {error:.4f}" if error else "")
 
 
-LEARNT, GIVEN = "▶", "·"
+TARGET, CONTEXT = "▶", "·"
 
 
 def samples_markdown(samples: Sequence[dict[str, Any]]) -> str:
-    """The first examples as the model is trained on them, with what is learnt marked.
+    """The first examples as the model is trained on them, with training targets marked.
 
     Args:
-        samples: For each, its `segments`: a `text`, and whether it is `learnt`.
+        samples: For each, its `segments`: a `text`, and whether it is a `target`.
     """
     shown = []
     for sample in samples:
         lines = []
         for segment in sample["segments"]:
-            mark = LEARNT if segment["learnt"] else GIVEN
+            mark = TARGET if segment["target"] else CONTEXT
             text = _shortened(segment["text"].replace("```", "'''"))
             lines += [f"{mark} {line}" for line in text.removesuffix("\n").split("\n")]
         shown.append("```text\n" + "\n".join(lines) + "\n```")
-    said = f"Lines with {LEARNT} are learnt; the model only reads those with {GIVEN}."
+    said = f"Lines with {TARGET} are training targets; lines with {CONTEXT} are context only."
     return "\n\n".join([said, *shown])
 
 

@@ -126,7 +126,7 @@ class RunReport:
             "Harness",
             "Published",
             "Training",
-            "What is learnt",
+            "Training targets",
             "Data",
             "Forecast",
             "Plan",

@@ -29,10 +29,12 @@ def load_sentence(loaded: Loaded, run_id: str) -> str:
 
 
 def tokenize_sentence(tokenized: Tokenized, run_id: str) -> str:
-    learnt = f", {tokenized.learnt:,} of them learnt" if tokenized.learnt else ""
+    targets = (
+        f", {tokenized.target_tokens:,} of them training targets" if tokenized.target_tokens else ""
+    )
     left_out = f", {tokenized.left_out:,} left out" if tokenized.left_out else ""
     return (
-        f"{tokenized.tokens:,} tokens{learnt}, {tokenized.truncated:,} texts cut{left_out}; "
+        f"{tokenized.tokens:,} tokens{targets}, {tokenized.truncated:,} texts cut{left_out}; "
         f"{_shards(tokenized, 'tokenized', run_id)}"
     )
 

@@ -7,13 +7,13 @@ folder). Into each `out` go
 `tokens.parquet`: `row` (uint32: the row within the shard; one that was left out is absent, one that
 became several sequences is there several times), `side` (uint8: 0; for preference 0 is chosen and 1
 rejected, one behind the other), `hash_hi`, `hash_lo` (uint64), `input_ids` (list of int32),
-`learnt` (list of uint8 of the same lengths: 1 where the token is a target of the loss), `length`
+`loss_mask` (list of uint8 of the same lengths: 1 where the token is a target of the loss), `length`
 (int32, tokens), `truncated` (bool: the sequence is a part of a longer one);
 `lengths.npy`: int32, shape (rows of the shard, 4): tokens kept (of all parts and sides; 0 if the
-row was left out), tokens before cutting, learnt tokens kept, and tokens of the row's longest
+row was left out), tokens before cutting, target tokens kept, and tokens of the row's longest
 sequence before cutting;
 `samples.json`: to show to people, the kept rows with the smallest hashes: a list, in the order of
-the hashes, of `hash` (32 hexadecimal digits), `row`, `side`, and `segments`, a list of `learnt`
+the hashes, of `hash` (32 hexadecimal digits), `row`, `side`, and `segments`, a list of `loss_mask`
 (bool) and `text`.
 
 A progress line follows each shard: `done`, `total`, `digest`. Result: `shards`, their number.
@@ -32,7 +32,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.chat.encoder import Encoded, ExampleEncoder, check_learnt
+from tasks.chat.encoder import Encoded, ExampleEncoder, check_loss_mask
 from tasks.chat.rendering import Rendered
 from tasks.chat.stop_tokens import training_tokenizer
 from tasks.contracts.errors import BadData, BadRecipe, BurnishError
@@ -52,7 +52,7 @@ class Sequence(NamedTuple):
     row: int
     side: int
     ids: list[int]
-    learnt: list[int]
+    loss_mask: list[int]
     truncated: bool
 
 
@@ -64,7 +64,7 @@ class Sample(NamedTuple):
     row: int
     side: int
     ids: list[int]
-    learnt: list[int]
+    loss_mask: list[int]
 
 
 class Limit(NamedTuple):
@@ -133,7 +133,7 @@ def tokenize_shard(encoder: ExampleEncoder, task: str, limit: Limit, shard: dict
             measured[row] = (
                 sum(len(each.ids) for each in kept),
                 sum(before),
-                sum(sum(each.learnt) for each in kept),
+                sum(sum(each.loss_mask) for each in kept),
                 max(before),
             )
         hashes = np.stack([rows.column(name).to_numpy() for name in ("hash_hi", "hash_lo")], 1)
@@ -155,7 +155,7 @@ def tokenize_shard(encoder: ExampleEncoder, task: str, limit: Limit, shard: dict
 def cut(row: int, group: list[Encoded], limit: Limit) -> list[Sequence]:
     """What is kept of a row's sequences.
 
-    Cut sequences without a learnt token are left out; of a preference, both sides are if one is.
+    Cut sequences without a target token are left out; of a preference, both sides are if one is.
 
     Args:
         row: The row's number.
@@ -167,9 +167,9 @@ def cut(row: int, group: list[Encoded], limit: Limit) -> list[Sequence]:
         parts = _parts(each, limit)
         side = number if limit.pairs else 0
         kept += [
-            Sequence(row, side, part.ids, part.learnt, len(part.ids) < len(each.ids))
+            Sequence(row, side, part.ids, part.loss_mask, len(part.ids) < len(each.ids))
             for part in parts
-            if any(part.learnt)
+            if any(part.loss_mask)
         ]
     return [] if limit.pairs and len(kept) < len(group) else kept
 
@@ -178,12 +178,12 @@ def _parts(each: Encoded, limit: Limit) -> Iterator[Encoded]:
     if len(each.ids) <= limit.length:
         yield each
     elif limit.policy == "truncate":
-        yield Encoded(each.ids[: limit.length], each.learnt[: limit.length])
+        yield Encoded(each.ids[: limit.length], each.loss_mask[: limit.length])
     elif limit.policy == "split":
         for start in range(0, len(each.ids), limit.length):
             part = slice(start, start + limit.length)
             # Nothing before the first token of a piece predicts it.
-            yield Encoded(each.ids[part], [0, *each.learnt[part][1:]])
+            yield Encoded(each.ids[part], [0, *each.loss_mask[part][1:]])
 
 
 def _encoded(
@@ -225,7 +225,7 @@ def _grouped(
     groups = [[next(sequences) for _ in range(count)] for count in counts]
     for row, group in enumerate(groups):
         try:
-            check_learnt(group, task)
+            check_loss_mask(group, task)
         except BurnishError as error:
             raise _located(error, shard, first + row, batch.column("text")[row].as_py()) from error
     return batch, groups
@@ -248,7 +248,7 @@ def _smallest(
     found = {(each.row, each.side): each for each in samples}
     for each in sequences:
         high, low = hashes[each.row].tolist()
-        sample = Sample(high, low, each.row + first, each.side, each.ids, each.learnt)
+        sample = Sample(high, low, each.row + first, each.side, each.ids, each.loss_mask)
         found.setdefault((sample.row, sample.side), sample)
     ordered = sorted(found.values(), key=lambda sample: sample[:4])
     rows = list(dict.fromkeys(sample.row for sample in ordered))[:_SAMPLES]
@@ -258,7 +258,7 @@ def _smallest(
 def _shown(encoder: ExampleEncoder, sample: Sample) -> dict[str, Any]:
     segments: list[dict[str, Any]] = []
     said, end = "", 0
-    for learnt, run_of in groupby(sample.learnt):
+    for target, run_of in groupby(sample.loss_mask):
         end += len(list(run_of))
         # Decoded together with what precedes it: by itself it might lose its spaces.
         whole = encoder.decode(sample.ids[:end])
@@ -266,7 +266,7 @@ def _shown(encoder: ExampleEncoder, sample: Sample) -> dict[str, Any]:
         if len(text) > _SHOWN_CHARACTERS:
             half = _SHOWN_CHARACTERS // 2
             text = f"{text[:half]} […] {text[-half:]}"
-        segments.append({"learnt": bool(learnt), "text": text})
+        segments.append({"target": bool(target), "text": text})
         said = whole
     digest = f"{sample.hash_hi:016x}{sample.hash_lo:016x}"
     return {"hash": digest, "row": sample.row, "side": sample.side, "segments": segments}
@@ -282,7 +282,7 @@ def _table(sequences: list[Sequence], first: int, hashes: np.ndarray) -> pa.Tabl
             "hash_hi": pa.array(hashes[rows, 0]),
             "hash_lo": pa.array(hashes[rows, 1]),
             "input_ids": _lists((each.ids for each in sequences), lengths, np.int32),
-            "learnt": _lists((each.learnt for each in sequences), lengths, np.uint8),
+            "loss_mask": _lists((each.loss_mask for each in sequences), lengths, np.uint8),
             "length": pa.array(lengths),
             "truncated": pa.array([each.truncated for each in sequences], pa.bool_()),
         }

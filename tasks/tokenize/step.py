@@ -30,7 +30,7 @@ _WHY_LEFT_OUT = {
     "truncate": "nothing of their answers lies within the first {length:,} tokens "
     "(training.max_length)",
     "drop": "they are longer than {length:,} tokens (training.max_length, training.too_long: drop)",
-    "split": "nothing of them is learnt",
+    "split": "they have no target tokens",
 }
 
 
@@ -91,7 +91,7 @@ def tokenize(inputs: TokenizeInputs, context: RunContext) -> Tokenized:
 
     Raises:
         BadModel: The tokenizer, or its chat template, cannot be used.
-        BadData: An example in which nothing is learnt, or none is left to train on.
+        BadData: An example without target tokens, or none is left to train on.
         BadRecipe: Preference pairs are to be split.
         OutOfHostMemory, Preempted, CodeFailed: The program ended without a result.
     """
@@ -113,7 +113,7 @@ def tokenize(inputs: TokenizeInputs, context: RunContext) -> Tokenized:
 
 
 def token_samples(tokenized: Tokenized, context: RunContext) -> list[dict[str, Any]]:
-    """The first training examples of a language model, in segments that are learnt or not."""
+    """The first training examples of a language model, split into targets and context."""
     store = open_store(context.store)
     return orjson.loads(store.file(tokenized.artifact, "samples.json").read_bytes())
 
@@ -211,7 +211,7 @@ def _language(
     store: Store, inputs: TokenizeInputs, tokens: dict[str, Artifact]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Facts about the kept rows, and the first training rows by hash."""
-    facts = dict.fromkeys(("tokens", "learnt", "truncated", "left_out", "longest"), 0)
+    facts = dict.fromkeys(("tokens", "target_tokens", "truncated", "left_out", "longest"), 0)
     rows = {TRAIN: 0, VALIDATION: 0}
     left, total = dict(rows), 0
     candidates: list[tuple[str, str, dict[str, Any]]] = []
@@ -223,9 +223,9 @@ def _language(
         for split in rows:
             rows[split] += int((keep == split).sum())
             left[split] += int(((keep == split) & (measured[:, 0] > 0)).sum())
-        kept, _, learnt, longest = measured[keep > 0].T.astype(np.int64)
+        kept, _, targets, longest = measured[keep > 0].T.astype(np.int64)
         facts["tokens"] += int(kept.sum())
-        facts["learnt"] += int(learnt.sum())
+        facts["target_tokens"] += int(targets.sum())
         facts["truncated"] += int(((kept > 0) & (longest > inputs.max_length)).sum())
         facts["left_out"] += int((kept == 0).sum())
         facts["longest"] = max(facts["longest"], int(longest.max(initial=0)))

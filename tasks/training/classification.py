@@ -18,7 +18,7 @@ from tasks.models.merge import bring_home, merge, read_on
 from tasks.runtime import ranks
 from tasks.training.callbacks import CLASSIFICATION, arguments, diverged
 from tasks.training.classification_batches import (
-    NOT_LEARNT,
+    IGNORED_LABEL,
     ByLength,
     Examples,
     InOrder,
@@ -203,8 +203,8 @@ def _loss(
     outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
 ) -> torch.Tensor:
     """A micro-batch's part of the mean loss of its step's examples."""
-    count = (labels != NOT_LEARNT).sum() if num_items_in_batch is None else num_items_in_batch
+    count = (labels != IGNORED_LABEL).sum() if num_items_in_batch is None else num_items_in_batch
     losses = F.cross_entropy(
-        outputs.logits.float(), labels, ignore_index=NOT_LEARNT, reduction="sum"
+        outputs.logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="sum"
     )
     return losses / count

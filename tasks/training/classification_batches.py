@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, Sampler
 from tasks.contracts.errors import BadData
 
 SPLIT_NUMBERS = {"train": 1, "validation": 2, "test": 3}
-NOT_LEARNT = -100
+IGNORED_LABEL = -100
 """The label of an example that has no part in the loss."""
 
 _ROWS_AT_ONCE = 8192
@@ -35,7 +35,7 @@ class Examples(Dataset):
     Attributes:
         lengths: Tokens in each example.
 
-    The example -1 is one that is not learnt, for company.
+    The example -1 is a filler without part in the loss.
     """
 
     def __init__(self, file: Path) -> None:
@@ -62,11 +62,11 @@ class Examples(Dataset):
         return len(self._order)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        learnt = number >= 0
-        row = int(self._order[number if learnt else self.lengths.argmin()])
+        counts = number >= 0
+        row = int(self._order[number if counts else self.lengths.argmin()])
         part = int(np.searchsorted(self._starts, row, side="right")) - 1
         inside = row - self._starts[part]
-        example: dict[str, Any] = {"labels": int(self._labels[row]) if learnt else NOT_LEARNT}
+        example: dict[str, Any] = {"labels": int(self._labels[row]) if counts else IGNORED_LABEL}
         for name in self._columns:
             offsets, values = self._batches[part][name]
             example[name] = values[offsets[inside] : offsets[inside + 1]]

@@ -60,17 +60,19 @@ class Forward:
         with causal.headless(self._base):
             states = model(**batch.inputs, use_cache=False).logits
         head = self._base.get_output_embeddings()
-        states = states.reshape(-1, states.shape[-1]).index_select(0, batch.places)
+        states = states.reshape(-1, states.shape[-1]).index_select(0, batch.target_positions)
         return losses.head_losses(
             states, batch.targets, head.weight, getattr(head, "bias", None), predict
         )
 
     def _of_logits(self, model: torch.nn.Module, batch: Batch, predict: bool) -> losses.Tokens:
         if self.packing and causal.keeps_logits(self._base):
-            logits = model(**batch.inputs, use_cache=False, logits_to_keep=batch.places).logits[0]
+            logits = model(
+                **batch.inputs, use_cache=False, logits_to_keep=batch.target_positions
+            ).logits[0]
         else:
             logits = model(**batch.inputs, use_cache=False).logits
-            logits = logits.reshape(-1, logits.shape[-1]).index_select(0, batch.places)
+            logits = logits.reshape(-1, logits.shape[-1]).index_select(0, batch.target_positions)
         return losses.logit_losses(logits, batch.targets, predict)
 
     def _find_out(self, plan: dict[str, Any], warnings: list[str]) -> None:

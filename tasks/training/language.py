@@ -296,7 +296,7 @@ class LanguageTrainer(Trainer):
 
     def _weight(self, examples: list[Example]) -> int:
         """What the sum of a step's losses is divided by."""
-        return sum(int(part.learnt[1:].sum()) for each in examples for part in each.parts)
+        return sum(int(part.loss_mask[1:].sum()) for each in examples for part in each.parts)
 
     def _loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """The sum of a batch's losses."""

@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import Dataset
 
 from tasks.contracts.errors import BadData
-from tasks.kernels.packed_attention import segments_of
+from tasks.kernels.packed_attention import packed_arguments
 from tasks.training.classification_batches import copy_split
 
 _ROWS_AT_ONCE = 4096
@@ -30,7 +30,7 @@ _COLUMNS = {
     "hash_hi": pa.uint64(),
     "hash_lo": pa.uint64(),
     "input_ids": pa.list_(pa.int32()),
-    "learnt": pa.list_(pa.uint8()),
+    "loss_mask": pa.list_(pa.uint8()),
     "length": pa.int32(),
 }
 
@@ -40,11 +40,11 @@ class Part(NamedTuple):
 
     Attributes:
         ids: int32: its tokens.
-        learnt: uint8: 1 where the token is a target of the loss. Never the first.
+        loss_mask: uint8: 1 where the token is a target of the loss. Never the first.
     """
 
     ids: np.ndarray
-    learnt: np.ndarray
+    loss_mask: np.ndarray
 
 
 class Example(NamedTuple):
@@ -74,7 +74,6 @@ class TokenExamples(Dataset):
 
     Attributes:
         lengths: int64: tokens of each example, all parts together.
-        learnt: int64: those of them that are learnt.
         widest: Tokens in the longest sequence.
     """
 
@@ -96,14 +95,11 @@ class TokenExamples(Dataset):
             np.concatenate([batch.column(name).to_numpy() for batch in batches])
             for name in ("hash_hi", "hash_lo", "length")
         )
-        learnt = np.concatenate([_learnt(batch.column("learnt")) for batch in batches])
         self.widest = int(lengths.max())
-        lengths, learnt = (
-            values.astype(np.int64).reshape(-1, parts).sum(axis=1) for values in (lengths, learnt)
-        )
+        lengths = lengths.astype(np.int64).reshape(-1, parts).sum(axis=1)
         hi, lo = hi[::parts], lo[::parts]
         self._order = np.lexsort((self._content(hi, lo), lo, hi))
-        self.lengths, self.learnt = lengths[self._order], learnt[self._order]
+        self.lengths = lengths[self._order]
 
     def __len__(self) -> int:
         return len(self._order)
@@ -114,10 +110,10 @@ class TokenExamples(Dataset):
 
     def _row(self, row: int) -> Part:
         batch = int(np.searchsorted(self._starts, row, side="right")) - 1
-        offsets, ids, learnt = self._views[batch]
+        offsets, ids, loss_mask = self._views[batch]
         inside = row - self._starts[batch]
         place = slice(offsets[inside], offsets[inside + 1])
-        return Part(ids[place], learnt[place])
+        return Part(ids[place], loss_mask[place])
 
     def _content(self, hi: np.ndarray, lo: np.ndarray) -> np.ndarray:
         """For examples of equal hashes (one question, several answers): a digest of their tokens,
@@ -130,7 +126,7 @@ class TokenExamples(Dataset):
             digest = hashlib.blake2b(digest_size=8)
             for side in range(self._parts):
                 part = self._row(unit * self._parts + side)
-                digest.update(part.ids.tobytes() + part.learnt.tobytes())
+                digest.update(part.ids.tobytes() + part.loss_mask.tobytes())
             digests[unit] = int.from_bytes(digest.digest(), "big")
         return digests
 
@@ -140,18 +136,17 @@ class Batch(NamedTuple):
 
     Attributes:
         inputs: What the model is called with.
-        places: int64: which of the model's positions, rows one behind the other, have a token
-            after them that is learnt.
-        targets: int64: that token, for each of them.
-        owners: int64: to which sequence of the batch each of them belongs.
+        target_positions: int64: positions, in the flattened rows, whose next token is a target.
+        targets: int64: the target token of each position.
+        sequence_ids: int64: the sequence of the batch that each position belongs to.
         numbers: The examples, as their places in the split.
         tokens: Real tokens.
     """
 
     inputs: dict[str, Any]
-    places: torch.Tensor
+    target_positions: torch.Tensor
     targets: torch.Tensor
-    owners: torch.Tensor
+    sequence_ids: torch.Tensor
     numbers: list[int]
     tokens: int
 
@@ -170,22 +165,22 @@ def make_batch(examples: list[Example], packing: bool, device: str) -> Batch:
     starts = np.cumsum([0, *lengths[:-1]]) if packing else np.arange(len(parts)) * width
     # What follows a padded example changes nothing before it: attention only looks back.
     ids = np.zeros(width if packing else width * len(parts), np.int64)
-    places, owners = [], []
-    for owner, (part, start) in enumerate(zip(parts, starts.tolist(), strict=True)):
+    target_positions, sequence_ids = [], []
+    for number, (part, start) in enumerate(zip(parts, starts.tolist(), strict=True)):
         ids[start : start + len(part.ids)] = part.ids
         # A token is predicted from the place before it.
-        learnt = np.flatnonzero(part.learnt[1:])
-        places.append(learnt + start)
-        owners.append(np.full(len(learnt), owner))
-    where = np.concatenate(places)
+        positions = np.flatnonzero(part.loss_mask[1:])
+        target_positions.append(positions + start)
+        sequence_ids.append(np.full(len(positions), number))
+    where = np.concatenate(target_positions)
     inputs = {"input_ids": _moved(ids.reshape(1 if packing else len(parts), -1), device)}
     if packing:
-        inputs |= segments_of(lengths, device)
+        inputs |= packed_arguments(lengths, device)
     return Batch(
         inputs,
         _moved(where, device),
         _moved(ids[where + 1], device),
-        _moved(np.concatenate(owners), device),
+        _moved(np.concatenate(sequence_ids), device),
         [example.number for example in examples],
         sum(lengths),
     )
@@ -243,7 +238,7 @@ def _learnable(
         raise _foreign(shard, f"row {rows.max()} of {len(chosen)}")
     if pairs and (table.column("side").to_numpy() != np.arange(len(rows)) % 2).any():
         raise _foreign(shard, "a chosen without its rejected answer")
-    learns = _learnt(table.column("learnt").combine_chunks()) > 0
+    learns = _targets_per_row(table.column("loss_mask").combine_chunks()) > 0
     if pairs:
         learns = np.repeat(learns.reshape(-1, 2).all(axis=1), 2)
     table = table.filter(pa.array(chosen[rows] & learns)).select(list(_COLUMNS))
@@ -251,23 +246,23 @@ def _learnable(
         yield from table.cast(pa.schema(_COLUMNS)).combine_chunks().to_batches()
 
 
-def _learnt(marks: pa.ListArray) -> np.ndarray:
-    """The number of marked tokens in each row."""
+def _targets_per_row(marks: pa.ListArray) -> np.ndarray:
+    """The number of target tokens in each row."""
     offsets = marks.offsets.to_numpy()
     sums = np.concatenate([[0], np.cumsum(marks.values.to_numpy(), dtype=np.int64)])
     return sums[offsets[1:]] - sums[offsets[:-1]]
 
 
 def _views(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    ids, learnt = batch.column("input_ids"), batch.column("learnt")
-    if not ids.offsets.equals(learnt.offsets):
+    ids, loss_mask = batch.column("input_ids"), batch.column("loss_mask")
+    if not ids.offsets.equals(loss_mask.offsets):
         raise BadData(
             "tokens",
             "rows with more or fewer marks than tokens",
             "one mark for each token",
             "start the run again with --refresh tokenize",
         )
-    return ids.offsets.to_numpy(), ids.values.to_numpy(), learnt.values.to_numpy()
+    return ids.offsets.to_numpy(), ids.values.to_numpy(), loss_mask.values.to_numpy()
 
 
 def _moved(values: np.ndarray, device: str) -> torch.Tensor:

@@ -87,5 +87,5 @@ class PreferenceTrainer(LanguageTrainer):
 
     def _likelihoods(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         nats = self.forward(model, batch).nats
-        sums = nats.new_zeros(2 * len(batch.numbers)).index_add(0, batch.owners, -nats)
+        sums = nats.new_zeros(2 * len(batch.numbers)).index_add(0, batch.sequence_ids, -nats)
         return sums.view(-1, 2)

@@ -80,12 +80,12 @@ class Examples:
     """Token ids, and 1 where a token is a target of the loss, one behind the other.
 
     Attributes:
-        ids: int32; learnt: uint8, of the same length.
+        ids: int32; loss_mask: uint8, of the same length.
         starts: int64: where each example begins, and the end.
     """
 
     ids: np.ndarray
-    learnt: np.ndarray
+    loss_mask: np.ndarray
     starts: np.ndarray
 
     @property
@@ -95,7 +95,7 @@ class Examples:
 
     def save(self, file: Path) -> None:
         """Write them for `peers.common.read_examples`."""
-        np.savez(file, ids=self.ids, learnt=self.learnt, starts=self.starts)
+        np.savez(file, ids=self.ids, loss_mask=self.loss_mask, starts=self.starts)
 
 
 def draw_lengths(shape: Shape, count: int, total: int, draw: np.random.Generator) -> np.ndarray:
@@ -119,14 +119,15 @@ def draw_lengths(shape: Shape, count: int, total: int, draw: np.random.Generator
     return lengths
 
 
-def draw_examples(shape: Shape, count: int, total: int, learnt: float, seed: int) -> Examples:
+def draw_examples(shape: Shape, count: int, total: int, target_share: float, seed: int) -> Examples:
     """Examples of random tokens whose n-th most frequent comes with a probability of about 1 / n.
 
     Args:
         shape: Gives vocabulary and lengths.
         count: How many examples.
         total: Their tokens; 0 for what is drawn.
-        learnt: Share of the tokens that are targets: 1 for all, less for turns of a conversation.
+        target_share: Share of the tokens that are targets: 1 for all, less for the turns of a
+            conversation.
         seed: Of all that is random.
     """
     draw = np.random.default_rng([seed, count])
@@ -137,16 +138,16 @@ def draw_examples(shape: Shape, count: int, total: int, learnt: float, seed: int
     chance = 1 / np.arange(1, len(words) + 1)
     ids = words[draw.choice(len(words), int(starts[-1]), p=chance / chance.sum())]
     ids[starts[1:] - 1] = END
-    mask = np.concatenate([turns(int(length), learnt) for length in lengths])
+    mask = np.concatenate([turns(int(length), target_share) for length in lengths])
     return Examples(ids.astype(np.int32), mask, starts)
 
 
-def turns(length: int, learnt: float) -> np.ndarray:
+def turns(length: int, target_share: float) -> np.ndarray:
     """Which tokens of an example are targets: the end of each of its turns of 128 tokens.
 
     The first token never is, for nothing predicts it.
     """
-    mask = (np.arange(length) % 128) >= (1 - learnt) * min(128, length)
+    mask = (np.arange(length) % 128) >= (1 - target_share) * min(128, length)
     mask[0] = False
     return mask.astype(np.uint8)
 
@@ -215,7 +216,9 @@ def save_tokens(train: Examples, validation: Examples, folder: Path) -> None:
             "hash_hi": pa.array(draw.integers(0, 2**64, count, dtype=np.uint64)),
             "hash_lo": pa.array(draw.integers(0, 2**64, count, dtype=np.uint64)),
             "input_ids": pa.array([part.ids[span] for part, span in spans], pa.list_(pa.int32())),
-            "learnt": pa.array([part.learnt[span] for part, span in spans], pa.list_(pa.uint8())),
+            "loss_mask": pa.array(
+                [part.loss_mask[span] for part, span in spans], pa.list_(pa.uint8())
+            ),
             "length": pa.array([span.stop - span.start for _, span in spans], pa.int32()),
             "truncated": pa.array([False] * count),
         }
@@ -225,13 +228,15 @@ def save_tokens(train: Examples, validation: Examples, folder: Path) -> None:
     np.savez(folder / "keep.npz", **{SHARD: np.array(splits, np.uint8)})
 
 
-def prepare(shape: Shape, folder: Path, learnt: float = 1.0, seed: int = 20_261) -> dict[str, Any]:
+def prepare(
+    shape: Shape, folder: Path, target_share: float = 1.0, seed: int = 20_261
+) -> dict[str, Any]:
     """Write model and examples, for all who train.
 
     Args:
         shape: Of both.
         folder: For them; a model that lies there is taken.
-        learnt: Share of tokens that are targets.
+        target_share: Share of tokens that are targets.
         seed: Of the examples.
 
     Returns:
@@ -240,10 +245,10 @@ def prepare(shape: Shape, folder: Path, learnt: float = 1.0, seed: int = 20_261)
     base = folder / "base"
     if not (base / "config.json").is_file():
         save_model(shape, base)
-    data = folder / f"data-{learnt:g}"
+    data = folder / f"data-{target_share:g}"
     data.mkdir(parents=True, exist_ok=True)
-    train = draw_examples(shape, shape.examples, shape.tokens, learnt, seed)
-    validation = draw_examples(shape, shape.validation, 0, learnt, seed)
+    train = draw_examples(shape, shape.examples, shape.tokens, target_share, seed)
+    validation = draw_examples(shape, shape.validation, 0, target_share, seed)
     train.save(data / "train.npz")
     validation.save(data / "validation.npz")
     save_tokens(train, validation, data)
@@ -269,7 +274,7 @@ def prepare(shape: Shape, folder: Path, learnt: float = 1.0, seed: int = 20_261)
         "seed": 17,
         "examples": shape.examples,
         "train_tokens": int(train.starts[-1]),
-        "learnt_tokens": int(train.learnt.sum()),
+        "target_tokens": int(train.loss_mask.sum()),
         "validation_tokens": int(validation.starts[-1]),
         "median_length": float(np.median(train.lengths)),
         "longest_example": int(train.lengths.max()),

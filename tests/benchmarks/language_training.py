@@ -6,7 +6,7 @@ Every run is a fresh process with the same weights, the same token ids, the same
 about as many real tokens an optimizer step. They run in turns. Loss on held-out examples after the
 same tokens must agree, or nothing is written. The others are installed on demand, see `peers`.
 
-Parts: `training`: all tokens are learnt, so that nobody can skip any; `chat`: two fifths are, as
+Parts: `training`: all tokens are targets, so nothing can be skipped; `chat`: two fifths are, as
 with answers only.
 """
 
@@ -37,7 +37,7 @@ LOSS_TOLERANCE = 0.01
 """By which share losses may differ: packed rows are not filled to the brim, so that an epoch has a
 step more; examples come in another order; adapters begin elsewhere."""
 PARTS = {"training": 1.0, "chat": 0.4}
-"""For each part, the share of tokens that is learnt."""
+"""For each part, the share of tokens that are targets."""
 GOALS = {
     "tiny": {"Trainer": 2.5, "TRL, packed": 2.2, "LLaMA-Factory, neat packing": 1.3},
     # 1.3 times the best of them.
@@ -239,7 +239,7 @@ def figures(
     each = {who: summary(spec, rivals[who], facts[who]) for who in runs}
     return {
         "tokens": spec["train_tokens"],
-        "learnt_tokens": spec["learnt_tokens"],
+        "target_tokens": spec["target_tokens"],
         "precision": spec["precision"],
         "median_length": spec["median_length"],
         "longest_example": spec["longest_example"],
@@ -407,7 +407,7 @@ def section(found: dict[str, Any]) -> list[str]:
     words = [
         f"## {found['shape']}: {found['part']}",
         f"{found['date']}, {found['rounds']} rounds. "
-        f"{found['tokens']:,} real tokens an epoch, {found['learnt_tokens']:,} of them learnt, "
+        f"{found['tokens']:,} real tokens an epoch, {found['target_tokens']:,} of them targets, "
         f"{found['precision']}; lengths: median {found['median_length']:g}, longest "
         f"{found['longest_example']}. {found['disturbance'].capitalize()}.",
         measure.table(head, rows),

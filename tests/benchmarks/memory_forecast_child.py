@@ -37,7 +37,7 @@ def forecast(spec: dict[str, Any]) -> dict[str, Any]:
         checkpointing=spec["checkpointing"],
         tokens=spec["tokens"],
         longest=spec.get("longest", LONGEST),
-        learnt=1.0,
+        target_share=1.0,
         accumulates=False,
     )
     return {"parts": peak(setting)}
@@ -135,7 +135,7 @@ def make_job(spec: dict[str, Any], device: str) -> dict[str, Any]:
     plan = Plan(
         device=device,
         precision=spec.get("precision", "bf16"),
-        attention="segments",
+        attention="packed",
         optimizer="adamw_torch_fused" if device == "cuda" else "adamw_torch",
         packing=True,
         checkpointing=spec["checkpointing"],
@@ -163,7 +163,7 @@ def make_job(spec: dict[str, Any], device: str) -> dict[str, Any]:
 
 
 def write_tokens(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Examples of equal length, all of whose tokens are learnt, as `tokenize_language` writes
+    """Examples of equal length, all of whose tokens are targets, as `tokenize_language` writes
     them: enough for a few steps, and one for validation."""
     import numpy as np
     import pyarrow as pa
@@ -177,7 +177,7 @@ def write_tokens(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         "hash_hi": pa.uint64(),
         "hash_lo": pa.uint64(),
         "input_ids": pa.list_(pa.int32()),
-        "learnt": pa.list_(pa.uint8()),
+        "loss_mask": pa.list_(pa.uint8()),
         "length": pa.int32(),
         "truncated": pa.bool_(),
     }
@@ -188,7 +188,7 @@ def write_tokens(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
             "hash_hi": number,
             "hash_lo": number,
             "input_ids": [(7 * number + place) % 1000 for place in range(longest)],
-            "learnt": [0] + [1] * (longest - 1),
+            "loss_mask": [0] + [1] * (longest - 1),
             "length": longest,
             "truncated": False,
         }

@@ -35,7 +35,7 @@ def main() -> None:
         "cpu_seconds": watch.cpu_seconds,
         "trained_parameters": result["trained_parameters"],
         "peak_mb": round(watch.peak_mb),
-        "attention": spec["options"].get("attention", "segments"),
+        "attention": spec["options"].get("attention", "packed"),
         "eval_loss": result["metrics"]["loss"],
         "steps": result["steps"],
         "progress": watch.lines[-5:],
@@ -56,7 +56,7 @@ def make_job(spec: dict[str, Any]) -> dict[str, Any]:
     plan = {
         "device": device,
         "precision": spec["precision"],
-        "attention": "segments",
+        "attention": "packed",
         "optimizer": "adamw_torch_fused" if device == "cuda" else "adamw_torch",
         "packing": True,
         **options,

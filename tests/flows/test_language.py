@@ -82,7 +82,7 @@ class TestChat:
         state = chat.run(evaluation__generate_tokens=8)
         assert state.name == "Released", state.message
         report = report_of(state)
-        assert "## What is learnt" in report and "▶ " in report and "· <|im_start|>user" in report
+        assert "## Training targets" in report and "▶ " in report and "· <|im_start|>user" in report
         assert "| question | reference | baseline | candidate |" in report
         first = chat.deployed()
         assert {"loss", "perplexity", "rouge_l"} <= set(first.event.data.metrics)

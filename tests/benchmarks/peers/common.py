@@ -25,8 +25,8 @@ def read_spec() -> dict[str, Any]:
 def read_examples(file: str) -> list[dict[str, list[int]]]:
     """Token ids and labels of each example."""
     with np.load(file, allow_pickle=False) as stored:
-        ids, learnt, starts = (stored[name] for name in ("ids", "learnt", "starts"))
-    labels = np.where(learnt == 1, ids, IGNORED)
+        ids, loss_mask, starts = (stored[name] for name in ("ids", "loss_mask", "starts"))
+    labels = np.where(loss_mask == 1, ids, IGNORED)
     spans = [slice(*pair) for pair in itertools.pairwise(starts)]
     return [{"input_ids": ids[span].tolist(), "labels": labels[span].tolist()} for span in spans]
 
@@ -168,7 +168,7 @@ def report(clock: Clock, spec: dict[str, Any], **facts: Any) -> None:
 
 @torch.no_grad()
 def loss_of(model: Any, examples: list[dict[str, list[int]]], precision: str) -> float:
-    """Mean loss (nats) of a learnt token, each example by itself: no packing, no padding."""
+    """Mean loss (nats) of a target token, each example by itself: no packing, no padding."""
     model.eval()
     device = next(model.parameters()).device
     total, count = 0.0, 0

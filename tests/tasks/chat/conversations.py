@@ -93,7 +93,7 @@ TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
 def segments(tokenizer, encoded):
     """Runs of tokens that are learnt and that are not, as text."""
     found, place = [], 0
-    for flag, run in groupby(encoded.learnt):
+    for flag, run in groupby(encoded.loss_mask):
         count = len(list(run))
         found.append((flag, tokenizer.decode(encoded.ids[place : place + count])))
         place += count

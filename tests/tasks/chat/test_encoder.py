@@ -37,7 +37,7 @@ class TestAText:
         assert encoded.ids.count(smol.eos_token_id) == 1
 
     def test_of_nothing_is_refused(self, smol):
-        with pytest.raises(BadData, match="nothing is learnt"):
+        with pytest.raises(BadData, match="without target tokens"):
             encode_example(smol, {"text": ""}, "completion")
 
     def test_is_its_own_reference(self):
@@ -63,7 +63,7 @@ class TestACompletion:
         assert reference(example, "completion") == completion
 
     def test_of_nothing_is_refused(self, smol):
-        with pytest.raises(BadData, match="nothing is learnt"):
+        with pytest.raises(BadData, match="without target tokens"):
             encode_example(smol, {"prompt": "Hello", "completion": ""}, "completion")
 
 
@@ -103,8 +103,8 @@ class TestThePrompt:
         *_, last = encode_example(smol, example, "instruction")
         prompt = encode_prompt(smol, example, "instruction")
         assert last.ids[: len(prompt)] == prompt
-        assert last.learnt[len(prompt)] == 1
-        assert 1 in last.learnt[len(prompt) :]
+        assert last.loss_mask[len(prompt)] == 1
+        assert 1 in last.loss_mask[len(prompt) :]
         assert smol.decode(last.ids[len(prompt) :]).startswith(messages[-1]["content"])
 
     def test_of_a_completion_is_its_prompt(self, smol, llama):
@@ -113,7 +113,7 @@ class TestThePrompt:
             [encoded] = encode_example(tokenizer, example, "completion")
             prompt = encode_prompt(tokenizer, example, "completion")
             assert encoded.ids[: len(prompt)] == prompt
-            assert encoded.learnt == [0] * len(prompt) + [1] * (len(encoded.ids) - len(prompt))
+            assert encoded.loss_mask == [0] * len(prompt) + [1] * (len(encoded.ids) - len(prompt))
 
     def test_of_a_text_is_how_a_text_begins(self, smol, llama):
         assert encode_prompt(smol, {"text": "Once"}, "completion") == []

@@ -197,7 +197,7 @@ class TestATemplateThatShowsThoughtsWhenTheyAreNew:
         [encoded] = encode_example(smol, {"messages": [ASK, LAST]}, "instruction")
         prompt = encode_prompt(smol, {"messages": [ASK, LAST]}, "instruction")
         assert smol.tokenize("\n\n") == ["ĊĊ"]
-        assert encoded.learnt.index(1) == len(prompt)
+        assert encoded.loss_mask.index(1) == len(prompt)
         assert encoded.ids[: len(prompt)] == prompt
 
 
@@ -219,4 +219,7 @@ class TestTheServingPrompt:
         *_, last = encode_example(smol, {"messages": messages}, "instruction")
         text = smol.decode(encode_prompt(smol, {"messages": messages}, "instruction"))
         assert smol.decode(last.ids).startswith(text)
-        assert last.ids[: last.learnt.index(1)] == smol(text)["input_ids"][: last.learnt.index(1)]
+        assert (
+            last.ids[: last.loss_mask.index(1)]
+            == smol(text)["input_ids"][: last.loss_mask.index(1)]
+        )

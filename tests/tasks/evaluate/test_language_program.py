@@ -126,10 +126,10 @@ def nats_by_hand(folder, rows, task, side=0, max_length=None):
         encoded = encoder.encode_example(tokenizer, example, task)
         for each in encoded[side : side + 1] if task == "preference" else encoded:
             ids = torch.tensor([each.ids[:max_length]])
-            learnt = torch.tensor(each.learnt[:max_length], dtype=torch.bool)
+            mask = torch.tensor(each.loss_mask[:max_length], dtype=torch.bool)
             with torch.no_grad():
                 chances = torch.log_softmax(model(ids).logits[0].double(), -1)
-            picked = chances[:-1].gather(1, ids[0, 1:, None])[:, 0][learnt[1:]]
+            picked = chances[:-1].gather(1, ids[0, 1:, None])[:, 0][mask[1:]]
             nats, tokens = found.get(number, (0.0, 0))
             found[number] = (nats - float(picked.sum()), tokens + len(picked))
     return found

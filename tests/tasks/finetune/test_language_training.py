@@ -1,4 +1,4 @@
-"""Training language models: what is learnt, what ships, and the traps on the way."""
+"""Training language models: targets, what ships, and known traps."""
 
 import hashlib
 import json
@@ -79,13 +79,13 @@ def lm_data(tmp_path_factory, tokenizer):
         high, low = np.frombuffer(hashlib.sha256(prompt.encode()).digest()[:16], np.uint64)
         sides = [answer, " no idea at all"] if pairs else [answer]
         for side, text in enumerate(sides):
-            ids, learnt = encode(prompt, text)
+            ids, loss_mask = encode(prompt, text)
             yield {
                 "side": side,
                 "hash_hi": high,
                 "hash_lo": low,
                 "input_ids": ids,
-                "learnt": learnt,
+                "loss_mask": loss_mask,
                 "length": len(ids),
                 "truncated": False,
             }
@@ -103,7 +103,7 @@ def lm_data(tmp_path_factory, tokenizer):
                 "hash_hi": pa.uint64(),
                 "hash_lo": pa.uint64(),
                 "input_ids": pa.list_(pa.int32()),
-                "learnt": pa.list_(pa.uint8()),
+                "loss_mask": pa.list_(pa.uint8()),
                 "length": pa.int32(),
                 "truncated": pa.bool_(),
             }
@@ -126,7 +126,7 @@ def lm_job(tiny_lm, lm_data, tmp_path):
         place = tmp_path / f"run{len(made)}"
         made.append(place)
         recipe = {"epochs": 2, "batch_size": 8, "learning_rate": 5e-3, "best_by": "loss"}
-        settled = {"device": "cpu", "precision": "fp32", "attention": "segments", "packing": True}
+        settled = {"device": "cpu", "precision": "fp32", "attention": "packed", "packing": True}
         pairs = changes.get("task") == "preference"
         job = {
             "task": "instruction",
@@ -181,14 +181,14 @@ def adapter_of(job):
 
 
 def mean_loss(model, examples):
-    """The mean over learnt tokens, each example alone, by transformers' own code."""
+    """The mean over target tokens, each example alone, by transformers' own code."""
     total, count = 0.0, 0
     for example in examples:
         for part in example.parts:
             ids = torch.tensor(part.ids, dtype=torch.long)
             logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
             nats = F.cross_entropy(logits, ids[1:], reduction="none")
-            wanted = torch.tensor(part.learnt[1:]) > 0
+            wanted = torch.tensor(part.loss_mask[1:]) > 0
             total, count = total + nats[wanted].sum(), count + int(wanted.sum())
     return total / count
 
@@ -198,7 +198,7 @@ class TestTheLossOfAStep:
         "plan", [{}, {"packing": False, "attention": "sdpa"}, {"attention": "sdpa"}]
     )
     @pytest.mark.parametrize("budget", [25, 4096])
-    def test_is_the_mean_over_all_learnt_tokens_of_examples_alone(
+    def test_is_the_mean_over_all_target_tokens_of_examples_alone(
         self, lm_job, set_up, plan, budget
     ):
         """However it is cut, padded or packed; and so are its gradients."""
@@ -531,8 +531,8 @@ class TestPreference:
         def likelihood(part):
             ids = torch.tensor(part.ids, dtype=torch.long)
             chances = model(input_ids=ids[None], use_cache=False).logits[0].log_softmax(-1)
-            learnt = [n for n in range(1, len(ids)) if part.learnt[n]]
-            return sum(chances[n - 1, ids[n]] for n in learnt)
+            targets = [n for n in range(1, len(ids)) if part.loss_mask[n]]
+            return sum(chances[n - 1, ids[n]] for n in targets)
 
         with torch.no_grad():
             own = [likelihood(part) for part in pair.parts]
@@ -632,9 +632,9 @@ class TestExamples:
         data = lm_data()
         file = data["shards"][0]["tokens"]
         table = pq.read_table(file)
-        silent = [[0] * len(marks) for marks in table.column("learnt").to_pylist()]
+        silent = [[0] * len(marks) for marks in table.column("loss_mask").to_pylist()]
         column = pa.array(silent, pa.list_(pa.uint8()))
-        pq.write_table(table.set_column(5, "learnt", column), file)
+        pq.write_table(table.set_column(5, "loss_mask", column), file)
         with pytest.raises(BadData, match="no examples with tokens to learn"):
             gather_tokens(data["shards"], data["keep"], "train", tmp_path / "t", pairs=False)
 
@@ -714,7 +714,7 @@ class TestMicroBatches:
         assert all(len(part) == 1 for part in parts if part[0].tokens > 10)
 
     @pytest.mark.parametrize("packing", [True, False])
-    def test_name_the_places_before_learnt_tokens(self, packing):
+    def test_name_the_positions_before_target_tokens(self, packing):
         parts = [
             Part(np.array([5, 6, 7, 8]), np.array([0, 0, 1, 1], np.uint8)),
             Part(np.array([3, 4]), np.array([0, 1], np.uint8)),
@@ -722,9 +722,9 @@ class TestMicroBatches:
         examples = [Example(number, (part,)) for number, part in enumerate(parts)]
         batch = make_batch(examples, packing, "cpu")
         flat = batch.inputs["input_ids"].flatten()
-        assert flat[batch.places].tolist() == [6, 7, 3]
+        assert flat[batch.target_positions].tolist() == [6, 7, 3]
         assert batch.targets.tolist() == [7, 8, 4]
-        assert batch.owners.tolist() == [0, 0, 1]
+        assert batch.sequence_ids.tolist() == [0, 0, 1]
         assert batch.tokens == 6
 
 

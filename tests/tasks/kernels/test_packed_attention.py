@@ -73,20 +73,20 @@ def registered():
 class TestAPackedBatch:
     def both(self, shape):
         """The packed model, and the logits of each example alone by transformers' own way."""
-        packed, plain = (model_of(shape, name) for name in ("segments", "eager"))
+        packed, plain = (model_of(shape, name) for name in ("packed", "eager"))
         alone = torch.cat([plain(input_ids=text, use_cache=False).logits for text in texts()], 1)
         return packed, plain, alone
 
     def test_gives_the_logits_of_each_example_alone(self, shape):
         packed, _, alone = self.both(shape)
-        extra = packed_attention.segments_of(LENGTHS, "cpu")
+        extra = packed_attention.packed_arguments(LENGTHS, "cpu")
         together = packed(input_ids=torch.cat(texts(), 1), use_cache=False, **extra).logits
         assert torch.allclose(together, alone, atol=1e-5, rtol=1e-5)
 
     def test_gives_the_gradients_of_each_example_alone(self, shape):
         packed, plain, alone = self.both(shape)
         weights = torch.randn(alone.shape, generator=torch.Generator().manual_seed(2))
-        extra = packed_attention.segments_of(LENGTHS, "cpu")
+        extra = packed_attention.packed_arguments(LENGTHS, "cpu")
         together = packed(input_ids=torch.cat(texts(), 1), use_cache=False, **extra).logits
         (together * weights).sum().backward()
         (alone * weights).sum().backward()
@@ -98,7 +98,7 @@ class TestAPackedBatch:
 
 class TestWithoutLengths:
     def test_each_row_is_an_example(self):
-        packed, plain = (model_of("llama", name) for name in ("segments", "sdpa"))
+        packed, plain = (model_of("llama", name) for name in ("packed", "sdpa"))
         rows = torch.randint(97, (3, 9), generator=torch.Generator().manual_seed(4))
         one, other = (model(input_ids=rows, use_cache=False).logits for model in (packed, plain))
         assert torch.allclose(one, other, atol=1e-5)
@@ -108,5 +108,5 @@ class TestOtherAttention:
     @pytest.mark.parametrize("wish", [{"softcap": 50.0}, {"s_aux": torch.ones(2)}])
     def test_is_refused(self, wish):
         query = torch.randn(1, 2, 3, 8)
-        with pytest.raises(packed_attention.NotDoneHere):
+        with pytest.raises(packed_attention.UnsupportedAttention):
             packed_attention.attend(torch.nn.Module(), query, query, query, None, **wish)

@@ -42,7 +42,7 @@ def told(tmp_path):
         plan = Plan(
             device="cuda",
             precision="bf16",
-            attention="segments",
+            attention="packed",
             optimizer="paged_adamw_8bit",
             packing=True,
         )
@@ -57,7 +57,7 @@ def told(tmp_path):
             "max_length": 2048,
             "longest": 2048,
             "most_tokens": 2048,
-            "learnt": 0.5,
+            "target_share": 0.5,
             "memory": 22 * 10**9,
             "host_memory": 60 * 10**9,
             "stored_bytes": 2,

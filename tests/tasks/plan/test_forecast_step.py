@@ -48,7 +48,7 @@ def loaded():
 
 def tokenized(**changes):
     facts = {"shards": 1, "new_shards": 0, "tokens": 6000, "truncated": 0, "longest": 500}
-    return Tokenized(artifact=artifact("tokens"), **facts | {"learnt": 2999} | changes)
+    return Tokenized(artifact=artifact("tokens"), **facts | {"target_tokens": 2999} | changes)
 
 
 def inspected():
@@ -128,7 +128,7 @@ class TestAForecast:
         assert found.memory > found.reserve > 0
         # Eight examples of 60 tokens, twice that for a heavy step, to the next power of two.
         assert found.micro_batch_tokens == 1024 and found.longest == 128
-        assert asked[0].learnt == 0.5
+        assert asked[0].target_share == 0.5
         preflight.refuse_memory(wanted, found)
         assert plan_plan.make_plan(wanted, told=found).checkpointing is False
 
@@ -156,7 +156,7 @@ class TestAForecast:
         seen = []
         monkeypatch.setattr(forecast_step, "forecast", lambda inputs, context: seen.append(inputs))
         wanted = recipe(tmp_path)
-        for more in (tokenized(), tokenized(tokens=6100, learnt=3049)):
+        for more in (tokenized(), tokenized(tokens=6100, target_tokens=3049)):
             forecast_step.tell(
                 wanted, base, inspected(), more, loaded(), plan_plan.make_plan(wanted), context
             )

@@ -32,7 +32,7 @@ def setting(tmp_path):
     def make(config=None, plan=None, lora=None, **changes):
         folder = tmp_path / "base"
         (config or LlamaConfig(**SMALL)).save_pretrained(folder)
-        settled = {"device": "cpu", "precision": "fp32", "attention": "segments", "packing": True}
+        settled = {"device": "cpu", "precision": "fp32", "attention": "packed", "packing": True}
         options = {
             "base": folder,
             "lora": LoraRecipe(**{"r": 8, "dropout": 0.0, **(lora or {})}).model_dump(mode="json"),
@@ -41,7 +41,7 @@ def setting(tmp_path):
             "checkpointing": False,
             "tokens": 256,
             "longest": 64,
-            "learnt": 1.0,
+            "target_share": 1.0,
             "accumulates": False,
         }
         return memory_trace.Setting(**options | changes)
@@ -164,7 +164,7 @@ class TestMemory:
         plan = {} if config.model_type != "gemma2" else {"packing": False, "attention": "eager"}
         try:
             parts = memory_trace.peak(setting(config, plan=plan, quantization=quantization))
-        except packed_attention.NotDoneHere:
+        except packed_attention.UnsupportedAttention:
             pytest.skip("packed attention is not for this one")
         assert parts["weights"] and parts["activations"]
 
@@ -202,7 +202,7 @@ def real_model(asked):
     packed_attention.register()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[asked.plan["precision"]]
     return AutoModelForCausalLM.from_config(
-        asked_config(asked), dtype=dtype, attn_implementation="segments"
+        asked_config(asked), dtype=dtype, attn_implementation="packed"
     )
 
 

@@ -247,7 +247,7 @@ def language_job(tmp_path, tiny_lm):
     }
     rows = str(tmp_path / "rows.parquet")
     pq.write_table(pa.table(table), rows)
-    plan = Plan(device="cpu", precision="fp32", attention="segments", packing=True)
+    plan = Plan(device="cpu", precision="fp32", attention="packed", packing=True)
     model = {
         "model": str(tiny_lm),
         "base": None,
@@ -294,7 +294,7 @@ def language_job(tmp_path, tiny_lm):
                 "max_length": 64,
                 "longest": 64,
                 "most_tokens": 256,
-                "learnt": 0.5,
+                "target_share": 0.5,
                 "memory": 8 * 10**9,
             },
             "base_model.gguf_program": lambda: {

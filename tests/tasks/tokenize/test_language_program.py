@@ -78,7 +78,7 @@ class TestTokens:
         rows = table.to_pylist()
         assert [row["row"] for row in rows] == list(range(1200))
         assert all(row["input_ids"] == [long, short][row["row"] % 2].ids for row in rows)
-        assert all(row["learnt"] == [long, short][row["row"] % 2].learnt for row in rows)
+        assert all(row["loss_mask"] == [long, short][row["row"] % 2].loss_mask for row in rows)
         assert [row["hash_hi"] for row in rows[:3]] == [0, 7, 14]
         assert rows[5]["hash_lo"] == 2**63 + 5
 
@@ -91,7 +91,7 @@ class TestTokens:
                     "hash_hi": pa.uint64(),
                     "hash_lo": pa.uint64(),
                     "input_ids": pa.list_(pa.int32()),
-                    "learnt": pa.list_(pa.uint8()),
+                    "loss_mask": pa.list_(pa.uint8()),
                     "length": pa.int32(),
                     "truncated": pa.bool_(),
                 }
@@ -115,11 +115,11 @@ class TestTokens:
     def test_are_counted(self, tokenize, tokenizer):
         [long] = encode_example(tokenizer, {"messages": TALK}, "instruction")
         [counted] = lengths_of(tokenize([{"messages": TALK}]))
-        assert counted == [len(long.ids), len(long.ids), sum(long.learnt), len(long.ids)]
+        assert counted == [len(long.ids), len(long.ids), sum(long.loss_mask), len(long.ids)]
         sides = encode_example(tokenizer, PAIR, "preference")
         total, longest = sum(len(each.ids) for each in sides), len(sides[0].ids)
         [counted] = lengths_of(tokenize([PAIR], "preference"))
-        assert counted == [total, total, sum(sum(each.learnt) for each in sides), longest]
+        assert counted == [total, total, sum(sum(each.loss_mask) for each in sides), longest]
 
 
 class TestALongExample:
@@ -135,12 +135,12 @@ class TestALongExample:
         out = tokenize([{"messages": TALK}, {"messages": SHORT}], max_length=60)
         first, second = table_of(out).to_pylist()
         assert first["input_ids"] == whole.ids[:60]
-        assert first["learnt"] == whole.learnt[:60]
+        assert first["loss_mask"] == whole.loss_mask[:60]
         assert (first["length"], first["truncated"], second["truncated"]) == (60, True, False)
-        assert lengths_of(out)[0] == [60, len(whole.ids), sum(whole.learnt[:60]), len(whole.ids)]
+        assert lengths_of(out)[0] == [60, len(whole.ids), sum(whole.loss_mask[:60]), len(whole.ids)]
 
     def test_is_left_out_if_nothing_of_its_answer_remains(self, tokenize, whole):
-        start = whole.learnt.index(1)
+        start = whole.loss_mask.index(1)
         out = tokenize([{"messages": TALK}, {"messages": SHORT}], max_length=start)
         assert table_of(out)["row"].to_pylist() == [1]
         assert lengths_of(out)[0] == [0, len(whole.ids), 0, len(whole.ids)]
@@ -158,12 +158,12 @@ class TestALongExample:
         out = tokenize([{"messages": TALK}], max_length=16, too_long="split")
         rows = table_of(out).to_pylist()
         pieces = [
-            (whole.ids[start : start + 16], [0, *whole.learnt[start : start + 16][1:]])
+            (whole.ids[start : start + 16], [0, *whole.loss_mask[start : start + 16][1:]])
             for start in range(0, len(whole.ids), 16)
         ]
         kept = [piece for piece in pieces if any(piece[1])]
         assert 1 < len(kept) < len(pieces)
-        assert [(row["input_ids"], row["learnt"]) for row in rows] == kept
+        assert [(row["input_ids"], row["loss_mask"]) for row in rows] == kept
         assert all(row["truncated"] and row["row"] == 0 for row in rows)
         assert lengths_of(out)[0][0] == sum(len(piece[0]) for piece in kept)
 
@@ -176,7 +176,7 @@ class TestALongExample:
     @pytest.mark.parametrize("too_long", ["truncate", "drop"])
     def test_of_a_preference_leaves_with_the_other_side(self, tokenize, tokenizer, too_long):
         chosen, rejected = encode_example(tokenizer, PAIR, "preference")
-        limit = len(rejected.ids) if too_long == "drop" else chosen.learnt.index(1)
+        limit = len(rejected.ids) if too_long == "drop" else chosen.loss_mask.index(1)
         swapped = PAIR | {"chosen": PAIR["rejected"], "rejected": PAIR["chosen"]}
         short = {"prompt": SHORT[:1], "chosen": SHORT[1:], "rejected": TALK[3:]}
         out = tokenize([PAIR, swapped, short], "preference", limit, too_long)
@@ -198,8 +198,8 @@ class TestSamples:
             "row": 15,
             "side": 0,
             "segments": [
-                {"learnt": False, "text": "15 and"},
-                {"learnt": True, "text": " more<|im_end|>"},
+                {"target": False, "text": "15 and"},
+                {"target": True, "text": " more<|im_end|>"},
             ],
         }
 
@@ -214,7 +214,7 @@ class TestSamples:
 class TestABadRow:
     def test_in_which_nothing_is_learnt_is_named(self, tokenize):
         examples = [{"text": "Fine."}] * 700 + [{"text": ""}]
-        with pytest.raises(BadData, match="nothing is learnt") as caught:
+        with pytest.raises(BadData, match="without target tokens") as caught:
             tokenize(examples, "completion")
         assert caught.value.where == "data, row 700 of shard 555555555555: 'input 700'"
 

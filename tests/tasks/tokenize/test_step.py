@@ -248,7 +248,7 @@ class TestALanguageModel:
     def test_has_its_tokens_counted(self, dataset, language, where):
         found = tokenize.once(dataset(language, [1, 30, 6], [5, 4]), where)
         # Each prompt has two tokens (three from 10 on), each completion one for a word and the end.
-        assert (found.tokens, found.learnt) == (4 + 7 + 8 + 9 + 16, 2 + 5 + 6 + 7 + 13)
+        assert (found.tokens, found.target_tokens) == (4 + 7 + 8 + 9 + 16, 2 + 5 + 6 + 7 + 13)
         assert (found.truncated, found.left_out, found.longest) == (1, 0, 34)
         assert (found.shards, found.new_shards, found.warnings) == (2, 2, ())
 
@@ -274,8 +274,8 @@ class TestALanguageModel:
         order = sorted((n * 7919 % 1000, n) for n in (1, 2, 3, 5, 6, 7))[:3]
         assert [each["segments"] for each in shown] == [
             [
-                {"learnt": False, "text": f"{n} and"},
-                {"learnt": True, "text": " more" * n + "<|im_end|>"},
+                {"target": False, "text": f"{n} and"},
+                {"target": True, "text": " more" * n + "<|im_end|>"},
             ]
             for _, n in order
         ]

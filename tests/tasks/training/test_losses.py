@@ -29,7 +29,7 @@ class TestHeadLosses:
         hidden, weight, bias, targets = head
         bias = bias if with_bias else None
         upstream = torch.randn(150, generator=torch.Generator().manual_seed(2))
-        found = losses.head_losses(hidden, targets, weight, bias, llm_judge=True)
+        found = losses.head_losses(hidden, targets, weight, bias, predict=True)
         (gradient,) = torch.autograd.grad((found.nats * upstream).sum(), hidden)
         logits = F.linear(hidden, weight, bias)
         expected = F.cross_entropy(logits, targets, reduction="none")
@@ -65,7 +65,7 @@ class TestLogitLosses:
     def test_are_those_of_torch(self, head):
         hidden, weight, bias, targets = head
         logits = F.linear(hidden, weight, bias)
-        found = losses.logit_losses(logits, targets, llm_judge=True)
+        found = losses.logit_losses(logits, targets, predict=True)
         assert torch.allclose(found.nats, F.cross_entropy(logits, targets, reduction="none"))
         assert torch.equal(found.right, logits.argmax(-1) == targets)
 
