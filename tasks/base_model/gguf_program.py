@@ -188,13 +188,13 @@ def _save(model: Any, tokenizer: Any, out: Path) -> None:
     """Write the folder, with special tokens on which model and tokenizer agree."""
     from transformers import GenerationConfig
 
-    from tasks.chat.stop_tokens import end_tokens, settle_padding
+    from tasks.chat.stop_tokens import set_pad_token, stop_token_ids
     from tasks.models.adapter import save_merged
     from tasks.models.classifier import save_tokenizer
 
     if tokenizer.eos_token_id is not None:
-        settle_padding(tokenizer)
-    ends = end_tokens(tokenizer, model.generation_config)
+        set_pad_token(tokenizer)
+    ends = stop_token_ids(tokenizer, model.generation_config)
     special = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
     for name, value in special.items():
         setattr(model.config, name, value)

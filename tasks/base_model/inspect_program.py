@@ -194,7 +194,7 @@ def max_length(config: Any) -> int | None:
 def _language_tokenizer(
     folder: Path, task: str, chat_template: str, warnings: list[str]
 ) -> PreTrainedTokenizerBase:
-    from tasks.chat.stop_tokens import no_end_token, settle_padding
+    from tasks.chat.stop_tokens import no_end_token, set_pad_token
     from tasks.chat.template import template_of
     from tasks.chat.tokenizer import read_tokenizer
 
@@ -205,7 +205,7 @@ def _language_tokenizer(
         raise no_end_token()
     if task != "completion":
         template_of(tokenizer)
-    settle_padding(tokenizer)
+    set_pad_token(tokenizer)
     return tokenizer
 
 
@@ -216,7 +216,7 @@ def _give_template(
 
     Raises:
         BadModel: The tokenizer lacks what chatml needs.
-        BadRecipe: The template is no Jinja, or cannot render a question and an answer.
+        BadRecipe: The template is not valid Jinja, or cannot render a question and an answer.
     """
     from tasks.chat.template import CHATML, template_of
 

@@ -1,18 +1,18 @@
-"""How an example becomes token ids, and which of them are learnt.
+"""Encode examples as token ids with a loss mask.
 
-One code for training, scoring and what is shown to people. What is learnt: of a text, all of it and
-its end; of a prompt and its completion, the completion and its end; of a conversation, what the
-assistant says, each turn with the token that ends it. The end is never left out: a model that has
-not learnt it does not stop.
+Training, scoring and the samples in the report share this code. The targets of the loss are: of a
+text, all tokens and its end; of a prompt with a completion, the completion and its end; of a
+conversation, every assistant turn with the token that ends it. The end is always a target: a model
+that is not trained on it does not stop.
 
-A conversation is rendered by the tokenizer's chat template, once, and tokenized in one piece
-without further special tokens (the template writes its own). A turn of the assistant begins where
-the rendering of all that precedes it ends, with the prompt for an answer, and ends where the
-rendering up to it does. Where that does not fit together (templates that strip the thinking of
-earlier turns, or move the system's message), the template's own `{% generation %}` marks decide,
-and without such marks each turn of the assistant becomes an example of its own, rendered as it is
-when it is the last: just what a model is given when it serves. Where not even the last turn is
-shown behind the prompt for it, prompt and answer are joined (see `tasks.chat.prompt_join`).
+A conversation is rendered once by the tokenizer's chat template, and tokenized in one piece without
+additional special tokens, since the template writes its own. An assistant turn begins where the
+rendering of everything before it ends, generation prompt included, and ends where the rendering up
+to and including it ends. Templates that strip the reasoning from earlier turns, or that move the
+system message, do not fit this scheme. For them the template's own `{% generation %}` marks decide.
+Without such marks, each assistant turn becomes a sequence of its own, rendered as a last turn: just
+what a model is given at serving time. If not even the last turn is rendered after its generation
+prompt, prompt and answer are joined (see `tasks.chat.prompt_join`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.chat.messages import assistant_turns, content_of, conversation_of
-from tasks.chat.rendering import Rendered, all_turns, last_turn
+from tasks.chat.messages import assistant_turns, conversation_of, text_content
+from tasks.chat.rendering import Rendering, render_last_turn, render_turns
 from tasks.chat.stop_tokens import no_end_token
 from tasks.chat.template import Span, Template, special_tokens_of, template_of
 from tasks.contracts.errors import BadData, BadModel
@@ -37,8 +37,8 @@ class Encoded(NamedTuple):
 
     Attributes:
         ids: Token ids.
-        loss_mask: For each, 1 where it is a target of the loss, else 0. The first is always 0, for
-            nothing predicts it.
+        loss_mask: For each token, 1 if it is a target of the loss, else 0. The first is always 0,
+            because nothing predicts it.
     """
 
     ids: list[int]
@@ -49,7 +49,7 @@ class ExampleEncoder:
     """Encodes the examples of one task with one tokenizer.
 
     Args:
-        tokenizer: A fast tokenizer; of a chat, with its template.
+        tokenizer: A fast tokenizer; with a chat template unless the task is `completion`.
         task: `completion`, `instruction` or `preference`.
 
     Raises:
@@ -69,42 +69,45 @@ class ExampleEncoder:
         if task != "completion":
             self._template({})
 
-    def render(self, example: dict[str, Any]) -> list[Rendered]:
-        """An example's sequences: one; of a preference two, the chosen one first; of a
-        conversation several, where the template shows earlier turns otherwise than the last.
+    def render(self, example: dict[str, Any]) -> list[Rendering]:
+        """Render an example as text.
+
+        Returns:
+            One rendering; for a preference two, the chosen one first; for a conversation one per
+            assistant turn if the template renders earlier turns differently from the last.
 
         Raises:
             BadModel: The chat template refuses the conversation, or leaves out a part of it.
-            BadData: The conversation has no turn to learn.
+            BadData: The conversation has no turn to train on.
         """
         if self._task == "completion":
-            return [_plain(example)]
+            return [_render_text(example)]
         if self._task == "preference":
-            ways = (example["prompt"] + example[side] for side in ("chosen", "rejected"))
-            return [last_turn(self._template(example), way, example) for way in ways]
-        return all_turns(self._template(example), example["messages"], example)
+            both = (example["prompt"] + example[side] for side in ("chosen", "rejected"))
+            return [render_last_turn(self._template(example), each, example) for each in both]
+        return render_turns(self._template(example), example["messages"], example)
 
-    def tokenize(self, rendered: list[Rendered]) -> list[Encoded]:
-        """Token ids of many sequences, on all cores."""
-        if not rendered:
+    def tokenize(self, renderings: list[Rendering]) -> list[Encoded]:
+        """Tokenize many sequences, on all cores."""
+        if not renderings:
             return []
-        special = rendered[0].special
         found = self._backend.encode_batch(
-            [each.text for each in rendered], add_special_tokens=special
+            [each.text for each in renderings],
+            add_special_tokens=renderings[0].add_special_tokens,
         )
-        return [self._encoded(*pair) for pair in zip(found, rendered, strict=True)]
+        return [self._encoded(*pair) for pair in zip(found, renderings, strict=True)]
 
     def decode(self, ids: list[int]) -> str:
-        """The text that token ids stand for, special tokens and all."""
+        """The text of token ids, including special tokens."""
         return self._tokenizer.decode(
             ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
 
     def prompt(self, example: dict[str, Any]) -> list[int]:
-        """What a model is given to write the last answer."""
+        """Token ids that a model is given to write the last answer; see `encode_prompt`."""
         if self._task == "completion":
             found = self._backend.encode(example.get("prompt", ""), add_special_tokens=True)
-            first, last = _own_tokens(found)
+            first, last = _text_token_range(found)
             ids = found.ids[:last]
             return ids[:-1] if first == last and ids[-1:] == [self._end] else ids
         messages = conversation_of(example, self._task)
@@ -118,34 +121,30 @@ class ExampleEncoder:
             self._templates[with_tools] = template_of(self._tokenizer, with_tools)
         return self._templates[with_tools]
 
-    def _encoded(self, found: Any, rendered: Rendered) -> Encoded:
+    def _encoded(self, found: Any, rendering: Rendering) -> Encoded:
         ids = found.ids
-        first, last = _own_tokens(found) if rendered.special else (0, len(ids))
-        loss_mask = _mask(found.offsets, rendered.spans, first, last)
-        if rendered.special:
-            loss_mask[last:] = [int(rendered.close)] * (len(ids) - last)
-        elif rendered.close:
-            cut = len(loss_mask) - loss_mask[::-1].index(1) if 1 in loss_mask else len(loss_mask)
-            ids, loss_mask = ids[:cut], loss_mask[:cut]
-        if rendered.close and (not ids or ids[-1] != self._end):
-            ids, loss_mask = [*ids, self._end], [*loss_mask, 1]
-        if loss_mask:
-            loss_mask[0] = 0
-        return Encoded(ids, loss_mask)
+        first, last = _text_token_range(found) if rendering.add_special_tokens else (0, len(ids))
+        mask = _loss_mask(found.offsets, rendering.target_spans, first, last)
+        if rendering.add_special_tokens:
+            mask[last:] = [int(rendering.append_end)] * (len(ids) - last)
+        elif rendering.append_end:
+            end = len(mask) - mask[::-1].index(1) if 1 in mask else len(mask)
+            ids, mask = ids[:end], mask[:end]
+        if rendering.append_end and (not ids or ids[-1] != self._end):
+            ids, mask = [*ids, self._end], [*mask, 1]
+        if mask:
+            mask[0] = 0
+        return Encoded(ids, mask)
 
 
 def encode_examples(
     tokenizer: PreTrainedTokenizerBase, examples: Iterable[dict[str, Any]], task: str
 ) -> list[list[Encoded]]:
-    """As `encode_example`, for many at once.
-
-    Raises:
-        BadModel, BadData: As `encode_example`.
-    """
+    """Encode many examples at once; see `encode_example`."""
     encoder = ExampleEncoder(tokenizer, task)
-    rendered = [encoder.render(example) for example in examples]
-    found = iter(encoder.tokenize([each for parts in rendered for each in parts]))
-    groups = [[next(found) for _ in parts] for parts in rendered]
+    renderings = [encoder.render(example) for example in examples]
+    found = iter(encoder.tokenize([each for parts in renderings for each in parts]))
+    groups = [[next(found) for _ in parts] for parts in renderings]
     for group in groups:
         check_loss_mask(group, task)
     return groups
@@ -154,24 +153,23 @@ def encode_examples(
 def encode_example(
     tokenizer: PreTrainedTokenizerBase, example: dict[str, Any], task: str
 ) -> list[Encoded]:
-    """Token ids of an example, and which of them are learnt.
+    """Encode an example as token ids with a loss mask.
 
     Args:
-        tokenizer: As `training_tokenizer` reads it.
-        example: `{"text"}` or `{"prompt", "completion"}` for completion; `{"messages"}`, maybe
+        tokenizer: From `training_tokenizer`.
+        example: `{"text"}` or `{"prompt", "completion"}` for completion; `{"messages"}`, optionally
             with `"tools"`, for instruction; `{"prompt", "chosen", "rejected"}`, each a list of
             messages, for preference.
         task: `completion`, `instruction` or `preference`.
 
     Returns:
-        One; for preference two (chosen, rejected); for instruction several, one for each turn of
-        the assistant, where the chat template shows earlier turns otherwise than the last one. The
-        last of them is the last turn.
+        One sequence; for preference two (chosen, rejected); for instruction one per assistant turn,
+        the last turn last, if the chat template renders earlier turns differently from the last.
 
     Raises:
-        BadModel: No end token, no chat template, or one that refuses the conversation or leaves
-            out a part of it.
-        BadData: There is nothing to learn in it.
+        BadModel: The tokenizer has no end token or no chat template, or the template refuses the
+            conversation or leaves out a part of it.
+        BadData: The example has no target tokens.
     """
     return encode_examples(tokenizer, [example], task)[0]
 
@@ -179,13 +177,13 @@ def encode_example(
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, example: dict[str, Any], task: str
 ) -> list[int]:
-    """What a model is given at serving time to write the last answer.
+    """Encode what a model is given at serving time to write the last answer.
 
     Returns:
-        Token ids: the beginning of the last sequence of `encode_example` (of a preference, of
-        both). Of a text without a prompt, only what the tokenizer begins a text with, which may be
-        nothing. Where a token straddles the border of prompt and completion, the prompt alone has
-        other tokens at its end than the two together.
+        Token ids: the beginning of the last sequence of `encode_example` (for a preference, of
+        both). For a text without a prompt, only the tokens that the tokenizer puts before every
+        text, maybe none. If a token spans the boundary of prompt and completion, the last tokens
+        of the prompt alone differ from those of both together.
 
     Raises:
         BadModel: As `encode_example`.
@@ -193,74 +191,79 @@ def encode_prompt(
     return ExampleEncoder(tokenizer, task).prompt(example)
 
 
-def reference(example: dict[str, Any], task: str) -> str:
-    """The last answer's text: the completion (or the whole text), what the assistant says last, or
-    what it says last in the chosen conversation. A tool call without words is given as JSON. A
-    thought in the content is a part of it (see `spoken`)."""
+def reference_answer(example: dict[str, Any], task: str) -> str:
+    """The text of the last answer, including reasoning in its content (see `strip_reasoning`).
+
+    This is the completion or the whole text, the last assistant message, or that of the chosen
+    conversation. Tool calls without content are given as JSON.
+    """
     if task == "completion":
         return example["text"] if "text" in example else example["completion"]
     messages = conversation_of(example, task)
     message = messages[assistant_turns(messages)[-1]]
     calls = message.get("tool_calls")
-    if calls and not content_of(message).strip():
+    if calls and not text_content(message).strip():
         return json.dumps([call.get("function", call) for call in calls], ensure_ascii=False)
-    return content_of(message)
+    return text_content(message)
 
 
-def text_of(
+def decode_answer(
     tokenizer: PreTrainedTokenizerBase, example: dict[str, Any], task: str, ids: list[int]
 ) -> str:
-    """An answer as text: without special tokens, but with those that its thought stands between,
-    where these are special.
+    """Decode a generated answer without special tokens, except reasoning tags that are special.
 
     Args:
-        tokenizer: As of `encode_prompt`.
-        example: What is answered.
+        tokenizer: As for `encode_prompt`.
+        example: The example that is answered.
         task: `completion`, `instruction` or `preference`.
-        ids: What was written.
+        ids: The generated token ids.
     """
     tags = None if task == "completion" else template_of(tokenizer, bool(example.get("tools"))).tags
-    left_out = [token for token in special_tokens_of(tokenizer) if token not in (tags or ())]
-    gone = set(tokenizer.convert_tokens_to_ids(left_out))
+    dropped = [token for token in special_tokens_of(tokenizer) if token not in (tags or ())]
+    dropped_ids = set(tokenizer.convert_tokens_to_ids(dropped))
     return tokenizer.decode(
-        [number for number in ids if number not in gone],
+        [number for number in ids if number not in dropped_ids],
         skip_special_tokens=False,
         clean_up_tokenization_spaces=False,
     ).strip()
 
 
-def spoken(
+def strip_reasoning(
     tokenizer: PreTrainedTokenizerBase,
     example: dict[str, Any],
     task: str,
     text: str,
     *,
-    written: bool,
+    generated: bool,
 ) -> str:
-    """What an answer says, without the thought before it: all there is to compare.
+    """Remove the reasoning before an answer: scores look only at the text after it.
 
     Args:
-        tokenizer: As of `encode_prompt`.
-        example: What is answered.
+        tokenizer: As for `encode_prompt`.
+        example: The example that is answered.
         task: `completion`, `instruction` or `preference`.
         text: The answer.
-        written: Whether it was written behind `encode_prompt`, which may have begun a thought. If
-            that does not end, nothing is said.
+        generated: Whether it was generated after `encode_prompt`, which may open the reasoning. If
+            the reasoning is never closed, the answer is empty.
 
     Returns:
-        The text as it is, where the chat template knows of no thoughts.
+        The answer; the text unchanged if the chat template handles no reasoning.
     """
     if task == "completion":
         return text
     template = template_of(tokenizer, bool(example.get("tools")))
-    return template.spoken(text, written=written)
+    return template.strip_reasoning(text, generated=generated)
 
 
 def check_loss_mask(group: list[Encoded], task: str) -> None:
-    """Refuse an example that would teach nothing, or what its reader says as well.
+    """Refuse an example without target tokens, and a conversation of target tokens only.
+
+    Args:
+        group: The sequences of one example.
+        task: `completion`, `instruction` or `preference`.
 
     Raises:
-        BadData: It has no target tokens.
+        BadData: A sequence has no target tokens.
         BadModel: Every token of a conversation is a target.
     """
     if not all(any(each.loss_mask) for each in group):
@@ -270,17 +273,17 @@ def check_loss_mask(group: list[Encoded], task: str) -> None:
             "an answer, or a text of two tokens or more",
             "correct it, or leave it out",
         )
-    if task != "completion" and any(map(_learns_all, group)):
+    if task != "completion" and any(map(_has_no_context, group)):
         raise BadModel(
             "model.chat_template",
-            "a chat template by which every token is the assistant's",
-            "a template that tells the turns apart",
-            "correct its {% generation %} marks, or take them out",
+            "a chat template that marks every token as the assistant's",
+            "a template that marks assistant turns only",
+            "correct its {% generation %} marks, or remove them",
         )
 
 
-def _learns_all(encoded: Encoded) -> bool:
-    """Whether no token before the last one that is learnt is only shown."""
+def _has_no_context(encoded: Encoded) -> bool:
+    """Whether every token up to the last target is a target, except the first."""
     last = len(encoded.loss_mask) - encoded.loss_mask[::-1].index(1)
     return all(encoded.loss_mask[1:last])
 
@@ -288,21 +291,22 @@ def _learns_all(encoded: Encoded) -> bool:
 # Plain texts
 
 
-def _plain(example: dict[str, Any]) -> Rendered:
+def _render_text(example: dict[str, Any]) -> Rendering:
     if "text" in example:
         text, start = example["text"], 0
     else:
         start = len(example["prompt"])
         text = example["prompt"] + example["completion"]
     spans = ((start, len(text)),) if start < len(text) else ()
-    return Rendered(text, spans, special=True, close=bool(text) and start < len(text))
+    append_end = bool(text) and start < len(text)
+    return Rendering(text, spans, add_special_tokens=True, append_end=append_end)
 
 
 # From characters to tokens
 
 
-def _own_tokens(found: Any) -> Span:
-    """The range of tokens that stand for text, not added around it."""
+def _text_token_range(found: Any) -> Span:
+    """The range of tokens that encode the text, without special tokens added around it."""
     added = found.special_tokens_mask
     first, last = 0, len(added)
     while first < last and added[first]:
@@ -312,17 +316,17 @@ def _own_tokens(found: Any) -> Span:
     return first, last
 
 
-def _mask(offsets: list[Span], spans: tuple[Span, ...], first: int, last: int) -> list[int]:
-    """1 for each token with a character within a span, 0 for the others.
+def _loss_mask(offsets: list[Span], spans: tuple[Span, ...], first: int, last: int) -> list[int]:
+    """1 for each token with a character inside a span, 0 for the others.
 
-    Byte-level tokenizers leave spaces out of a token's range of characters: what stands for spaces
-    alone has an empty range right behind them.
+    Byte-level tokenizers leave spaces out of a token's character range: a token for spaces alone
+    has an empty range right after them.
     """
-    loss_mask = [0] * len(offsets)
+    mask = [0] * len(offsets)
     for start, end in spans:
-        low = bisect_right(offsets, start, first, last, key=lambda place: place[1])
+        low = bisect_right(offsets, start, first, last, key=lambda offset: offset[1])
         high = low
         while high < last and (offsets[high][0] < end or offsets[high] == (end, end)):
             high += 1
-        loss_mask[low:high] = [1] * (high - low)
-    return loss_mask
+        mask[low:high] = [1] * (high - low)
+    return mask

@@ -1,114 +1,127 @@
-"""How a conversation becomes sequences, and where in them the assistant speaks."""
+"""Render conversations as text, and locate the assistant's turns in it."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from tasks.chat.coverage import check_shown
-from tasks.chat.messages import EXCERPT, Message, assistant_turns, content_of, short
-from tasks.chat.prompt_join import answer_behind, goes_on
+from tasks.chat.coverage import check_coverage
+from tasks.chat.messages import QUOTE_LENGTH, Message, assistant_turns, quote, text_content
+from tasks.chat.prompt_join import continues_prompt, join_answer
 from tasks.chat.template import Span, Template
 from tasks.contracts.errors import BadData, BadModel, BurnishError
 
 
-class Rendered(NamedTuple):
-    """A sequence as text.
+class Rendering(NamedTuple):
+    """A sequence as text, ready to be tokenized.
 
     Attributes:
-        text: What is tokenized.
-        spans: Ranges of characters that are learnt, in order.
-        special: Whether the tokenizer adds its special tokens. A chat template wrote them itself.
-        close: Whether the end token is put behind the last span.
+        text: The text.
+        target_spans: Ranges of characters whose tokens are targets of the loss, in order.
+        add_special_tokens: Whether the tokenizer adds its special tokens. Chat templates write
+            their own.
+        append_end: Whether the end token is appended to the last target span.
     """
 
     text: str
-    spans: tuple[Span, ...]
-    special: bool
-    close: bool
+    target_spans: tuple[Span, ...]
+    add_special_tokens: bool
+    append_end: bool
 
 
-def all_turns(template: Template, messages: list[Message], example: Message) -> list[Rendered]:
-    """Every turn of the assistant: in one rendering if that can be, else each in its own.
+def render_turns(
+    template: Template, messages: list[Message], example: dict[str, Any]
+) -> list[Rendering]:
+    """Render a conversation so that every assistant turn is a target.
 
     Args:
         template: The tokenizer's chat template.
         messages: The conversation.
-        example: That it is from, maybe with `tools`.
+        example: The example that it belongs to; it may have `tools`.
+
+    Returns:
+        One rendering of the whole conversation if possible, else one per assistant turn.
 
     Raises:
         BadModel: The template refuses the conversation, or leaves out a part of it.
-        BadData: The conversation has no turn to learn.
+        BadData: The conversation has no turn to train on.
     """
     tools = example.get("tools")
     turns = assistant_turns(messages)
-    messages = messages[: turns[-1] + 1]  # nothing behind is learnt
+    messages = messages[: turns[-1] + 1]  # Nothing after it is a target.
     whole = template.render(messages, tools)
     spans = []
     for turn in turns:
-        given = _given(template, messages, turn, tools)
-        own = whole if turn == len(messages) - 1 else template.render(messages[: turn + 1], tools)
-        own = own[: template.end_of(own)]
-        fits = given is not None and goes_on(template, given, own, messages[turn])
-        if not fits or not whole.startswith(own):
+        prompt = _prompt_for(template, messages, turn, tools)
+        upto = whole if turn == len(messages) - 1 else template.render(messages[: turn + 1], tools)
+        upto = upto[: template.end_of_last_turn(upto)]
+        fits = prompt is not None and continues_prompt(template, prompt, upto, messages[turn])
+        if not fits or not whole.startswith(upto):
             break
-        spans.append((len(given), len(own)))
+        spans.append((len(prompt), len(upto)))
     else:
-        return _checked(template, [_rendered(template, whole, spans)], messages, tools)
-    if template.marked:
+        return _checked(template, [_rendering(template, whole, spans)], messages, tools)
+    if template.has_generation_marks:
         text, marks = template.render_marked(messages, tools)
-        said = "".join(text[slice(*mark)] for mark in marks)
-        if said and content_of(messages[-1]).strip() in said:
-            return _checked(template, [_rendered(template, text, marks)], messages, tools)
-    # The assistant's greeting answers nothing: where it cannot be told apart, it is only shown.
+        marked = "".join(text[slice(*mark)] for mark in marks)
+        if marked and text_content(messages[-1]).strip() in marked:
+            return _checked(template, [_rendering(template, text, marks)], messages, tools)
+    # A greeting by the assistant answers nothing: if it cannot be told apart, it is context only.
     own_turns = turns[1:] if turns[0] == 0 and len(turns) > 1 else turns
-    parts = [_own_turn(template, messages[: turn + 1], tools) for turn in own_turns]
+    parts = [_render_as_last(template, messages[: turn + 1], tools) for turn in own_turns]
     return _checked(template, parts, messages, tools)
 
 
-def last_turn(template: Template, messages: list[Message], example: Message) -> Rendered:
-    """The last turn of the assistant alone; see `all_turns`."""
+def render_last_turn(
+    template: Template, messages: list[Message], example: dict[str, Any]
+) -> Rendering:
+    """Render a conversation so that only the last assistant turn is a target.
+
+    Args, Raises: as `render_turns`.
+    """
     tools = example.get("tools")
     last = assistant_turns(messages)[-1]
-    part = _own_turn(template, messages[: last + 1], tools)
+    part = _render_as_last(template, messages[: last + 1], tools)
     return _checked(template, [part], messages[: last + 1], tools)[0]
 
 
-def _own_turn(template: Template, messages: list[Message], tools: list[Any] | None) -> Rendered:
-    """The last turn of a conversation, by itself."""
+def _render_as_last(
+    template: Template, messages: list[Message], tools: list[Any] | None
+) -> Rendering:
+    """Render a conversation with its last message as the only target."""
     text = template.render(messages, tools)
-    given = _given(template, messages, len(messages) - 1, tools)
-    end = template.end_of(text)
-    if given is not None and goes_on(template, given, text[:end], messages[-1]):
-        return _rendered(template, text, [(len(given), end)])
-    if template.marked:
+    prompt = _prompt_for(template, messages, len(messages) - 1, tools)
+    end = template.end_of_last_turn(text)
+    if prompt is not None and continues_prompt(template, prompt, text[:end], messages[-1]):
+        return _rendering(template, text, [(len(prompt), end)])
+    if template.has_generation_marks:
         text, marks = template.render_marked(messages, tools)
         if marks:
-            return _rendered(template, text, marks[-1:])
-    answer = None if given is None else answer_behind(template, given, messages, tools)
+            return _rendering(template, text, marks[-1:])
+    answer = None if prompt is None else join_answer(template, prompt, messages, tools)
     if answer is not None:
-        return _rendered(template, given + answer, [(len(given), len(given + answer))])
-    if given is not None and text[:end].startswith(given):
-        return _rendered(template, text, [(len(given), end)])
-    if given is None or len(messages) == 1:
+        return _rendering(template, prompt + answer, [(len(prompt), len(prompt + answer))])
+    if prompt is not None and text[:end].startswith(prompt):
+        return _rendering(template, text, [(len(prompt), end)])
+    if prompt is None or len(messages) == 1:
         raise BadData(
             "data",
-            "a conversation that the assistant begins",
-            "something that it answers",
-            "put a message of the user's before it, or leave it out",
+            "a conversation that begins with the assistant",
+            "a message that the assistant answers",
+            "put a user message before it, or leave it out",
         )
     raise BadModel(
         "model.chat_template",
-        "a chat template whose prompt for an answer "
-        f"({short(given[-EXCERPT:])}) does not begin the answer as it shows it",
-        "a template that shows a given answer behind the prompt for it",
+        "a chat template whose generation prompt "
+        f"({quote(prompt[-QUOTE_LENGTH:])}) is not the beginning of the answer as it renders it",
+        "a template that renders an answer right after its generation prompt",
         "set model.chat_template to one that does",
     )
 
 
-def _given(
+def _prompt_for(
     template: Template, messages: list[Message], turn: int, tools: list[Any] | None
 ) -> str | None:
-    """What a model is given before it writes a turn; None where a template cannot say it."""
+    """What a model is given before it writes a turn; None if the template cannot render it."""
     try:
         return template.render(messages[:turn], tools, prompt=True)
     except BadModel:
@@ -117,21 +130,21 @@ def _given(
         return None
 
 
-def _rendered(template: Template, text: str, spans: list[Span]) -> Rendered:
-    close = not (spans and template.ends(text[slice(*spans[-1])]))
-    return Rendered(text, tuple(spans), special=False, close=close)
+def _rendering(template: Template, text: str, spans: list[Span]) -> Rendering:
+    append_end = not (spans and template.ends_with_special_token(text[slice(*spans[-1])]))
+    return Rendering(text, tuple(spans), add_special_tokens=False, append_end=append_end)
 
 
 def _checked(
-    template: Template, parts: list[Rendered], messages: list[Message], tools: list[Any] | None
-) -> list[Rendered]:
-    """The renderings, if they show everything (see `check_shown`)."""
+    template: Template, parts: list[Rendering], messages: list[Message], tools: list[Any] | None
+) -> list[Rendering]:
+    """The renderings, if they leave nothing out (see `check_coverage`)."""
 
-    def when_new(place: int) -> str:
+    def render_as_last(index: int) -> str:
         try:
-            return _own_turn(template, messages[: place + 1], tools).text
+            return _render_as_last(template, messages[: index + 1], tools).text
         except BurnishError:
-            return template.render(messages[: place + 1], tools)
+            return template.render(messages[: index + 1], tools)
 
-    check_shown(template, [part.text for part in parts], messages, tools, when_new)
+    check_coverage(template, [part.text for part in parts], messages, tools, render_as_last)
     return parts

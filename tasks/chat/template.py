@@ -1,4 +1,4 @@
-"""A tokenizer's chat template, ready to render conversations."""
+"""Render conversations with a tokenizer's chat template, and find out how the template works."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.chat.messages import Message, roles_of, ways
-from tasks.chat.reasoning import split_thought, tags_known, tags_opened
+from tasks.chat.messages import Message, message_variants, roles_of
+from tasks.chat.reasoning import split_reasoning, tags_handled_by, tags_opened_by
 from tasks.contracts.errors import BadModel
 
 if TYPE_CHECKING:
@@ -21,66 +21,67 @@ CHATML = (
     "message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}"
     "{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-"""What `model.chat_template: chatml` means. It needs `<|im_start|>` and `<|im_end|>`."""
+"""The template for `model.chat_template: chatml`. It needs `<|im_start|>` and `<|im_end|>`."""
 
-# Templates that write today's date (Llama 3.1 and later) would make other tokens every day. This
-# is the date that they themselves write where they are given none.
-_TODAY = datetime(2024, 7, 26)
-_MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+# Templates that write today's date (Llama 3.1 and later) would give other tokens every day. This
+# is the date that they write themselves if they are given none.
+_FIXED_DATE = datetime(2024, 7, 26)
+_GENERATION_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _PROBE = "Dsjq7Zt"
 
 QUESTION = {"role": "user", "content": "Hello"}
-"""A conversation that every chat template takes."""
+"""A message that every chat template accepts."""
 
 
-_PROBED = [QUESTION, {"role": "assistant", "content": _PROBE}]
+_PROBE_MESSAGES = [QUESTION, {"role": "assistant", "content": _PROBE}]
 
 
-class Start(NamedTuple):
+class AnswerStart(NamedTuple):
     """How a template begins an answer to a bare question.
 
     Attributes:
-        prompt: What it writes behind the question, for a model to go on from.
-        begun: What of that it does not write before a given answer: the prompt has begun it.
-        lead: What it writes before a given answer, and not into the prompt.
-        thinks: Whether the prompt ends with an opening tag, so that what follows is a thought.
+        prompt: What it renders after the question as the generation prompt.
+        only_in_prompt: The part of the prompt that it does not render before a given answer.
+        only_before_answer: What it renders before a given answer, but not in the prompt.
+        opens_reasoning: Whether the prompt ends with an opening tag, so that a model continues
+            with its reasoning.
     """
 
     prompt: str
-    begun: str
-    lead: str
-    thinks: bool
+    only_in_prompt: str
+    only_before_answer: str
+    opens_reasoning: bool
 
 
 class Template:
-    """A chat template, ready to render.
+    """A compiled chat template.
 
     Attributes:
-        end_of_turn: The special token that it ends the assistant's turns with; empty if none.
-        ending: What it writes behind the assistant's words, up to and with that token; empty if
-            there is none.
-        marked: Whether it marks what the assistant says with `{% generation %}`.
-        may_think: Whether it minds `enable_thinking`.
-        start: How it begins an answer; None where that is uncertain.
-        tags: Between which it takes a thought to stand; None where it knows of none.
+        end_of_turn_token: The special token that ends an assistant turn; empty if there is none.
+        turn_suffix: What follows the content of an assistant turn, up to and including that
+            token; empty if there is none.
+        has_generation_marks: Whether it marks assistant turns with `{% generation %}`.
+        has_thinking_switch: Whether it reads `enable_thinking`.
+        answer_start: How it begins an answer; None if that is uncertain.
+        tags: The reasoning tags that it handles; None if there are none.
     """
 
     def __init__(self, text: str, variables: dict[str, Any], special_tokens: list[str]) -> None:
-        # Not apply_chat_template: that copies and checks all messages anew on each of the many
+        # Not apply_chat_template: it copies and checks all messages on each of the many
         # renderings, and writes today's date.
         from transformers.utils import chat_template_utils as utils
 
         self._compiled = utils._compile_jinja_template(text)
         self._render_with_marks = utils._render_with_assistant_indices
-        self._variables = {**variables, "strftime_now": _TODAY.strftime}
+        self._variables = {**variables, "strftime_now": _FIXED_DATE.strftime}
         self._special = tuple(sorted(special_tokens, key=len, reverse=True))
-        self.marked = bool(_MARKS.search(text))
-        self.may_think = "enable_thinking" in text
-        self._tail, self.end_of_turn = self._find_end()
-        self.ending = (self._tail or "")[: self._end_in_tail()]
-        self.start = self._find_start()
-        thinks = self.start is not None and self.start.thinks
-        self.tags = tags_opened(self.start.prompt) if thinks else tags_known(text)
+        self.has_generation_marks = bool(_GENERATION_MARK.search(text))
+        self.has_thinking_switch = "enable_thinking" in text
+        self._tail, self.end_of_turn_token = self._find_end()
+        self.turn_suffix = (self._tail or "")[: self._token_end_in_tail()]
+        self.answer_start = self._find_answer_start()
+        reasons = self.answer_start is not None and self.answer_start.opens_reasoning
+        self.tags = tags_opened_by(self.answer_start.prompt) if reasons else tags_handled_by(text)
 
     def render(
         self,
@@ -90,22 +91,21 @@ class Template:
         prompt: bool = False,
         thinking: bool = True,
     ) -> str:
-        """The conversation as text.
+        """Render a conversation as text.
 
         Args:
-            messages: In order.
-            tools: That the assistant may call, as JSON schemas.
-            prompt: Whether the prompt for an answer is put behind.
-            thinking: False turns thinking off, where the template minds `enable_thinking`; else it
-                does what it does by default.
+            messages: The messages, in order.
+            tools: The tools that the assistant may call, as JSON schemas.
+            prompt: Whether to append the generation prompt.
+            thinking: False passes `enable_thinking=False`; True leaves the template's default.
 
         Raises:
-            BadModel: The template refuses it.
+            BadModel: The template refuses the conversation.
         """
-        return self._try(
+        return self._try_variants(
             messages,
-            lambda way: self._compiled.render(
-                messages=way,
+            lambda variant: self._compiled.render(
+                messages=variant,
                 tools=tools or None,
                 documents=None,
                 add_generation_prompt=prompt,
@@ -117,92 +117,96 @@ class Template:
     def render_marked(
         self, messages: list[Message], tools: list[Any] | None
     ) -> tuple[str, list[Span]]:
-        """The conversation as text, and what the template marks as the assistant's."""
-        text, spans = self._try(
+        """Render a conversation, and return the spans that the template marks as generation."""
+        text, spans = self._try_variants(
             messages,
-            lambda way: self._render_with_marks(
-                self._compiled, way, tools or None, None, False, **self._variables
+            lambda variant: self._render_with_marks(
+                self._compiled, variant, tools or None, None, False, **self._variables
             ),
         )
         return text, [self._with_end(text, span) for span in spans]
 
-    def end_of(self, text: str) -> int:
-        """Where the last turn of a rendering ends: behind its end token, or its last word."""
+    def end_of_last_turn(self, text: str) -> int:
+        """The index in a rendering after the end token of its last turn, or after its last word."""
         if self._tail is None or not text.endswith(self._tail):
             return len(text.rstrip())
-        return len(text) - len(self._tail) + (self._end_in_tail() or len(self._tail.rstrip()))
+        return len(text) - len(self._tail) + (self._token_end_in_tail() or len(self._tail.rstrip()))
 
-    def spoken(self, text: str, *, written: bool) -> str:
-        """What an answer says behind its thought; see `tasks.chat.encoder.spoken`."""
-        begun = written and self.start is not None and self.start.thinks
-        _, said = split_thought(text, self.tags, begun=begun)
-        return text if said == text else said.strip()
+    def strip_reasoning(self, text: str, *, generated: bool) -> str:
+        """The answer without its reasoning; see `tasks.chat.encoder.strip_reasoning`."""
+        start = self.answer_start
+        in_reasoning = generated and start is not None and start.opens_reasoning
+        _, answer = split_reasoning(text, self.tags, in_reasoning=in_reasoning)
+        return text if answer == text else answer.strip()
 
-    def ends(self, text: str) -> bool:
-        """Whether a turn ends with a special token."""
+    def ends_with_special_token(self, text: str) -> bool:
+        """Whether a text ends with one of the tokenizer's special tokens."""
         return text.endswith(self._special)
 
-    def _try(self, messages: list[Message], render: Any) -> Any:
+    def _try_variants(self, messages: list[Message], render: Any) -> Any:
+        """The first rendering of an equivalent form of the messages that succeeds."""
         first: Exception | None = None
-        for way in ways(messages):
+        for variant in message_variants(messages):
             try:
-                return render(way)
-            except Exception as error:  # a template may do anything
+                return render(variant)
+            except Exception as error:  # A template may raise anything.
                 first = first or error
         raise BadModel(
             "model.chat_template",
             f"a chat template that refuses the conversation ({_one_line(first)})",
-            f"a template that takes the roles {', '.join(roles_of(messages))} in this order",
+            f"a template that accepts the roles {', '.join(roles_of(messages))} in this order",
             "set model.chat_template to one that does, or change the conversations",
         ) from first
 
     def _with_end(self, text: str, span: Span) -> Span:
+        """A marked span, extended by the end token and without trailing whitespace."""
         start, end = span
-        if not self.ends(text[start:end].rstrip()) and self.end_of_turn:
-            end += len(self.end_of_turn) * text.startswith(self.end_of_turn, end)
+        stripped = text[start:end].rstrip()
+        if not self.ends_with_special_token(stripped) and self.end_of_turn_token:
+            token = self.end_of_turn_token
+            end += len(token) * text.startswith(token, end)
         return start, start + len(text[start:end].rstrip()) if end > start else end
 
     def _find_end(self) -> tuple[str | None, str]:
-        """What the template writes behind the assistant's words, and the first special token in
-        it."""
-        self._tail, self.end_of_turn = None, ""
+        """What follows the content of a last assistant turn, and the first special token in it."""
+        self._tail, self.end_of_turn_token = None, ""
         try:
-            text = self.render(_PROBED)
+            text = self.render(_PROBE_MESSAGES)
         except BadModel:
             return None, ""
         if _PROBE not in text:
             return None, ""
         tail = text[text.rindex(_PROBE) + len(_PROBE) :]
-        places = [(tail.find(token), -len(token), token) for token in self._special]
-        inside = [place for place in places if place[0] >= 0]
+        found = [(tail.find(token), -len(token), token) for token in self._special]
+        inside = [each for each in found if each[0] >= 0]
         return tail, min(inside)[2] if inside else ""
 
-    def _end_in_tail(self) -> int:
-        """Where the end token ends in what is written behind the assistant's words."""
-        if not self.end_of_turn:
+    def _token_end_in_tail(self) -> int:
+        """The index after the end token in what follows the content of an assistant turn."""
+        if not self.end_of_turn_token:
             return 0
-        return (self._tail or "").find(self.end_of_turn) + len(self.end_of_turn)
+        return (self._tail or "").find(self.end_of_turn_token) + len(self.end_of_turn_token)
 
-    def _find_start(self) -> Start | None:
+    def _find_answer_start(self) -> AnswerStart | None:
         try:
-            text, prompt = self.render(_PROBED), self.render([QUESTION], prompt=True)
+            text, prompt = self.render(_PROBE_MESSAGES), self.render([QUESTION], prompt=True)
         except BadModel:
             return None
-        alike = _common(text, prompt)
-        lead, found, _ = text[alike:].partition(_PROBE)
-        begun = prompt[alike:]
+        shared = _common_prefix(text, prompt)
+        only_before_answer, found, _ = text[shared:].partition(_PROBE)
+        only_in_prompt = prompt[shared:]
         if (
             not found
-            or QUESTION["content"] not in prompt[:alike]
-            or (begun.strip() and lead.strip())
+            or QUESTION["content"] not in prompt[:shared]
+            or (only_in_prompt.strip() and only_before_answer.strip())
         ):
             return None
-        behind = prompt[prompt.rindex(QUESTION["content"]) + len(QUESTION["content"]) :]
-        tags = tags_opened(behind)
-        thinks = tags is not None and (
-            tags.opening in begun or lead.lstrip().startswith(tags.closing)
+        after = prompt[prompt.rindex(QUESTION["content"]) + len(QUESTION["content"]) :]
+        tags = tags_opened_by(after)
+        opens_reasoning = tags is not None and (
+            tags.opening in only_in_prompt or only_before_answer.lstrip().startswith(tags.closing)
         )
-        return Start(behind, begun, lead, thinks)
+        return AnswerStart(after, only_in_prompt, only_before_answer, opens_reasoning)
 
 
 @functools.lru_cache(maxsize=16)
@@ -211,22 +215,22 @@ def _template(text: str, variables: tuple, special_tokens: tuple[str, ...]) -> T
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, with_tools: bool = False) -> Template:
-    """A tokenizer's chat template.
+    """The chat template of a tokenizer.
 
     Args:
         tokenizer: The tokenizer.
-        with_tools: Choose its template for tools, where it has one of its own for them.
+        with_tools: Whether to choose its template for tools, if it has a separate one.
 
     Raises:
-        BadModel: It has none, or one that is no Jinja.
+        BadModel: It has no template, or one that is not valid Jinja.
     """
     if not tokenizer.chat_template:
         raise BadModel(
             "model.chat_template",
             "a tokenizer without a chat template",
-            "a template that turns a conversation into text",
+            "a template that renders a conversation as text",
             "choose the chat ('instruct') version of the model, or set model.chat_template to "
-            "chatml or to a template in Jinja",
+            "chatml or to a Jinja template",
         )
     text = tokenizer.chat_template
     if isinstance(text, dict):
@@ -243,26 +247,26 @@ def template_of(tokenizer: PreTrainedTokenizerBase, with_tools: bool = False) ->
             raise
         raise BadModel(
             "model.chat_template",
-            f"a chat template that is no Jinja ({_one_line(error)})",
-            "a template in Jinja",
+            f"a chat template that is not valid Jinja ({_one_line(error)})",
+            "a Jinja template",
             "correct it, or set model.chat_template",
         ) from error
 
 
-def _common(one: str, other: str) -> int:
-    """How many characters two texts begin alike with."""
+def _common_prefix(one: str, other: str) -> int:
+    """The length of the common prefix of two texts."""
     pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def template_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The sources of all its chat templates."""
+def template_sources(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The sources of all chat templates of a tokenizer."""
     template = tokenizer.chat_template or ""
     return list(template.values()) if isinstance(template, dict) else [template]
 
 
 def special_tokens_of(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Its special tokens, each once."""
+    """The special tokens of a tokenizer, without duplicates."""
     added = tokenizer.added_tokens_decoder.values()
     return list(
         dict.fromkeys(

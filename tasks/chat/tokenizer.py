@@ -1,4 +1,4 @@
-"""Reads the tokenizer in a model's folder. Only a fast one, and never by code of its own."""
+"""Read the tokenizer of a model folder: only a fast one, and never by running its own code."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ TOKENIZER_FILES = (
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Read a fast tokenizer, as it is.
+    """Read a fast tokenizer without changing it.
 
     Raises:
-        BadModel: There is none, it cannot be read, or it is slow.
+        BadModel: The folder has none, it cannot be read, or it is slow.
     """
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        # transformers would make an empty tokenizer of the model's kind, and say nothing.
+        # transformers would silently create an empty tokenizer of the model's type.
         raise BadModel(
             "model.uri",
             "a model without a tokenizer",
@@ -40,7 +40,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        # A damaged tokenizer.json makes transformers raise almost anything, a KeyError too.
+        # A damaged tokenizer.json makes transformers raise almost anything, even a KeyError.
         lines = str(error).strip().splitlines() or [""]
         raise BadModel(
             "model.uri",

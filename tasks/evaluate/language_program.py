@@ -55,7 +55,7 @@ import torch
 from transformers.utils import logging
 
 from tasks.chat import encoder
-from tasks.chat.stop_tokens import end_tokens, training_tokenizer
+from tasks.chat.stop_tokens import stop_token_ids, training_tokenizer
 from tasks.contracts.errors import BadModel, BadRecipe
 from tasks.evaluate import answer_metrics, released_model
 from tasks.evaluate.generation import Generator
@@ -172,7 +172,7 @@ class Scorer:
                 f"fewer than the model's {released_model.positions_of(config)} positions",
                 "ask for shorter answers",
             )
-        ends = end_tokens(self._tokenizer, self._model.generation_config)
+        ends = stop_token_ids(self._tokenizer, self._model.generation_config)
         pad = self._tokenizer.pad_token_id
         self._writer = Generator(self._model, ends, ends[0] if pad is None else pad)
         self._linear = causal.head_is_linear(self._model, self._device)
@@ -222,7 +222,7 @@ class Scorer:
         )
         reporter.progress(always=True, stage="comparing")
         texts = [
-            encoder.text_of(self._tokenizer, one.examples[0], self._task, answer.ids)
+            encoder.decode_answer(self._tokenizer, one.examples[0], self._task, answer.ids)
             for one, answer in zip(inputs, written, strict=True)
         ]
         said = [
@@ -355,15 +355,17 @@ class Scorer:
         }
 
     def _spoken(self, one: Input, text: str, *, written: bool) -> str:
-        return encoder.spoken(self._tokenizer, one.examples[0], self._task, text, written=written)
+        return encoder.strip_reasoning(
+            self._tokenizer, one.examples[0], self._task, text, generated=written
+        )
 
     def _prompt(self, one: Input) -> tuple[list[int], list[str]]:
         """What the model is given, and all references."""
         examples = [_halved(example) for example in one.examples]
         ids = encoder.encode_prompt(self._tokenizer, examples[0], self._task)
-        references = [encoder.reference(example, self._task) for example in examples]
+        references = [encoder.reference_answer(example, self._task) for example in examples]
         if not ids:
-            ids = end_tokens(self._tokenizer)[:1]
+            ids = stop_token_ids(self._tokenizer)[:1]
         return ids[-self._room :], references
 
 

@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.chat.encoder import Encoded, ExampleEncoder, check_loss_mask
-from tasks.chat.rendering import Rendered
+from tasks.chat.rendering import Rendering
 from tasks.chat.stop_tokens import training_tokenizer
 from tasks.contracts.errors import BadData, BadRecipe, BurnishError
 from tasks.runtime.program import Reporter, run
@@ -207,7 +207,7 @@ def _encoded(
 
 def _rendered(
     encoder: ExampleEncoder, shard: dict[str, Any], first: int, batch: pa.RecordBatch
-) -> list[list[Rendered]]:
+) -> list[list[Rendering]]:
     found = []
     for row, example in enumerate(batch.column("example").to_pylist()):
         try:

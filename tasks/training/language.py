@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
-from tasks.chat.stop_tokens import end_tokens, training_tokenizer
+from tasks.chat.stop_tokens import stop_token_ids, training_tokenizer
 from tasks.models import adapter, causal, classifier, distributed, liger, weights
 from tasks.models.merge import bring_home, merge, read_on
 from tasks.runtime import ranks
@@ -138,7 +138,7 @@ class Language:
 
     def _settle_generation(self, model: PreTrainedModel) -> None:
         tokenizer = self._tokenizer()
-        ends = end_tokens(tokenizer, model.generation_config)
+        ends = stop_token_ids(tokenizer, model.generation_config)
         causal.settle_generation(model, ends, tokenizer.pad_token_id)
 
     def _arguments(self, examples: int) -> Any:

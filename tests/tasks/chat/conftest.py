@@ -1,4 +1,4 @@
-"""Tokenizers of chat models, and what of their examples is learnt."""
+"""Tokenizers of chat models, and the target texts of their examples."""
 
 import pytest
 from tokenizers.processors import TemplateProcessing
@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 
 from tasks.chat.encoder import encode_example
 from tasks.chat.stop_tokens import training_tokenizer
-from tests.tasks.chat.conversations import LLAMA, learnt
+from tests.tasks.chat.conversations import LLAMA, target_texts
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +23,12 @@ def smol(shared, monkeypatch):
 
 @pytest.fixture
 def chat(smol):
-    """Encodes a conversation with a template; returns what is learnt, as text."""
+    """Encodes a conversation with a template; returns the target texts of each sequence."""
 
     def encode(template, messages, tools=None):
         smol.chat_template = template or smol.chat_template
         example = {"messages": messages} | ({"tools": tools} if tools else {})
-        return [learnt(smol, each) for each in encode_example(smol, example, "instruction")]
+        return [target_texts(smol, each) for each in encode_example(smol, example, "instruction")]
 
     return encode
 

@@ -42,16 +42,16 @@ MOVES_SYSTEM = (
     "{% elif m.tool_calls %} CALLS{% for t in m.tool_calls %} {{ t.function | tojson }}{% endfor %}"
     "{{ eos_token }}{% else %} {{ m.content | trim }}{{ eos_token }}{% endif %}{% endfor %}"
 )
-"""As Mistral's: what the system says is in the user's last message, if that is the last at all."""
+"""As Mistral's: the system message is rendered in a last user message only."""
 
 _SAID = (
     EACH + "{% if m.role == 'assistant' %}{% set c = m.content.split('</think>')[-1] %}{% endif %}"
 )
-BEGINS_THOUGHT = _SAID + TURN + PROMPT.replace("{% endif", "<think>\n{% endif")
-"""As those of DeepSeek-R1 and QwQ: a thought is begun in the prompt, and shown nowhere else."""
+OPENS_REASONING = _SAID + TURN + PROMPT.replace("{% endif", "<think>\n{% endif")
+"""As DeepSeek-R1's and QwQ's: the prompt opens the reasoning; it is rendered nowhere else."""
 
-HIDES_THOUGHT = _SAID + TURN + PROMPT
-OWN_THOUGHT = (
+REMOVES_REASONING = _SAID + TURN + PROMPT
+OWN_REASONING = (
     "{% set place = namespace(asked=0) %}{% for m in messages if m.role == 'user' %}"
     "{% set place.asked = messages.index(m) %}{% endfor %}"
     + EACH
@@ -62,14 +62,14 @@ OWN_THOUGHT = (
     "{% if loop.last and loop.index0 > place.asked %}"
     "{% set c = '<think>\n' + thought + '\n</think>\n\n' + c %}{% endif %}{% endif %}"
 ) + TURN
-MAY_THINK = OWN_THOUGHT + PROMPT.replace(
+MAY_THINK = OWN_REASONING + PROMPT.replace(
     "{% endif",
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n"
     "{% endif %}{% endif",
 )
-"""As Qwen3's: a last answer is shown with its thought, if need be an empty one."""
+"""As Qwen3's: the last answer is rendered with its reasoning, which may be empty."""
 
-MUST_THINK = OWN_THOUGHT + PROMPT.replace("{% endif", "<think>\n{% endif")
+MUST_THINK = OWN_REASONING + PROMPT.replace("{% endif", "<think>\n{% endif")
 NONE_MARKED = STRIPS_THINKING + "{% if false %}{% generation %}{% endgeneration %}{% endif %}"
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -78,7 +78,7 @@ SAY = {"role": "assistant", "content": "It is 4, naturally. 👍🏽"}
 MORE = {"role": "user", "content": "And 3 + 3 ?"}
 LAST = {"role": "assistant", "content": "6"}
 TALK = [SYSTEM, ASK, SAY, MORE, LAST]
-THOUGHT = [ASK, {"role": "assistant", "content": "<think>two twos</think>\n\nFour."}, MORE, LAST]
+REASONED = [ASK, {"role": "assistant", "content": "<think>two twos</think>\n\nFour."}, MORE, LAST]
 SIX = {"role": "assistant", "content": "<think>\nthree twos\n</think>\n\nSix."}
 BESIDE = {"role": "assistant", "content": "Six.", "reasoning_content": "three twos"}
 CALL = {
@@ -90,8 +90,8 @@ CALL = {
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
 
 
-def segments(tokenizer, encoded):
-    """Runs of tokens that are learnt and that are not, as text."""
+def masked_runs(tokenizer, encoded):
+    """Runs of equal loss mask, each with its text."""
     found, place = [], 0
     for flag, run in groupby(encoded.loss_mask):
         count = len(list(run))
@@ -100,5 +100,6 @@ def segments(tokenizer, encoded):
     return found
 
 
-def learnt(tokenizer, encoded):
-    return [text for flag, text in segments(tokenizer, encoded) if flag]
+def target_texts(tokenizer, encoded):
+    """The runs of target tokens, as text."""
+    return [text for flag, text in masked_runs(tokenizer, encoded) if flag]

@@ -1,8 +1,8 @@
-"""What of an example is learnt: exactly the answers and their ends."""
+"""The targets of an example are exactly its answers and their ends."""
 
 import pytest
 
-from tasks.chat.encoder import encode_example, encode_prompt, reference
+from tasks.chat.encoder import encode_example, encode_prompt, reference_answer
 from tasks.chat.template import CHATML
 from tasks.contracts.errors import BadData
 from tests.tasks.chat.conversations import (
@@ -13,91 +13,95 @@ from tests.tasks.chat.conversations import (
     MARKED,
     MORE,
     NO_END,
+    REASONED,
     SAY,
     STRIPS_THINKING,
     SYSTEM,
     TALK,
-    THOUGHT,
-    learnt,
-    segments,
+    masked_runs,
+    target_texts,
 )
 
 
-class TestAText:
-    def test_is_learnt_but_for_its_first_token(self, smol):
+class TestText:
+    def test_every_token_but_the_first_is_a_target(self, smol):
         [encoded] = encode_example(smol, {"text": "Once upon a time."}, "completion")
-        assert segments(smol, encoded) == [(0, "Once"), (1, " upon a time.<|im_end|>")]
+        assert masked_runs(smol, encoded) == [(0, "Once"), (1, " upon a time.<|im_end|>")]
 
-    def test_has_the_tokenizers_own_beginning(self, llama):
+    def test_begins_with_the_tokens_that_the_tokenizer_adds(self, llama):
         [encoded] = encode_example(llama, {"text": "Once upon"}, "completion")
-        assert segments(llama, encoded) == [(0, "<|begin|>"), (1, "Once upon<|eot_id|>")]
+        assert masked_runs(llama, encoded) == [(0, "<|begin|>"), (1, "Once upon<|eot_id|>")]
 
-    def test_does_not_end_twice(self, smol):
+    def test_an_end_token_in_the_text_is_not_repeated(self, smol):
         [encoded] = encode_example(smol, {"text": "Once.<|im_end|>"}, "completion")
         assert encoded.ids.count(smol.eos_token_id) == 1
 
-    def test_of_nothing_is_refused(self, smol):
+    def test_without_tokens_is_refused(self, smol):
         with pytest.raises(BadData, match="without target tokens"):
             encode_example(smol, {"text": ""}, "completion")
 
-    def test_is_its_own_reference(self):
-        assert reference({"text": "Once."}, "completion") == "Once."
+    def test_the_reference_is_the_text(self):
+        assert reference_answer({"text": "Once."}, "completion") == "Once."
 
 
-class TestACompletion:
+class TestCompletion:
     @pytest.mark.parametrize(
         ("prompt", "completion", "shown"),
         [
             ("Q: 2?\nA:", " two", " two<|im_end|>"),
-            ("Q: 2?\nA: ", "two", " two<|im_end|>"),  # a token that straddles counts as learnt
+            (
+                "Q: 2?\nA: ",
+                "two",
+                " two<|im_end|>",
+            ),  # a token that straddles is a target
             ("Q:\n", "two  \n\n  lines", "two  \n\n  lines<|im_end|>"),
             ("Q: 👍", "🏽 ja", None),
         ],
     )
-    def test_is_learnt_and_its_prompt_is_not(self, smol, prompt, completion, shown):
+    def test_only_the_completion_is_a_target(self, smol, prompt, completion, shown):
         example = {"prompt": prompt, "completion": completion}
         [encoded] = encode_example(smol, example, "completion")
         assert encoded.ids == [*smol.encode(prompt + completion), smol.eos_token_id]
-        text = "".join(learnt(smol, encoded))
+        text = "".join(target_texts(smol, encoded))
         assert text == shown or (shown is None and text.endswith(completion[1:] + "<|im_end|>"))
-        assert reference(example, "completion") == completion
+        assert reference_answer(example, "completion") == completion
 
-    def test_of_nothing_is_refused(self, smol):
+    def test_without_tokens_is_refused(self, smol):
         with pytest.raises(BadData, match="without target tokens"):
             encode_example(smol, {"prompt": "Hello", "completion": ""}, "completion")
 
 
-class TestAPreference:
+class TestPreference:
     @pytest.fixture
     def example(self):
         return {"prompt": [SYSTEM, ASK], "chosen": [SAY], "rejected": [LAST]}
 
-    def test_is_both_answers_to_one_prompt(self, smol, example):
+    def test_both_answers_follow_the_same_prompt(self, smol, example):
         chosen, rejected = encode_example(smol, example, "preference")
-        assert learnt(smol, chosen) == ["It is 4, naturally. 👍🏽<|im_end|>"]
-        assert learnt(smol, rejected) == ["6<|im_end|>"]
+        assert target_texts(smol, chosen) == ["It is 4, naturally. 👍🏽<|im_end|>"]
+        assert target_texts(smol, rejected) == ["6<|im_end|>"]
         prompt = encode_prompt(smol, example, "preference")
         assert chosen.ids[: len(prompt)] == rejected.ids[: len(prompt)] == prompt
-        assert reference(example, "preference") == SAY["content"]
+        assert reference_answer(example, "preference") == SAY["content"]
 
-    def test_is_learnt_in_the_last_turn_alone(self, smol):
+    def test_only_the_last_turn_is_a_target(self, smol):
         earlier = {"prompt": [ASK, SAY, MORE], "chosen": [LAST], "rejected": [SAY]}
         for each in encode_example(smol, earlier, "preference"):
-            assert len(learnt(smol, each)) == 1
+            assert len(target_texts(smol, each)) == 1
 
-    def test_is_taken_at_marks(self, smol):
+    def test_generation_marks_are_used(self, smol):
         smol.chat_template = MARKED
-        pair = {"prompt": THOUGHT[:3], "chosen": [LAST], "rejected": [SAY]}
+        pair = {"prompt": REASONED[:3], "chosen": [LAST], "rejected": [SAY]}
         chosen, _ = encode_example(smol, pair, "preference")
-        assert learnt(smol, chosen) == ["6<|im_end|>"]
+        assert target_texts(smol, chosen) == ["6<|im_end|>"]
 
 
-class TestThePrompt:
+class TestServingPrompt:
     @pytest.mark.parametrize(
         "template", [None, CHATML, STRIPS_THINKING, MARKED, CLOSES, NO_END, CALLS]
     )
-    @pytest.mark.parametrize("messages", [TALK, TALK[1:], [ASK, SAY], THOUGHT])
-    def test_is_where_the_last_answer_begins(self, smol, template, messages):
+    @pytest.mark.parametrize("messages", [TALK, TALK[1:], [ASK, SAY], REASONED])
+    def test_ends_where_the_last_answer_begins(self, smol, template, messages):
         smol.chat_template = template or smol.chat_template
         example = {"messages": messages}
         *_, last = encode_example(smol, example, "instruction")
@@ -115,6 +119,6 @@ class TestThePrompt:
             assert encoded.ids[: len(prompt)] == prompt
             assert encoded.loss_mask == [0] * len(prompt) + [1] * (len(encoded.ids) - len(prompt))
 
-    def test_of_a_text_is_how_a_text_begins(self, smol, llama):
+    def test_of_a_text_is_what_the_tokenizer_adds_before_it(self, smol, llama):
         assert encode_prompt(smol, {"text": "Once"}, "completion") == []
         assert encode_prompt(llama, {"text": "Once"}, "completion") == [llama.bos_token_id]

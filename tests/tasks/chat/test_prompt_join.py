@@ -1,4 +1,4 @@
-"""Answers that the chat template does not show behind the prompt for them."""
+"""Answers that the chat template does not render after their prompt."""
 
 import pytest
 
@@ -6,30 +6,30 @@ from tasks.chat.encoder import encode_example, encode_prompt
 from tasks.contracts.errors import BadData, BadModel
 from tests.tasks.chat.conversations import (
     ASK,
-    BEGINS_THOUGHT,
     BESIDE,
     CALL,
     DROPS_SYSTEM,
     EACH,
-    HIDES_THOUGHT,
     LAST,
     MAY_THINK,
     MORE,
     MOVES_SYSTEM,
     MUST_THINK,
+    OPENS_REASONING,
     PROMPT,
+    REASONED,
+    REMOVES_REASONING,
     SAY,
     SIX,
     SYSTEM,
     TALK,
-    THOUGHT,
     TURN,
-    learnt,
-    segments,
+    masked_runs,
+    target_texts,
 )
 
-THOUGHTS = [*THOUGHT[:3], SIX]
-CLOSES_OWN = BEGINS_THOUGHT.replace(
+REASONED_TWICE = [*REASONED[:3], SIX]
+CLOSES_OWN = OPENS_REASONING.replace(
     "<think>\n{%",
     "<think>\n{% if enable_thinking is defined and not enable_thinking %}</think>{% endif %}{%",
 )
@@ -39,13 +39,13 @@ NEWLINE = "\n"
 
 @pytest.fixture
 def pieces(smol):
-    """The sequences of a conversation, each as what is given and what is learnt."""
+    """Encodes a conversation; returns each sequence as context and target text."""
 
     def encode(template, messages, tools=None):
         smol.chat_template = template
         example = {"messages": messages} | ({"tools": tools} if tools else {})
         parts = encode_example(smol, example, "instruction")
-        found = [segments(smol, part)[:2] for part in parts]
+        found = [masked_runs(smol, part)[:2] for part in parts]
         assert all([flag for flag, _ in pair] == [0, 1] for pair in found)
         return [(given, answer) for (_, given), (_, answer) in found]
 
@@ -54,7 +54,7 @@ def pieces(smol):
 
 @pytest.fixture
 def serving(smol):
-    """What a model is given to write the last answer."""
+    """Renders the prompt for the last answer, with transformers."""
 
     def prompt(messages):
         return smol.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
@@ -62,67 +62,68 @@ def serving(smol):
     return prompt
 
 
-class TestASystemMessageInTheUsersLastTurn:
-    def test_is_shown_before_each_answer_as_when_serving(self, pieces, serving):
+class TestSystemMessageInTheLastUserTurn:
+    def test_precedes_each_answer_as_at_serving_time(self, pieces, serving):
         assert pieces(MOVES_SYSTEM, TALK) == [
             ("[INST] Be brief.\n\nWhat is 2 + 2?[/INST]", f" {SAY['content']}<|im_end|>"),
             (serving(TALK), " 6<|im_end|>"),
         ]
         assert "[INST] Be brief.\n\nAnd 3 + 3 ?[/INST]" in serving(TALK)
 
-    def test_leaves_a_talk_without_one_in_one_piece(self, chat):
+    def test_a_conversation_without_one_stays_one_sequence(self, chat):
         assert chat(MOVES_SYSTEM, TALK[1:]) == [[f" {SAY['content']}<|im_end|>", " 6<|im_end|>"]]
 
-    def test_is_shown_before_a_tool_call_as_the_template_writes_it(self, pieces):
+    def test_precedes_a_tool_call_as_the_template_renders_it(self, pieces):
         [(given, answer)] = pieces(MOVES_SYSTEM, [SYSTEM, ASK, CALL])
         assert given.endswith("What is 2 + 2?[/INST]")
         assert answer.startswith(' CALLS {"name": "add", ')
         assert answer.endswith("}<|im_end|>")
 
-    def test_is_shown_to_both_sides_of_a_preference(self, smol):
+    def test_precedes_both_answers_of_a_preference(self, smol):
         smol.chat_template = MOVES_SYSTEM
         example = {"prompt": TALK[:-1], "chosen": [LAST], "rejected": [SAY]}
         sides = encode_example(smol, example, "preference")
         prompt = encode_prompt(smol, example, "preference")
         assert [side.ids[: len(prompt)] for side in sides] == [prompt, prompt]
         assert "Be brief." in smol.decode(prompt)
-        assert [learnt(smol, side) for side in sides] == [
+        assert [target_texts(smol, side) for side in sides] == [
             [" 6<|im_end|>"],
             [f" {SAY['content']}<|im_end|>"],
         ]
 
-    def test_is_refused_where_it_is_dropped_for_good(self, chat):
-        with pytest.raises(BadModel, match="does not show what the system says"):
+    def test_is_refused_if_the_template_drops_it(self, chat):
+        with pytest.raises(BadModel, match="leaves out the system message's content"):
             chat(
-                DROPS_SYSTEM.replace("{{ c }}", "{{ c.split('</think>')[-1] }}"), [SYSTEM, *THOUGHT]
+                DROPS_SYSTEM.replace("{{ c }}", "{{ c.split('</think>')[-1] }}"),
+                [SYSTEM, *REASONED],
             )
 
 
-class TestAPromptThatBeginsTheThought:
-    def test_goes_on_with_the_thought_and_not_with_its_tag(self, pieces, serving):
-        first, second = pieces(BEGINS_THOUGHT, THOUGHTS)
+class TestPromptThatOpensTheReasoning:
+    def test_the_opening_tag_is_not_repeated(self, pieces, serving):
+        first, second = pieces(OPENS_REASONING, REASONED_TWICE)
         assert first[1] == "two twos</think>\n\nFour.<|im_end|>"
-        assert second == (serving(THOUGHTS), "three twos\n</think>\n\nSix.<|im_end|>")
+        assert second == (serving(REASONED_TWICE), "three twos\n</think>\n\nSix.<|im_end|>")
         assert second[0].endswith("<|im_start|>assistant\n<think>\n")
         assert "two twos" not in second[0]
 
-    def test_may_lack_the_tag_in_the_data(self, pieces):
+    def test_the_data_may_lack_the_opening_tag(self, pieces):
         bare = {"role": "assistant", "content": "three twos\n</think>\n\nSix."}
-        assert pieces(BEGINS_THOUGHT, [ASK, bare]) == pieces(BEGINS_THOUGHT, [ASK, SIX])
+        assert pieces(OPENS_REASONING, [ASK, bare]) == pieces(OPENS_REASONING, [ASK, SIX])
 
-    def test_goes_on_with_a_thought_that_lies_beside_the_answer(self, pieces):
-        assert pieces(BEGINS_THOUGHT, [ASK, BESIDE]) == pieces(BEGINS_THOUGHT, [ASK, SIX])
+    def test_reasoning_content_is_joined(self, pieces):
+        assert pieces(OPENS_REASONING, [ASK, BESIDE]) == pieces(OPENS_REASONING, [ASK, SIX])
 
-    def test_has_an_empty_thought_where_there_is_none(self, pieces, serving):
-        """Else the answer would be learnt as a thought."""
-        assert pieces(BEGINS_THOUGHT, TALK)[1] == (serving(TALK), "</think>\n\n6<|im_end|>")
+    def test_the_reasoning_is_closed_if_the_answer_has_none(self, pieces, serving):
+        """Otherwise the answer would be trained as reasoning."""
+        assert pieces(OPENS_REASONING, TALK)[1] == (serving(TALK), "</think>\n\n6<|im_end|>")
 
-    def test_has_an_empty_thought_for_words_about_thoughts(self, pieces):
+    def test_tags_inside_an_answer_are_not_reasoning(self, pieces):
         about = {"role": "assistant", "content": "It goes into <think> and </think>."}
-        [(_, answer)] = pieces(BEGINS_THOUGHT.replace("[-1]", "[0]"), [ASK, about | SAY])
+        [(_, answer)] = pieces(OPENS_REASONING.replace("[-1]", "[0]"), [ASK, about | SAY])
         assert answer == f"</think>\n\n{SAY['content']}<|im_end|>"
 
-    def test_is_closed_as_the_template_does_it_with_thinking_off(self, pieces, smol):
+    def test_the_reasoning_is_closed_as_the_template_does_with_thinking_off(self, pieces, smol):
         [(given, answer)] = pieces(CLOSES_OWN, [ASK, LAST])
         off = smol.apply_chat_template(
             [ASK], tokenize=False, add_generation_prompt=True, enable_thinking=False
@@ -133,66 +134,66 @@ class TestAPromptThatBeginsTheThought:
     @pytest.mark.parametrize(
         ("opening", "closing"), [("<thought>", "</thought>"), ("[THINK]", "[/THINK]")]
     )
-    def test_may_have_other_tags(self, pieces, opening, closing):
-        template = BEGINS_THOUGHT.replace("<think>\n", opening).replace("</think>", closing)
+    def test_other_tags_are_recognised(self, pieces, opening, closing):
+        template = OPENS_REASONING.replace("<think>\n", opening).replace("</think>", closing)
         said = {"role": "assistant", "content": f"{opening}twos{closing}Six."}
         assert pieces(template, [ASK, said])[0][1] == f"twos{closing}Six.<|im_end|>"
         assert pieces(template, [ASK, LAST])[0][1] == f"\n{closing}\n\n6<|im_end|>"
 
-    def test_is_refused_for_a_thought_without_an_answer(self, chat):
+    def test_reasoning_without_an_answer_is_refused(self, chat):
         for content in ("<think>two twos", "<think>two twos</think>\n"):
-            with pytest.raises(BadData, match="an answer that is a thought alone"):
-                chat(BEGINS_THOUGHT, [ASK, {"role": "assistant", "content": content}])
+            with pytest.raises(BadData, match="an assistant turn with reasoning but no answer"):
+                chat(OPENS_REASONING, [ASK, {"role": "assistant", "content": content}])
 
-    def test_is_refused_for_a_tool_call(self, chat):
-        template = BEGINS_THOUGHT.replace("{{ c }}", "{{ c }}{{ m.tool_calls }}")
-        with pytest.raises(BadModel, match="does not begin the answer"):
+    def test_a_tool_call_is_refused(self, chat):
+        template = OPENS_REASONING.replace("{{ c }}", "{{ c }}{{ m.tool_calls }}")
+        with pytest.raises(BadModel, match="is not the beginning of the answer"):
             chat(template, [ASK, CALL | {"content": ""}])
 
-    def test_of_a_preference_shows_earlier_thoughts_to_nobody(self, smol):
-        smol.chat_template = BEGINS_THOUGHT
-        example = {"prompt": THOUGHTS[:3], "chosen": [SIX], "rejected": [LAST]}
+    def test_a_preference_leaves_earlier_reasoning_out(self, smol):
+        smol.chat_template = OPENS_REASONING
+        example = {"prompt": REASONED_TWICE[:3], "chosen": [SIX], "rejected": [LAST]}
         chosen, rejected = encode_example(smol, example, "preference")
-        assert learnt(smol, chosen) == ["three twos\n</think>\n\nSix.<|im_end|>"]
-        assert learnt(smol, rejected) == ["</think>\n\n6<|im_end|>"]
+        assert target_texts(smol, chosen) == ["three twos\n</think>\n\nSix.<|im_end|>"]
+        assert target_texts(smol, rejected) == ["</think>\n\n6<|im_end|>"]
         assert "two twos" not in smol.decode(chosen.ids)
 
 
-class TestATemplateThatHidesTheThought:
-    def test_has_it_learnt_all_the_same(self, pieces, serving):
-        first, second = pieces(HIDES_THOUGHT, THOUGHTS)
+class TestTemplateThatRemovesReasoning:
+    def test_the_reasoning_is_a_target(self, pieces, serving):
+        first, second = pieces(REMOVES_REASONING, REASONED_TWICE)
         assert first[1] == "<think>two twos</think>\n\nFour.<|im_end|>"
-        assert second == (serving(THOUGHTS), f"{SIX['content']}<|im_end|>")
+        assert second == (serving(REASONED_TWICE), f"{SIX['content']}<|im_end|>")
 
-    def test_has_one_beside_the_answer_learnt_between_its_tags(self, pieces):
-        assert pieces(HIDES_THOUGHT, [ASK, BESIDE]) == pieces(HIDES_THOUGHT, [ASK, SIX])
+    def test_reasoning_content_is_a_target_between_the_tags(self, pieces):
+        assert pieces(REMOVES_REASONING, [ASK, BESIDE]) == pieces(REMOVES_REASONING, [ASK, SIX])
 
-    def test_adds_no_thought_where_there_is_none(self, chat):
-        assert len(chat(HIDES_THOUGHT, TALK)) == 1
+    def test_no_reasoning_is_added(self, chat):
+        assert len(chat(REMOVES_REASONING, TALK)) == 1
 
-    def test_is_refused_where_it_hides_what_is_said(self, chat):
-        with pytest.raises(BadModel, match="does not show what the assistant says"):
-            chat(HIDES_THOUGHT.replace("[-1]", "[0]"), THOUGHTS)
+    def test_is_refused_if_it_removes_the_answer(self, chat):
+        with pytest.raises(BadModel, match="leaves out the assistant message's content"):
+            chat(REMOVES_REASONING.replace("[-1]", "[0]"), REASONED_TWICE)
 
 
-class TestATemplateThatShowsThoughtsWhenTheyAreNew:
-    """These need no joining: what is learnt is what the template writes."""
+class TestTemplateThatRendersReasoningInTheLastTurn:
+    """These need no joining: the target is what the template renders."""
 
     @pytest.mark.parametrize(("template", "begun"), [(MAY_THINK, ""), (MUST_THINK, "<think>\n")])
     @pytest.mark.parametrize("last", [SIX, BESIDE])
-    def test_has_them_learnt(self, pieces, template, begun, last):
-        first, second = pieces(template, [*THOUGHT[:3], last])
+    def test_the_reasoning_is_a_target(self, pieces, template, begun, last):
+        first, second = pieces(template, [*REASONED[:3], last])
         assert begun + first[1] == "<think>\ntwo twos\n</think>\n\nFour.<|im_end|>"
         assert begun + second[1] == "<think>\nthree twos\n</think>\n\nSix.<|im_end|>"
         assert "two twos" not in second[0]
 
     @pytest.mark.parametrize(("template", "begun"), [(MAY_THINK, ""), (MUST_THINK, "<think>\n")])
-    def test_has_its_empty_thought_learnt(self, pieces, template, begun):
+    def test_its_empty_reasoning_is_a_target(self, pieces, template, begun):
         [(_, answer)] = pieces(template, [ASK, LAST])
         assert begun + answer == f"<think>\n{'' if begun else NEWLINE}</think>\n\n6<|im_end|>"
 
-    def test_has_no_token_across_the_border_to_the_prompt(self, smol):
-        """Two line breaks are one token: the prompt would never be seen as it is."""
+    def test_no_token_crosses_the_end_of_the_prompt(self, smol):
+        """Two line breaks are one token: training would not see the prompt as it is served."""
         smol.chat_template = MUST_THINK
         [encoded] = encode_example(smol, {"messages": [ASK, LAST]}, "instruction")
         prompt = encode_prompt(smol, {"messages": [ASK, LAST]}, "instruction")
@@ -201,20 +202,22 @@ class TestATemplateThatShowsThoughtsWhenTheyAreNew:
         assert encoded.ids[: len(prompt)] == prompt
 
 
-class TestAPromptThatBeginsTheAnswerOtherwise:
-    def test_goes_on_with_an_answer_that_begins_so(self, pieces, serving):
+class TestPromptThatPrefillsTheAnswer:
+    def test_an_answer_that_begins_this_way_is_continued(self, pieces, serving):
         messages = [ASK, {"role": "assistant", "content": "Sure:  four."}]
         assert pieces(PREFILLED, messages) == [(serving(messages), "four.<|im_end|>")]
 
-    def test_is_refused_for_another_answer(self, chat):
-        with pytest.raises(BadModel, match="does not begin the answer as it shows it"):
+    def test_another_answer_is_refused(self, chat):
+        with pytest.raises(BadModel, match="is not the beginning of the answer"):
             chat(PREFILLED, [ASK, LAST, MORE, SAY])
 
 
-class TestTheServingPrompt:
-    @pytest.mark.parametrize("template", [MOVES_SYSTEM, BEGINS_THOUGHT, CLOSES_OWN, MAY_THINK])
-    @pytest.mark.parametrize("messages", [TALK, TALK[1:], THOUGHTS, [SYSTEM, *THOUGHTS]])
-    def test_begins_the_last_sequence(self, smol, template, messages):
+class TestServingPrompt:
+    @pytest.mark.parametrize("template", [MOVES_SYSTEM, OPENS_REASONING, CLOSES_OWN, MAY_THINK])
+    @pytest.mark.parametrize(
+        "messages", [TALK, TALK[1:], REASONED_TWICE, [SYSTEM, *REASONED_TWICE]]
+    )
+    def test_is_the_beginning_of_the_last_sequence(self, smol, template, messages):
         smol.chat_template = template
         *_, last = encode_example(smol, {"messages": messages}, "instruction")
         text = smol.decode(encode_prompt(smol, {"messages": messages}, "instruction"))

@@ -1,19 +1,19 @@
-"""What of an answer is thought, and what is said."""
+"""Reasoning is split from the answer."""
 
 import pytest
 
-from tasks.chat.encoder import spoken, text_of
-from tasks.chat.reasoning import Tags, split_thought, tags_known, tags_opened
+from tasks.chat.encoder import decode_answer, strip_reasoning
+from tasks.chat.reasoning import ReasoningTags, split_reasoning, tags_handled_by, tags_opened_by
 from tests.tasks.chat.conversations import (
     ASK,
-    BEGINS_THOUGHT,
-    HIDES_THOUGHT,
     LAST,
     MAY_THINK,
     MUST_THINK,
+    OPENS_REASONING,
+    REMOVES_REASONING,
 )
 
-THINK = Tags("<think>", "</think>")
+THINK = ReasoningTags("<think>", "</think>")
 EXAMPLE = {"messages": [ASK, LAST]}
 
 
@@ -22,25 +22,25 @@ class TestTags:
         ("prompt", "tags"),
         [
             ("<|assistant|><think>\n", THINK),
-            ("assistant\n<deep-thought>", Tags("<deep-thought>", "</deep-thought>")),
-            ("[/INST][THINK]", Tags("[THINK]", "[/THINK]")),
+            ("assistant\n<deep-thought>", ReasoningTags("<deep-thought>", "</deep-thought>")),
+            ("[/INST][THINK]", ReasoningTags("[THINK]", "[/THINK]")),
             ("[INST] Hello[/INST]", None),
             ("<think></think>", None),
             ("<|im_start|>assistant\n", None),
             ("<|assistant|>", None),
         ],
     )
-    def test_are_opened_at_the_end_of_a_prompt(self, prompt, tags):
-        assert tags_opened(prompt) == tags
+    def test_are_found_at_the_end_of_a_prompt(self, prompt, tags):
+        assert tags_opened_by(prompt) == tags
 
-    def test_are_known_by_what_a_template_handles(self):
-        assert tags_known(MAY_THINK) == THINK
-        assert tags_known("{{ messages }}") is None
+    def test_are_found_in_the_source_of_a_template(self):
+        assert tags_handled_by(MAY_THINK) == THINK
+        assert tags_handled_by("{{ messages }}") is None
 
 
-class TestAThought:
+class TestSplit:
     @pytest.mark.parametrize(
-        ("text", "begun", "parts"),
+        ("text", "in_reasoning", "parts"),
         [
             ("<think>\ntwo\n</think>\n\nFour.", False, ("two", "\n\nFour.")),
             ("two</think>Four.", False, ("two", "Four.")),
@@ -51,52 +51,52 @@ class TestAThought:
             ("Between <think> and </think>.", False, ("", "Between <think> and </think>.")),
         ],
     )
-    def test_stands_before_what_is_said(self, text, begun, parts):
-        assert split_thought(text, THINK, begun=begun) == parts
+    def test_reasoning_precedes_the_answer(self, text, in_reasoning, parts):
+        assert split_reasoning(text, THINK, in_reasoning=in_reasoning) == parts
 
-    def test_is_none_where_nobody_thinks(self):
-        assert split_thought("<think>two</think>Four.", None) == ("", "<think>two</think>Four.")
+    def test_a_model_without_tags_has_no_reasoning(self):
+        assert split_reasoning("<think>two</think>Four.", None) == ("", "<think>two</think>Four.")
 
 
-class TestWhatIsSpoken:
+class TestStrippedAnswer:
     @pytest.mark.parametrize(
         ("template", "text", "said"),
         [
-            (BEGINS_THOUGHT, "two</think>\n\nFour.", "Four."),
+            (OPENS_REASONING, "two</think>\n\nFour.", "Four."),
             (MUST_THINK, "two</think>\n\nFour.", "Four."),
-            (BEGINS_THOUGHT, "two, and two", ""),
+            (OPENS_REASONING, "two, and two", ""),
             (MUST_THINK, "two, and two", ""),
             (MAY_THINK, "<think>\n\n</think>\n\nFour.", "Four."),
             (MAY_THINK, "<think>\ntwo, and", ""),
             (MAY_THINK, "Four.", "Four."),
-            (HIDES_THOUGHT, "<think>two</think>Four.", "Four."),
+            (REMOVES_REASONING, "<think>two</think>Four.", "Four."),
             (None, "<think>two</think>Four.", "<think>two</think>Four."),
         ],
     )
-    def test_is_behind_the_thought_that_was_written(self, smol, template, text, said):
+    def test_of_a_generated_text_follows_the_reasoning(self, smol, template, text, said):
         smol.chat_template = template or smol.chat_template
-        assert spoken(smol, EXAMPLE, "instruction", text, written=True) == said
+        assert strip_reasoning(smol, EXAMPLE, "instruction", text, generated=True) == said
 
-    def test_is_all_of_a_known_answer_without_a_thought(self, smol):
-        smol.chat_template = BEGINS_THOUGHT
-        assert spoken(smol, EXAMPLE, "instruction", "Four.", written=False) == "Four."
+    def test_of_a_given_answer_without_reasoning_is_all_of_it(self, smol):
+        smol.chat_template = OPENS_REASONING
+        assert strip_reasoning(smol, EXAMPLE, "instruction", "Four.", generated=False) == "Four."
 
-    def test_is_all_of_a_text(self, smol):
-        smol.chat_template = BEGINS_THOUGHT
+    def test_of_a_completion_is_all_of_it(self, smol):
+        smol.chat_template = OPENS_REASONING
         text = "two</think>Four."
-        assert spoken(smol, {"text": "x"}, "completion", text, written=True) == text
+        assert strip_reasoning(smol, {"text": "x"}, "completion", text, generated=True) == text
 
 
-class TestTheTextOfAnAnswer:
-    def test_keeps_special_tokens_that_a_thought_stands_between(self, smol):
+class TestDecodedAnswer:
+    def test_keeps_reasoning_tags_that_are_special_tokens(self, smol):
         smol.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]", "[IMG]"]})
-        smol.chat_template = HIDES_THOUGHT.replace("</think>", "[/THINK]")
+        smol.chat_template = REMOVES_REASONING.replace("</think>", "[/THINK]")
         ids = smol.encode("[THINK]two[/THINK]Four.[IMG]<|im_end|>")
-        text = text_of(smol, EXAMPLE, "instruction", ids)
+        text = decode_answer(smol, EXAMPLE, "instruction", ids)
         assert text == "[THINK]two[/THINK]Four."
-        assert spoken(smol, EXAMPLE, "instruction", text, written=True) == "Four."
+        assert strip_reasoning(smol, EXAMPLE, "instruction", text, generated=True) == "Four."
 
     @pytest.mark.parametrize("task", ["instruction", "completion"])
-    def test_has_none_where_nobody_thinks(self, smol, task):
+    def test_has_no_special_tokens_without_reasoning(self, smol, task):
         ids = [*smol.encode("Four<b>.<|im_end|>\n"), smol.unk_token_id]
-        assert text_of(smol, EXAMPLE, task, ids) == "Four<b>."
+        assert decode_answer(smol, EXAMPLE, task, ids) == "Four<b>."

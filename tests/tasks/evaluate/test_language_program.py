@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tasks.chat import encoder
-from tasks.chat.stop_tokens import end_tokens, training_tokenizer
+from tasks.chat.stop_tokens import stop_token_ids, training_tokenizer
 from tasks.contracts.errors import BadModel, BadRecipe
 from tasks.evaluate import answer_metrics, language_program
-from tests.tasks.chat.conversations import HIDES_THOUGHT, MUST_THINK
+from tests.tasks.chat.conversations import MUST_THINK, REMOVES_REASONING
 from tests.tasks.conftest import Notes
 
 TOPICS = ("rivers", "the old town", "bread", "a very long and winding road to the sea", "tea")
@@ -139,7 +139,7 @@ def answers_by_hand(folder, rows, task, tokens):
     """Greedy answers, one prompt at a time, without keys and values of what was read."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = training_tokenizer(folder)
-    ends = end_tokens(tokenizer, model.generation_config)
+    ends = stop_token_ids(tokenizer, model.generation_config)
     found = {}
     for number, example in rows:
         prompt = encoder.encode_prompt(tokenizer, example, task)
@@ -168,7 +168,7 @@ def sharpened(tiny_lm, tmp_path):
     # The end comes about every twentieth token.
     tokenizer = training_tokenizer(folder)
     embedding = weights["model.embed_tokens.weight"]
-    embedding[end_tokens(tokenizer)[-1]] *= 3
+    embedding[stop_token_ids(tokenizer)[-1]] *= 3
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
@@ -288,7 +288,7 @@ class TestAnswers:
 
         thought = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nA river."}
         rows = [(number, {"messages": [question, thought]}) for number, question in QUESTIONS]
-        table = asked(HIDES_THOUGHT)
+        table = asked(REMOVES_REASONING)
         assert set(table["reference"].to_pylist()) == {"A river."}
         assert table["said"].to_pylist() == table["generated"].to_pylist()
         assert table["token_f1"].to_pylist() == [

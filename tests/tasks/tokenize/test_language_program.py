@@ -188,7 +188,7 @@ class TestALongExample:
 
 
 class TestSamples:
-    def test_show_what_is_learnt_of_the_rows_with_the_smallest_hashes(self, tokenize):
+    def test_mark_targets_of_the_rows_with_the_smallest_hashes(self, tokenize):
         examples = [{"prompt": f"{number} and", "completion": " more"} for number in range(40)]
         shown = json.loads((tokenize(examples, "completion") / "samples.json").read_bytes())
         assert [each["row"] for each in shown][:4] == [0, 29, 15, 1]
@@ -212,17 +212,17 @@ class TestSamples:
 
 
 class TestABadRow:
-    def test_in_which_nothing_is_learnt_is_named(self, tokenize):
+    def test_without_target_tokens_is_named(self, tokenize):
         examples = [{"text": "Fine."}] * 700 + [{"text": ""}]
         with pytest.raises(BadData, match="without target tokens") as caught:
             tokenize(examples, "completion")
         assert caught.value.where == "data, row 700 of shard 555555555555: 'input 700'"
 
     def test_without_an_answer_is_named(self, tokenize):
-        with pytest.raises(BadData, match=r"row 1 of shard.*without the assistant"):
+        with pytest.raises(BadData, match=r"row 1 of shard.*without an assistant turn"):
             tokenize([{"messages": SHORT}, {"messages": SHORT[:1]}])
 
-    def test_that_the_template_cannot_show_is_named(self, tokenize):
+    def test_that_the_template_cannot_render_is_named(self, tokenize):
         call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
         with pytest.raises(BadModel, match=r"a tool call.*in row 1 of shard"):
             tokenize([{"messages": SHORT}, {"messages": [SHORT[0], call]}])
