@@ -1,4 +1,4 @@
-"""Retrain: load → examine → tokenize → finetune → evaluate → gate → publish → announce.
+"""Retrain: load → inspect → tokenize → finetune → evaluate → gate → publish → announce.
 
 Start it with `burnish retrain RECIPE`, or from the Prefect UI.
 A run ends as *Released*, *Up to date*, *Rejected*, or failed under the name of its cause.
@@ -15,19 +15,21 @@ from prefect.runtime import deployment
 from prefect.runtime import flow_run as this_run
 from prefect.states import Completed, Failed, State
 
+from flows import stage_inputs
 from flows.score import score_and_decide
 from flows.train import train
-from tasks.contracts.candidate import Candidate
 from tasks.contracts.errors import BaselineMoved, BurnishError, CodeFailed, DamagedArtifact
 from tasks.contracts.recipe import Recipe
+from tasks.contracts.recipe_release import PublishRecipe
 from tasks.contracts.release import LogEntry
-from tasks.evaluate.benchmark_step import check_benchmarks
+from tasks.evaluate.benchmark_step import BenchmarkTasks, check_benchmarks
 from tasks.evaluate.llm_judge_client import api_key
 from tasks.release import deployment_log
 from tasks.release.announce import announce, deliver
+from tasks.release.inputs import ReleaseInputs
 from tasks.release.publish import finish, missing_targets, open_targets, publish, publish_missing
 from tasks.report.markdown import release_facts, verdict_markdown
-from tasks.report.run_report import RunReport, close_report
+from tasks.report.run_report import RunReport, Section, close_report
 from tasks.runtime.context import RunContext
 from tasks.storage.store import Store, default_store, open_store
 
@@ -71,7 +73,8 @@ def close_report_of_ended_run(flow: Flow, flow_run: FlowRun, state: State) -> No
     """
     recipe = Recipe.model_validate(flow_run.parameters["recipe"])
     store = open_store(recipe.store or default_store())
-    newest = deployment_log.head(store, recipe.name, recipe.announce.channel)
+    channel = recipe.announce.channel
+    newest = deployment_log.head(store, recipe.name, channel)
     visible = "Nothing was published."
     if newest and newest.kind == "revealing":
         visible = (
@@ -84,7 +87,7 @@ def close_report_of_ended_run(flow: Flow, flow_run: FlowRun, state: State) -> No
         flow_run.id,
         state.name or "Ended",
         f"- **Cause:** {state.message or 'the process ended without a word'}\n"
-        f"- **Visible to consumers:** {visible} Deployed: {serving(recipe, store)}.\n"
+        f"- **Visible to consumers:** {visible} Deployed: {serving(recipe.name, channel, store)}.\n"
         "- **Next:** press Retry on the run's page, or run "
         f"`prefect flow-run retry {flow_run.id}`. What was finished is not done again.",
     )
@@ -118,7 +121,7 @@ def retrain(recipe: Recipe, refresh: Refresh = "nothing") -> State:
         refresh=STEPS[STEPS.index(refresh) :] if refresh != "nothing" else (),
     )
     try:
-        report.serving = serving(recipe, open_store(context.store))
+        report.serving = serving(recipe.name, recipe.announce.channel, open_store(context.store))
         return run_to_verdict(recipe, context, report)
     except BurnishError as error:
         report.fail(error)
@@ -135,12 +138,12 @@ def retrain(recipe: Recipe, refresh: Refresh = "nothing") -> State:
         raise
 
 
-def serving(recipe: Recipe, store: Store) -> str:
+def serving(name: str, channel: str, store: Store) -> str:
     """What consumers are served now, in words."""
-    entry = deployment_log.deployed(store, recipe.name, recipe.announce.channel)
+    entry = deployment_log.deployed(store, name, channel)
     if entry is None:
         return "nothing is deployed yet"
-    return f"version {entry.release.version} on {recipe.announce.channel}"
+    return f"version {entry.release.version} on {channel}"
 
 
 def run_to_verdict(recipe: Recipe, context: RunContext, report: RunReport) -> State:
@@ -167,35 +170,47 @@ def run_to_verdict(recipe: Recipe, context: RunContext, report: RunReport) -> St
 
 def run_once(recipe: Recipe, context: RunContext, report: RunReport) -> State:
     """One pass from the sources to the end of the run."""
-    store = open_store(context.store)
-    report.status("Checking that every target can be written.")
-    for target in open_targets(recipe):
-        target.check_access()
-    api_key(recipe.evaluation.llm_judge)
-    if recipe.evaluation.benchmarks:
-        report.status("Looking for the harness's tasks.")
-    check_benchmarks(recipe, context)
-
-    finish_abandoned(recipe, context, report)
+    store, channel = open_store(context.store), recipe.announce.channel
+    benchmarks = check_access(recipe, context, report)
+    finish_interrupted(recipe.name, channel, context, report)
 
     trained = train(recipe, context, report)
-    newest = deployment_log.head(store, recipe.name, recipe.announce.channel)
-    deployed = deployment_log.deployed(store, recipe.name, recipe.announce.channel)
+    newest = deployment_log.head(store, recipe.name, channel)
+    deployed = deployment_log.deployed(store, recipe.name, channel)
     if deployed and deployed.release.digest == trained.finetuned.artifact.digest:
-        return up_to_date(deployed, recipe, context, report)
+        return up_to_date(deployed, recipe.publish, context, report)
 
     report.status("Scoring candidate and baseline on the test examples.")
-    candidate = score_and_decide(recipe, trained, deployed, context, report)
+    candidate = score_and_decide(recipe, trained, deployed, benchmarks, context, report)
     verdict = candidate.gate_result.verdict
     if verdict.outcome == "rejected":
         report.end("Rejected", verdict.summary)
         return Completed(name="Rejected", message=verdict.summary, data=report.text())
-    return release(candidate, newest.number if newest else 0, context, report)
+    log_number = newest.number if newest else 0
+    return release(stage_inputs.release_inputs(recipe, candidate, log_number), context, report)
 
 
-def finish_abandoned(recipe: Recipe, context: RunContext, report: RunReport) -> None:
-    """Finish what an earlier run had begun to reveal: it passed its gate, and may be visible."""
-    claim = deployment_log.head(open_store(context.store), recipe.name, recipe.announce.channel)
+def check_access(recipe: Recipe, context: RunContext, report: RunReport) -> BenchmarkTasks | None:
+    """Check that targets, LLM judge and benchmarks can be used, before anything is computed.
+
+    Returns:
+        The benchmarks; None if the recipe names none.
+    """
+    report.status("Checking that every target can be written.")
+    for target in open_targets(recipe.publish):
+        target.check_access()
+    api_key(recipe.evaluation.llm_judge)
+    benchmarks = stage_inputs.benchmark_tasks(recipe)
+    if benchmarks:
+        report.status("Checking the benchmarks.")
+        check_benchmarks(benchmarks, context)
+    return benchmarks
+
+
+def finish_interrupted(name: str, channel: str, context: RunContext, report: RunReport) -> None:
+    """Finish a release that an earlier run had begun to reveal: it passed its gate, and may be
+    visible."""
+    claim = deployment_log.head(open_store(context.store), name, channel)
     if claim is None or claim.kind != "revealing":
         return
     version = claim.release.version
@@ -212,17 +227,18 @@ def finish_abandoned(recipe: Recipe, context: RunContext, report: RunReport) -> 
         report.add_fact("not finished", f"version {version} of run {claim.run}: {error}")
 
 
-def release(candidate: Candidate, seen: int, context: RunContext, report: RunReport) -> State:
+def release(inputs: ReleaseInputs, context: RunContext, report: RunReport) -> State:
     """Publish and announce a promoted candidate."""
     report.status("Publishing.")
     report.visible = (
         "Files of the new version may lie at some targets; the log does not announce it yet, and "
         "the next run finishes or supersedes it."
     )
-    entry = announce(publish(candidate, seen, context), context)
+    entry = announce(publish(inputs, context), context)
     published = entry.release
     report.visible = f"Version {published.version} is released and announced."
-    report.section("Published", "\n".join(f"- {name}: {at}" for name, at in release_facts(entry)))
+    facts = "\n".join(f"- {name}: {value}" for name, value in release_facts(entry))
+    report.section(Section.PUBLISHED, facts)
     for name, value in release_facts(entry):
         report.add_fact(name, value)
     sentence = f"Version {published.version} is deployed on {published.channel}."
@@ -230,17 +246,20 @@ def release(candidate: Candidate, seen: int, context: RunContext, report: RunRep
     return Completed(name="Released", message=sentence, data=report.text())
 
 
-def up_to_date(deployed: LogEntry, recipe: Recipe, context: RunContext, report: RunReport) -> State:
-    """The candidate is what is deployed: nothing to judge, only what may still be owed."""
-    if missing_targets(deployed.release, recipe):
+def up_to_date(
+    deployed: LogEntry, settings: PublishRecipe, context: RunContext, report: RunReport
+) -> State:
+    """End a run whose candidate is already deployed: only what is still missing at a target or
+    undelivered is done."""
+    if missing_targets(deployed.release, settings):
         report.status("Publishing the deployed release where it is missing.")
-        for publication in publish_missing(deployed, recipe, context):
+        for publication in publish_missing(deployed, settings, context):
             report.add_fact("added", publication.uri)
     if deliver(deployed, context):
         report.add_fact("delivered", "the event that an earlier run still owed")
     verdict = deployed.event.data.verdict
     report.visible = f"Version {deployed.release.version} stays deployed."
-    report.section("Gate", verdict_markdown(verdict))
+    report.section(Section.GATE, verdict_markdown(verdict))
     report.add_fact("verdict", f"of {deployed.at}: {verdict.summary}")
     for name, value in release_facts(deployed):
         report.add_fact(name, value)

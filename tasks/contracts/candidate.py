@@ -1,11 +1,10 @@
-"""What a run has made on its way to a release."""
+"""What a run has produced so far, on its way to a release."""
 
 from __future__ import annotations
 
 from tasks.contracts.artifacts import Source
 from tasks.contracts.base import Contract
 from tasks.contracts.plan import Plan
-from tasks.contracts.recipe import Recipe
 from tasks.contracts.recipe_data import Task
 from tasks.contracts.results import (
     Benchmarked,
@@ -21,7 +20,7 @@ from tasks.contracts.verdict import GateResult
 
 
 class GuardSet(Contract):
-    """Texts that must not be forgotten, ready to be scored.
+    """Texts that the model must not forget, ready to be scored.
 
     Attributes:
         loaded: Its rows, all of them test examples.
@@ -34,24 +33,30 @@ class GuardSet(Contract):
     source: Source
 
 
-class Trained(Contract):
-    """What the first half of a run has made: from the sources to a trained model.
+class Prepared(Contract):
+    """What training starts from. None of it needs a GPU.
 
     Attributes:
-        model: The base model, as it was trained on: of a GGUF file, what was unpacked of it.
-        converted: That it was; None where it need not be.
+        data: The data's source, resolved.
+        model: The base model as it is trained on: for a GGUF file, what it was converted to.
+        guard: The guard set; None if the recipe names none.
+        converted: The conversion; None if the base model is no GGUF file.
     """
 
-    recipe: Recipe
     data: Source
     model: Source
-    plan: Plan
     loaded: Loaded
     inspected: Inspected
     tokenized: Tokenized
-    finetuned: Finetuned
     guard: GuardSet | None = None
     converted: ConvertedGguf | None = None
+
+
+class Trained(Prepared):
+    """What the first half of a run produces: from the sources to a trained model."""
+
+    plan: Plan
+    finetuned: Finetuned
 
 
 class Candidate(Trained):
@@ -59,9 +64,9 @@ class Candidate(Trained):
 
     Attributes:
         guard_scored, guard_baseline: Both models' scores on the guard set.
-        compared: What the recipe's judge said of their answers.
-        benchmarks, benchmark_baseline: What the harness said of each.
-        benchmark_folder: Where its task files came from.
+        compared: The LLM judge's comparison of their answers.
+        benchmarks, benchmark_baseline: Both models' benchmark results.
+        benchmark_folder: Source of the user's own benchmark tasks.
     """
 
     scored: Scored

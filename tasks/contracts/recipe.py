@@ -20,33 +20,8 @@ from tasks.contracts.base import Contract, digest_of
 from tasks.contracts.errors import BadRecipe
 from tasks.contracts.recipe_data import ROW_FORMATS, DataRecipe, Task
 from tasks.contracts.recipe_evaluation import GENERATED, METRICS, EvaluationRecipe, GateRecipe
+from tasks.contracts.recipe_release import NAME, AnnounceRecipe, PublishRecipe
 from tasks.contracts.recipe_training import LoraRecipe, ModelRecipe, PlanRecipe, TrainingRecipe
-
-NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
-
-
-class PublishRecipe(Contract):
-    """Where releases go."""
-
-    targets: tuple[str, ...] = Field(
-        (),
-        title="Targets",
-        description="Folders, s3://bucket/prefix, hf://owner/name. Empty: the store alone.",
-    )
-    private: bool = Field(
-        True, title="Private", description="Whether a Hub repository that is created is private."
-    )
-
-
-class AnnounceRecipe(Contract):
-    """Who is told of a release."""
-
-    channel: str = Field(
-        "production",
-        pattern=NAME,
-        title="Channel",
-        description="The log that the release is entered in: production, staging…",
-    )
 
 
 class Recipe(Contract):

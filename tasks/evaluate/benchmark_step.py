@@ -7,22 +7,31 @@ those that are trained.
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any
 
 import orjson
 
 from tasks.contracts.artifacts import Artifact, Source
 from tasks.contracts.base import Contract
 from tasks.contracts.errors import BadRecipe
-from tasks.contracts.recipe import Recipe
 from tasks.contracts.results import Benchmarked
-from tasks.evaluate.step import ScoreInputs
 from tasks.runtime.cache import step
 from tasks.runtime.context import RunContext
 from tasks.runtime.run_program import run_program
 from tasks.runtime.substep_cache import SubstepCache
-from tasks.storage.sources import fetch_folder, resolve
+from tasks.storage.sources import fetch_folder
 from tasks.storage.store import open_store
+
+
+class BenchmarkTasks(Contract):
+    """Tasks of lm-evaluation-harness.
+
+    Attributes:
+        names: Their names.
+        folder: The user's own task files; None if there are none.
+    """
+
+    names: tuple[str, ...]
+    folder: Source | None
 
 
 class BenchmarkInputs(Contract):
@@ -30,8 +39,7 @@ class BenchmarkInputs(Contract):
 
     Attributes:
         kind, model, base, tokenizer, quantization, device, batch_size: As `ScoreInputs` has them.
-        tasks: Names.
-        folder: With task files of one's own.
+        tasks: Which tasks are run.
         limit: Examples of each task; 0: all.
         chat: Whether prompts are put into the chat template.
     """
@@ -45,8 +53,7 @@ class BenchmarkInputs(Contract):
     quantization: str
     device: str
     batch_size: int
-    tasks: tuple[str, ...]
-    folder: Source | None
+    tasks: BenchmarkTasks
     limit: int
     chat: bool
 
@@ -68,7 +75,8 @@ def run_benchmarks(inputs: BenchmarkInputs, context: RunContext) -> Benchmarked:
     store = open_store(context.store)
     with store.scratch() as scratch:
         base = fetch_folder(inputs.base, scratch / "base") if inputs.base else None
-        folder = fetch_folder(inputs.folder, scratch / "tasks") if inputs.folder else None
+        own = inputs.tasks.folder
+        folder = fetch_folder(own, scratch / "tasks") if own else None
         job = {
             "model": str(store.open(inputs.model) if inputs.model else base),
             "base": str(base) if base else None,
@@ -77,7 +85,7 @@ def run_benchmarks(inputs: BenchmarkInputs, context: RunContext) -> Benchmarked:
             "tokenizer": str(store.open(inputs.tokenizer)) if inputs.tokenizer else None,
             "device": inputs.device,
             "batch_size": inputs.batch_size,
-            "tasks": list(inputs.tasks),
+            "tasks": list(inputs.tasks.names),
             "folder": str(folder.resolve()) if folder else None,
             "limit": inputs.limit,
             "chat": inputs.chat,
@@ -91,41 +99,13 @@ def run_benchmarks(inputs: BenchmarkInputs, context: RunContext) -> Benchmarked:
         return Benchmarked(artifact=store.put("benchmarks", out), **result)
 
 
-def benchmark_inputs(recipe: Recipe, scoring: ScoreInputs) -> BenchmarkInputs:
-    """What the recipe asks of a model.
-
-    Args:
-        recipe: With `evaluation.benchmarks`.
-        scoring: How the same model is scored.
-
-    Raises:
-        NotFound: `evaluation.benchmark_folder` does not exist.
-    """
-    asked = recipe.evaluation
-    loading: dict[str, Any] = {
-        name: getattr(scoring, name)
-        for name in ("kind", "model", "base", "tokenizer", "quantization", "device", "batch_size")
-    }
-    return BenchmarkInputs(
-        **loading,
-        tasks=asked.benchmarks,
-        folder=_folder(recipe),
-        limit=asked.benchmark_limit,
-        chat=recipe.task != "completion",
-    )
-
-
-def check_benchmarks(recipe: Recipe, context: RunContext) -> None:
-    """Refuse early what cannot be run. Tasks that were found once are not looked for again.
+def check_benchmarks(tasks: BenchmarkTasks, context: RunContext) -> None:
+    """Refuse tasks that cannot be run. Tasks that passed once are not checked again.
 
     Raises:
         BadRecipe: lm-evaluation-harness is not installed, or cannot load a task.
-        NotFound: `evaluation.benchmark_folder` does not exist, or a task's data are not on this
-            machine.
+        NotFound: A task's data are not on this machine.
     """
-    asked = recipe.evaluation
-    if not asked.benchmarks:
-        return
     if find_spec("lm_eval") is None:
         raise BadRecipe(
             "evaluation.benchmarks",
@@ -133,15 +113,7 @@ def check_benchmarks(recipe: Recipe, context: RunContext) -> None:
             "the package lm-eval",
             "run `pip install 'burnish[benchmarks]'`, or leave evaluation.benchmarks empty",
         )
-    _check_tasks(asked.benchmarks, _folder(recipe), context)
-
-
-def _folder(recipe: Recipe) -> Source | None:
-    named = recipe.evaluation.benchmark_folder
-    return resolve(named, "tasks") if named else None
-
-
-def _check_tasks(names: tuple[str, ...], source: Source | None, context: RunContext) -> None:
+    names, source = tasks.names, tasks.folder
     substeps = SubstepCache(
         "benchmark-tasks",
         "benchmarks",

@@ -7,10 +7,11 @@ could be for, until one fits: texts are completed, whatever has an answer is ans
 from __future__ import annotations
 
 from tasks.contracts.artifacts import Artifact
+from tasks.contracts.base import Contract
 from tasks.contracts.candidate import GuardSet
 from tasks.contracts.errors import BadData, BadRecipe, BurnishError, DamagedArtifact
-from tasks.contracts.recipe import Recipe
 from tasks.contracts.recipe_data import ROW_FORMATS, Task
+from tasks.contracts.recipe_evaluation import GuardRecipe
 from tasks.load.step import LoadInputs, load
 from tasks.runtime.context import RunContext
 from tasks.storage.sources import resolve
@@ -19,50 +20,57 @@ from tasks.storage.store import open_store
 WHERE = "evaluation.guard"
 
 
-def load_guard(recipe: Recipe, tokenizer: Artifact, context: RunContext) -> GuardSet | None:
-    """Read the recipe's guard set; None where it names none.
+class GuardInputs(Contract):
+    """Which texts the model must not forget.
 
-    Args:
-        recipe: With `evaluation.guard`.
-        tokenizer: The candidate's, which must have a chat template where texts are answers.
-        context: Where to work.
+    Attributes:
+        guard: The recipe's `evaluation.guard`.
+        task: What the model is trained for.
+        tokenizer: The candidate's, which must have a chat template if the texts are answers.
+    """
+
+    guard: GuardRecipe
+    task: Task
+    tokenizer: Artifact
+
+
+def load_guard(inputs: GuardInputs, context: RunContext) -> GuardSet:
+    """Read a guard set.
 
     Raises:
         BadData: No task fits its rows.
-        BadRecipe: Its rows are answers, and the tokenizer knows no chat.
+        BadRecipe: Its rows are answers, and the tokenizer has no chat template.
         NotFound, NoAccess, HubFailed, StorageFailed: It cannot be fetched.
     """
-    if not recipe.evaluation.guard.uri:
-        return None
     try:
-        found = _load(recipe, context)
+        found = _load(inputs, context)
     except DamagedArtifact:
         raise
     except BurnishError as error:
         raise _about_guard(error) from None
-    _check_chat(found, tokenizer, context)
+    _check_chat(found, inputs.tokenizer, context)
     return found
 
 
-def _load(recipe: Recipe, context: RunContext) -> GuardSet:
-    guard = recipe.evaluation.guard
+def _load(inputs: GuardInputs, context: RunContext) -> GuardSet:
+    guard = inputs.guard
     source = resolve(guard.uri, "data")
     problems: list[BurnishError] = []
-    for task in _tasks(recipe):
-        inputs = LoadInputs(data=guard.data, source=source, task=task, all_judge=True)
+    for task in _possible_tasks(guard, inputs.task):
+        load_inputs = LoadInputs(data=guard.data, source=source, task=task, all_judge=True)
         try:
-            return GuardSet(loaded=load.once(inputs, context), task=task, source=source)
+            return GuardSet(loaded=load.once(load_inputs, context), task=task, source=source)
         except (BadData, BadRecipe) as error:
             problems.append(error)
     raise problems[0]
 
 
-def _tasks(recipe: Recipe) -> list[Task]:
-    """What its rows may be for; what the recipe trains for comes first."""
-    form = recipe.evaluation.guard.row_format
+def _possible_tasks(guard: GuardRecipe, trained_for: Task) -> list[Task]:
+    """What its rows may be for, the task that the model is trained for first."""
     tasks: list[Task] = ["instruction", "completion"]
-    if recipe.task == "completion":
+    if trained_for == "completion":
         tasks.reverse()
+    form = guard.row_format
     return [task for task in tasks if form == "auto" or form in ROW_FORMATS[task]]
 
 

@@ -10,9 +10,11 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
+from tasks.contracts.base import Contract
 from tasks.contracts.forecast import Forecast
 from tasks.contracts.plan import Plan
-from tasks.contracts.recipe import Recipe
+from tasks.contracts.recipe_data import Task
+from tasks.contracts.recipe_training import PlanRecipe, TrainingRecipe
 from tasks.runtime.hardware import count_gpus
 
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -37,91 +39,108 @@ LIGER_KNOWS = (
 SAID = "the recipe says so"
 
 
-def make_plan(
-    recipe: Recipe, tokens: int = 0, told: Forecast | None = None, architecture: str = ""
-) -> Plan:
-    """Settle how it is trained on the machine that trains: what `recipe.plan` says, and for the
-    rest what suits the device and the task.
+class PlanInputs(Contract):
+    """What the plan depends on, apart from the machine.
 
-    Args:
-        recipe: What is to be trained.
-        tokens: Real tokens of one epoch, where they are known.
-        told: What training will take, where that is known: it was told of the plan without it.
-        architecture: The base model's class in transformers, where it is known.
+    Attributes:
+        settings: The recipe's `plan`: whatever is not `auto` is used as it is.
+        tokens: Real tokens of one epoch; 0 if unknown.
+        architecture: The base model's class in transformers; empty if unknown.
+        forecast: The forecast, computed for the plan without checkpointing; None at first.
     """
+
+    task: Task
+    quantization: str
+    training: TrainingRecipe
+    settings: PlanRecipe
+    tokens: int = 0
+    architecture: str = ""
+    forecast: Forecast | None = None
+
+    @property
+    def language(self) -> bool:
+        """Whether a language model is trained."""
+        return self.task != "text-classification"
+
+
+def make_plan(inputs: PlanInputs) -> Plan:
+    """Decide how to train on this machine: what the recipe leaves open is picked to suit the device
+    and the task."""
     gpus = count_gpus()
     device = "cuda" if gpus else "cpu"
-    language = recipe.task != "text-classification"
     picks: dict[str, tuple[Any, str]] = {
         "device": (device, f"{gpus} found" if gpus else "no GPU was found"),
-        "precision": _precision(recipe, device),
-        "packing": _packing(recipe, language),
+        "precision": _precision(inputs, device),
+        "packing": _packing(inputs),
     }
-    picks["attention"] = _attention(recipe, device, packed=picks["packing"][0])
-    picks["optimizer"] = _optimizer(recipe, device, language)
-    picks["checkpointing"] = _checkpointing(recipe, told)
-    picks["compile"] = _compile(recipe, device, language, tokens)
-    picks["kernels"] = _kernels(recipe, device, architecture)
-    picks["world_size"] = _processes(recipe, gpus)
+    picks["attention"] = _attention(inputs, device, packed=picks["packing"][0])
+    picks["optimizer"] = _optimizer(inputs, device)
+    picks["checkpointing"] = _checkpointing(inputs)
+    picks["compile"] = _compile(inputs, device)
+    picks["kernels"] = _kernels(inputs, device)
+    picks["world_size"] = _processes(inputs, gpus)
     fields = {name: value for name, (value, _) in picks.items()}
-    sharding = "fsdp" if recipe.plan.sharding == "fsdp" else "ddp"
+    sharding = "fsdp" if inputs.settings.sharding == "fsdp" else "ddp"
     return Plan(**fields, sharding=sharding, why={name: why for name, (_, why) in picks.items()})
 
 
-def _precision(recipe: Recipe, device: str) -> tuple[str, str]:
-    if recipe.training.precision != "auto":
-        return recipe.training.precision, SAID
+def _precision(inputs: PlanInputs, device: str) -> tuple[str, str]:
+    if inputs.training.precision != "auto":
+        return inputs.training.precision, SAID
     fast = device == "cuda" or bool(BF16_FLAGS & processor_flags())
     owner = "GPU" if device == "cuda" else "processor"
     return "bf16" if fast else "fp32", f"the {owner} {'has' if fast else 'lacks'} bf16"
 
 
-def _packing(recipe: Recipe, language: bool) -> tuple[bool, str]:
-    if not language:
+def _packing(inputs: PlanInputs) -> tuple[bool, str]:
+    if not inputs.language:
         return False, "a classifier reads each text by itself"
-    return _switch(recipe.plan.packing, True, "padding would be computed for nothing")
+    return _switch(inputs.settings.packing, True, "padding would be computed for nothing")
 
 
-def _attention(recipe: Recipe, device: str, packed: bool) -> tuple[str, str]:
-    if recipe.plan.attention != "auto":
-        return recipe.plan.attention, SAID
+def _attention(inputs: PlanInputs, device: str, packed: bool) -> tuple[str, str]:
+    if inputs.settings.attention != "auto":
+        return inputs.settings.attention, SAID
     if packed:
         return "packed", "packed examples must not see each other"
-    short = recipe.training.max_length <= SHORT_TOKENS
+    short = inputs.training.max_length <= SHORT_TOKENS
     picked = "eager" if device == "cpu" and short else "sdpa"
     return picked, f"texts of {'few' if short else 'many'} tokens on the {device}"
 
 
-def _optimizer(recipe: Recipe, device: str, language: bool) -> tuple[str, str]:
-    if recipe.plan.optimizer != "auto":
-        return recipe.plan.optimizer, SAID
+def _optimizer(inputs: PlanInputs, device: str) -> tuple[str, str]:
+    if inputs.settings.optimizer != "auto":
+        return inputs.settings.optimizer, SAID
     if device == "cpu":
         return "adamw_torch", "the plain one, on the cpu"
-    if language and recipe.quantization == "nf4":
+    if inputs.language and inputs.quantization == "nf4":
         return "paged_adamw_8bit", "with QLoRA memory is short: its state can move to the host"
     return "adamw_torch_fused", "one kernel for all parameters"
 
 
-def _checkpointing(recipe: Recipe, told: Forecast | None) -> tuple[bool, str]:
-    if told is None or told.unknown:
-        return _switch(recipe.plan.checkpointing, False, "memory is not told to be short")
+def _checkpointing(inputs: PlanInputs) -> tuple[bool, str]:
+    forecast = inputs.forecast
+    if forecast is None or forecast.unknown:
+        return _switch(inputs.settings.checkpointing, False, "memory is not told to be short")
     short = "without it, the longest example would not fit into memory"
-    why = short if told.checkpointing else "memory is not short"
-    return _switch(recipe.plan.checkpointing, told.checkpointing, why)
+    why = short if forecast.checkpointing else "memory is not short"
+    return _switch(inputs.settings.checkpointing, forecast.checkpointing, why)
 
 
-def _compile(recipe: Recipe, device: str, language: bool, tokens: int) -> tuple[bool, str]:
-    total = tokens * recipe.training.epochs
-    if not language:
-        return _switch(recipe.plan.compile, False, "short texts train faster than they compile")
+def _compile(inputs: PlanInputs, device: str) -> tuple[bool, str]:
+    total = inputs.tokens * inputs.training.epochs
+    if not inputs.language:
+        return _switch(inputs.settings.compile, False, "short texts train faster than they compile")
     if device == "cpu":
         # Measured on two cores with SmolLM2's shape in bf16: 0.98 times the tokens per second.
-        return _switch(recipe.plan.compile, False, "a compiled model trains no faster on the CPU")
+        return _switch(
+            inputs.settings.compile, False, "a compiled model trains no faster on the CPU"
+        )
     if lacking := lacks_to_compile():
-        return _switch(recipe.plan.compile, False, f"{lacking} was not found")
+        return _switch(inputs.settings.compile, False, f"{lacking} was not found")
     pays = total >= COMPILE_TOKENS
     why = f"{total:,} tokens are {'enough' if pays else 'too few'} to pay for compiling"
-    return _switch(recipe.plan.compile, pays, why)
+    return _switch(inputs.settings.compile, pays, why)
 
 
 def lacks_to_compile() -> str:
@@ -134,11 +153,11 @@ def lacks_to_compile() -> str:
     return ""
 
 
-def _kernels(recipe: Recipe, device: str, architecture: str) -> tuple[str, str]:
-    if recipe.plan.kernels != "auto":
-        return recipe.plan.kernels, SAID
-    lacking = why_not_liger(recipe.task, device, architecture)
-    if recipe.plan.sharding == "fsdp":
+def _kernels(inputs: PlanInputs, device: str) -> tuple[str, str]:
+    if inputs.settings.kernels != "auto":
+        return inputs.settings.kernels, SAID
+    lacking = why_not_liger(inputs.task, device, inputs.architecture)
+    if inputs.settings.sharding == "fsdp":
         lacking = lacking or "Liger's were not tried on a model that is shared out"
     if lacking:
         return "none", lacking
@@ -158,9 +177,9 @@ def why_not_liger(task: str, device: str, architecture: str) -> str:
     return ""
 
 
-def _processes(recipe: Recipe, gpus: int) -> tuple[int, str]:
-    if recipe.plan.processes:
-        return recipe.plan.processes, SAID
+def _processes(inputs: PlanInputs, gpus: int) -> tuple[int, str]:
+    if inputs.settings.processes:
+        return inputs.settings.processes, SAID
     return max(1, gpus), "one for each GPU" if gpus else "the cores share one process"
 
 

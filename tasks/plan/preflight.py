@@ -10,11 +10,14 @@ from pathlib import Path
 
 from tasks.base_model.gguf_step import is_gguf
 from tasks.contracts.artifacts import Source
+from tasks.contracts.base import Contract
 from tasks.contracts.errors import BadRecipe, StorageFailed
 from tasks.contracts.forecast import Forecast
-from tasks.contracts.recipe import Recipe
+from tasks.contracts.recipe_data import Task
+from tasks.contracts.recipe_training import LoraRecipe, PlanRecipe
 from tasks.contracts.results import Inspected, Loaded
 from tasks.plan.plan import lacks_to_compile, why_not_liger
+from tasks.runtime.context import RunContext
 from tasks.runtime.gguf_converter import (
     VARIABLE,
     find_converter,
@@ -35,77 +38,104 @@ GGUF_COPIES = 3
 GGUF_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32}
 
 
-def refuse_early(recipe: Recipe, model: Source, loaded: Loaded, inspected: Inspected) -> None:
-    """Refuse what would fail later, while it costs nothing.
+class PreflightInputs(Contract):
+    """What can be checked before training.
+
+    Attributes:
+        settings: The recipe's `plan`.
+        max_length: Tokens of the longest example after truncation.
+        gguf: The type of the GGUF file that ships beside the model, or `none`.
+        min_examples: Test examples that the gate requires.
+        base: The base model.
+    """
+
+    task: Task
+    quantization: str
+    lora: LoraRecipe
+    settings: PlanRecipe
+    max_length: int
+    gguf: str
+    min_examples: int
+    base: Source
+    loaded: Loaded
+    inspected: Inspected
+
+
+def refuse_early(inputs: PreflightInputs, context: RunContext) -> None:
+    """Refuse a run that would fail later.
 
     Raises:
-        BadRecipe: Kernels are asked for that cannot be used, or compiling without a compiler, LoRA
-            targets match nothing, the length exceeds the model's, the test set is smaller than the
-            gate asks for, or a GGUF file is asked for and cannot be made.
+        BadRecipe: The recipe requires kernels or compiling that this machine cannot provide, LoRA
+            targets match no module, the maximum length exceeds the model's, the test set is smaller
+            than the gate requires, or the GGUF file cannot be made.
         StorageFailed: The store's disk is too full for what training will write.
     """
-    _refuse_sharing(recipe)
-    _refuse_kernels(recipe, inspected)
-    _refuse_compiling(recipe)
-    _refuse_small_test(recipe, loaded)
-    _refuse_targets(recipe, inspected)
-    _refuse_length(recipe, inspected)
-    _refuse_gguf(recipe, inspected)
-    _refuse_disk(recipe, model, inspected)
+    _refuse_sharing(inputs)
+    _refuse_kernels(inputs)
+    _refuse_compiling(inputs)
+    _refuse_small_test(inputs)
+    _refuse_targets(inputs)
+    _refuse_length(inputs)
+    _refuse_gguf(inputs)
+    _refuse_disk(inputs, context)
 
 
-def refuse_adapter(recipe: Recipe, model: Source) -> None:
+def refuse_adapter(ship: str, base: Source) -> None:
     """Refuse an adapter that nobody could load: it names its base, and peft loads no GGUF file.
 
     Args:
-        recipe: What is to ship.
-        model: The base model, as it was resolved.
+        ship: `merged` or `adapter`.
+        base: The base model, resolved and not converted.
 
     Raises:
-        BadRecipe: The adapter shall ship, of a base that is a GGUF file.
+        BadRecipe: An adapter shall ship whose base is a GGUF file.
     """
-    if recipe.model.ship == "adapter" and is_gguf(model):
+    if ship == "adapter" and is_gguf(base):
         raise BadRecipe(
             "model.ship",
-            f"adapter, of a base that is a GGUF file ({recipe.model.uri})",
+            f"adapter, of a base that is a GGUF file ({base.uri})",
             "a base that an adapter can be loaded on: a model in safetensors",
             "set model.ship to merged, or model.uri to the original model in safetensors",
         )
 
 
-def refuse_memory(recipe: Recipe, told: Forecast, *, gguf_base: bool = False) -> None:
-    """Refuse what will not fit into memory, and say what would.
+def refuse_memory(
+    forecast: Forecast, *, memory_declared: bool = False, gguf_base: bool = False
+) -> None:
+    """Refuse a training that does not fit into memory, and say what would.
 
     Args:
-        recipe: What is to be trained.
-        told: What it will take.
+        forecast: The memory that it needs.
+        memory_declared: Whether the recipe says how much memory the card has.
         gguf_base: Whether the base is a GGUF file, of which only a merged model can ship.
 
     Raises:
         BadRecipe: Training, or merging the adapter, needs more than there is.
     """
-    if told.fits or told.unknown:
+    if forecast.fits or forecast.unknown:
         return
-    if told.memory and told.peak > told.memory - told.reserve:
-        raise _too_large_to_train(recipe, told)
+    if forecast.memory and forecast.peak > forecast.memory - forecast.reserve:
+        raise _too_large_to_train(forecast, memory_declared)
     merging = (
-        ("card", told.shipping, told.memory, told.reserve),
-        ("machine", told.shipping_host, told.host_memory, told.host_reserve),
+        ("card", forecast.shipping, forecast.memory, forecast.reserve),
+        ("machine", forecast.shipping_host, forecast.host_memory, forecast.host_reserve),
     )
     for what, need, memory, reserve in merging:
         if memory and need > memory - reserve:
             raise _too_large_to_merge(what, need, memory, reserve, gguf_base)
 
 
-def _too_large_to_train(recipe: Recipe, told: Forecast) -> BadRecipe:
-    parts = sorted(told.parts.items(), key=lambda part: -part[1])[:3]
+def _too_large_to_train(forecast: Forecast, memory_declared: bool) -> BadRecipe:
+    parts = sorted(forecast.parts.items(), key=lambda part: -part[1])[:3]
     return BadRecipe(
-        "plan.device_memory_gb" if recipe.plan.device_memory_gb else "training.max_length",
-        f"{_gb(told.peak)} to train with {told.micro_batch_tokens:,} tokens at once ("
+        "plan.device_memory_gb" if memory_declared else "training.max_length",
+        f"{_gb(forecast.peak)} to train with {forecast.micro_batch_tokens:,} tokens at once ("
         + ", ".join(f"{name} {_gb(size)}" for name, size in parts)
         + ")",
-        _at_most("card" if told.device == "cuda" else "machine", told.memory, told.reserve),
-        _memory_advice(told),
+        _at_most(
+            "card" if forecast.device == "cuda" else "machine", forecast.memory, forecast.reserve
+        ),
+        _memory_advice(forecast),
     )
 
 
@@ -127,17 +157,18 @@ def _at_most(what: str, memory: int, reserve: int) -> str:
     return f"at most {_gb(usable)} ({_gb(memory)} of the {what}, less {_gb(reserve)} left alone)"
 
 
-def _memory_advice(told: Forecast) -> str:
+def _memory_advice(forecast: Forecast) -> str:
     """What helps, with what it brings: first what is enough, then what is not."""
-    enough = [each for each in told.remedies if each.fits]
-    lacking = sorted((each for each in told.remedies if not each.fits), key=lambda each: each.peak)
+    enough = [each for each in forecast.remedies if each.fits]
+    lacking = sorted(
+        (each for each in forecast.remedies if not each.fits), key=lambda each: each.peak
+    )
     said = [f"{each.change} would bring it to {_gb(each.peak)}" for each in enough]
     said += [f"{each.change} only to {_gb(each.peak)}" for each in lacking[: 3 - len(said)]]
     if not enough:
-        what = "a card" if told.device == "cuda" else "a machine"
-        said.append(
-            f"use {what} of {_gb(memory_for(told.peak, told.device))}, or a smaller base model"
-        )
+        what = "a card" if forecast.device == "cuda" else "a machine"
+        need = memory_for(forecast.peak, forecast.device)
+        said.append(f"use {what} of {_gb(need)}, or a smaller base model")
     return "; ".join(said)
 
 
@@ -145,8 +176,8 @@ def _gb(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
 
 
-def _refuse_compiling(recipe: Recipe) -> None:
-    if recipe.plan.compile == "on" and (lacking := lacks_to_compile()):
+def _refuse_compiling(inputs: PreflightInputs) -> None:
+    if inputs.settings.compile == "on" and (lacking := lacks_to_compile()):
         raise BadRecipe(
             "plan.compile",
             f"on, where {lacking} was not found",
@@ -156,13 +187,13 @@ def _refuse_compiling(recipe: Recipe) -> None:
         )
 
 
-def _refuse_sharing(recipe: Recipe) -> None:
-    if recipe.plan.sharding != "fsdp":
+def _refuse_sharing(inputs: PreflightInputs) -> None:
+    if inputs.settings.sharding != "fsdp":
         return
-    lora = recipe.lora
+    lora = inputs.lora
     for reason, wrong in (
-        ("a classifier", recipe.task == "text-classification"),
-        ("quantization: nf4", recipe.quantization == "nf4"),
+        ("a classifier", inputs.task == "text-classification"),
+        ("quantization: nf4", inputs.quantization == "nf4"),
         ("lora.dora", lora.dora),
         ("lora.modules_to_save", bool(lora.modules_to_save)),
     ):
@@ -175,11 +206,11 @@ def _refuse_sharing(recipe: Recipe) -> None:
             )
 
 
-def _refuse_kernels(recipe: Recipe, inspected: Inspected) -> None:
-    if recipe.plan.kernels != "liger":
+def _refuse_kernels(inputs: PreflightInputs) -> None:
+    if inputs.settings.kernels != "liger":
         return
     device = "cuda" if count_gpus() else "cpu"
-    lacking = why_not_liger(recipe.task, device, inspected.architecture)
+    lacking = why_not_liger(inputs.task, device, inputs.inspected.architecture)
     if lacking:
         missing = device == "cuda" and importlib.util.find_spec("liger_kernel") is None
         raise BadRecipe(
@@ -191,38 +222,39 @@ def _refuse_kernels(recipe: Recipe, inspected: Inspected) -> None:
         )
 
 
-def _refuse_small_test(recipe: Recipe, loaded: Loaded) -> None:
-    have, need = loaded.rows["test"], recipe.gate.min_examples
+def _refuse_small_test(inputs: PreflightInputs) -> None:
+    have, need = inputs.loaded.rows["test"], inputs.min_examples
     if have < need:
         raise BadRecipe(
             "gate.min_examples",
-            f"{have} test examples among {sum(loaded.rows.values()):,}",
+            f"{have} test examples among {sum(inputs.loaded.rows.values()):,}",
             f"at least {need}, or the gate rejects whatever is trained",
             "add data, raise data.split.test, or lower gate.min_examples (and widen gate.margin: "
             "fewer examples can show less)",
         )
 
 
-def _refuse_targets(recipe: Recipe, inspected: Inspected) -> None:
-    if recipe.lora.target_modules == ("all-linear",):
+def _refuse_targets(inputs: PreflightInputs) -> None:
+    if inputs.lora.target_modules == ("all-linear",):
         return
-    known = sorted({name.rsplit(".", 1)[-1] for name in inspected.linear_modules})
-    for target in recipe.lora.target_modules:
+    known = sorted({name.rsplit(".", 1)[-1] for name in inputs.inspected.linear_modules})
+    for target in inputs.lora.target_modules:
         if not any(
-            name == target or name.endswith(f".{target}") for name in inspected.linear_modules
+            name == target or name.endswith(f".{target}")
+            for name in inputs.inspected.linear_modules
         ):
             near = difflib.get_close_matches(target, known, n=1)
             hint = f" (did you mean '{near[0]}'?)" if near else ""
             raise BadRecipe(
                 "lora.target_modules",
-                f"'{target}', which matches no module of {inspected.architecture}{hint}",
+                f"'{target}', which matches no module of {inputs.inspected.architecture}{hint}",
                 f"some of: {', '.join(known)}",
                 "name modules from that list, or all-linear",
             )
 
 
-def _refuse_length(recipe: Recipe, inspected: Inspected) -> None:
-    limit, asked = inspected.max_length, recipe.training.max_length
+def _refuse_length(inputs: PreflightInputs) -> None:
+    limit, asked = inputs.inspected.max_length, inputs.max_length
     if limit is not None and asked > limit:
         raise BadRecipe(
             "training.max_length",
@@ -232,11 +264,11 @@ def _refuse_length(recipe: Recipe, inspected: Inspected) -> None:
         )
 
 
-def _refuse_gguf(recipe: Recipe, inspected: Inspected) -> None:
-    kind = recipe.model.gguf
+def _refuse_gguf(inputs: PreflightInputs) -> None:
+    kind = inputs.gguf
     if kind == "none":
         return
-    if recipe.task == "text-classification":
+    if inputs.task == "text-classification":
         raise BadRecipe(
             "model.gguf",
             f"{kind} for a classifier",
@@ -259,24 +291,25 @@ def _refuse_gguf(recipe: Recipe, inspected: Inspected) -> None:
             "the converter with what it imports",
             f"run {how_to_install()}, or install sentencepiece",
         )
-    if not knows(script, inspected.architecture):
+    architecture = inputs.inspected.architecture
+    if not knows(script, architecture):
         raise BadRecipe(
             "model.gguf",
-            f"{kind} of a {inspected.architecture}, which the converter ({script}) does not know",
+            f"{kind} of a {architecture}, which the converter ({script}) does not know",
             "an architecture that it names",
             f"set model.gguf to none, or {VARIABLE} to a newer checkout of llama.cpp",
         )
 
 
-def _refuse_disk(recipe: Recipe, model: Source, inspected: Inspected) -> None:
-    store = open_store(recipe.store)
+def _refuse_disk(inputs: PreflightInputs, context: RunContext) -> None:
+    store = open_store(context.store)
     if not isinstance(store.objects, FolderObjects):
         return
     Path(store.uri).mkdir(parents=True, exist_ok=True)
-    need = DISK_COPIES * sum(file.size for file in model.files)
+    need = DISK_COPIES * sum(file.size for file in inputs.base.files)
     expected = f"{DISK_COPIES} times the base model"
-    if recipe.model.gguf != "none":
-        exported = round(GGUF_BYTES[recipe.model.gguf] * inspected.parameters)
+    if inputs.gguf != "none":
+        exported = round(GGUF_BYTES[inputs.gguf] * inputs.inspected.parameters)
         need += GGUF_COPIES * exported
         expected += f" and {GGUF_COPIES} times the GGUF file of {exported / 1e6:.0f} MB"
     free = shutil.disk_usage(store.uri).free

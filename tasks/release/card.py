@@ -1,10 +1,11 @@
-"""The model card: what a stranger who finds the release must know."""
+"""The model card: what someone who finds the release needs to know."""
 
 from __future__ import annotations
 
 import yaml
 
 from tasks.contracts.candidate import Candidate
+from tasks.release.inputs import ReleaseInputs
 from tasks.report.markdown import benchmarks_markdown, markdown_table, verdict_markdown
 
 PIPELINES = {
@@ -15,38 +16,37 @@ PIPELINES = {
 }
 """What the Hub calls each task (https://huggingface.co/docs/hub/models-tasks)."""
 PURPOSES = {
-    "completion": "to write such texts on",
-    "instruction": "to answer as in its data, in chat",
-    "preference": "to prefer such answers as people chose in its data (DPO)",
+    "completion": "to continue texts",
+    "instruction": "to answer in chat",
+    "preference": "to give the answers that people prefer (DPO)",
 }
 
 
-def model_card(candidate: Candidate) -> str:
+def model_card(inputs: ReleaseInputs) -> str:
     """A model card in the Hub's format (https://huggingface.co/docs/hub/model-cards).
 
-    It says nothing of when or where it was written: the same release has the same card.
+    It does not say when or where it was written: the same release has the same card.
     """
-    return (
-        f"---\n{yaml.safe_dump(_front_matter(candidate), sort_keys=False)}---\n\n{_body(candidate)}"
-    )
+    front = yaml.safe_dump(_front_matter(inputs), sort_keys=False)
+    return f"---\n{front}---\n\n{_body(inputs)}"
 
 
-def _front_matter(candidate: Candidate) -> dict:
-    recipe, metrics = candidate.recipe, candidate.scored.metrics
+def _front_matter(inputs: ReleaseInputs) -> dict:
     front = {
         "library_name": "transformers",
-        "pipeline_tag": PIPELINES[recipe.task],
-        "tags": ["burnish", "lora" if recipe.quantization == "none" else "qlora"],
+        "pipeline_tag": PIPELINES[inputs.task],
+        "tags": ["burnish", "lora" if inputs.quantization == "none" else "qlora"],
     }
-    if recipe.model.uri.startswith("hf://"):
-        front["base_model"] = recipe.model.uri.removeprefix("hf://").split("@")[0]
+    if inputs.base.uri.startswith("hf://"):
+        front["base_model"] = inputs.base.uri.removeprefix("hf://").split("@")[0]
+    metrics = inputs.candidate.scored.metrics
     front["model-index"] = [
         {
-            "name": recipe.name,
+            "name": inputs.name,
             "results": [
                 {
-                    "task": {"type": PIPELINES[recipe.task]},
-                    "dataset": {"name": ", ".join(recipe.data.uris), "type": "custom"},
+                    "task": {"type": PIPELINES[inputs.task]},
+                    "dataset": {"name": ", ".join(inputs.data.uris), "type": "custom"},
                     "metrics": [
                         {"type": name, "value": round(value, 4)} for name, value in metrics.items()
                     ],
@@ -57,62 +57,61 @@ def _front_matter(candidate: Candidate) -> dict:
     return front
 
 
-def _body(candidate: Candidate) -> str:
-    recipe, loaded = candidate.recipe, candidate.loaded
-    rows = loaded.rows
-    metrics = candidate.scored.metrics
-    return f"""# {recipe.name}
+def _body(inputs: ReleaseInputs) -> str:
+    candidate, training = inputs.candidate, inputs.training
+    rows = candidate.loaded.rows
+    metrics = [(name, f"{value:.4f}") for name, value in candidate.scored.metrics.items()]
+    return f"""# {inputs.name}
 
-Fine-tuned from `{recipe.model.uri}` {_purpose(candidate)}.
+Fine-tuned from `{inputs.base.uri}` {_purpose(inputs)}.
 
 ## Metrics on {rows["test"]} test examples
 
-{markdown_table(("metric", "value"), [(name, f"{value:.4f}") for name, value in metrics.items()])}
+{markdown_table(("metric", "value"), metrics)}
 
 ## Verdict
 
 {verdict_markdown(candidate.gate_result.verdict)}
-{_beside(candidate)}
+{_optional_results(candidate)}
 ## Data
 
-`{"`, `".join(recipe.data.uris)}` (digest `{candidate.data.digest[:12]}`): {rows["train"]} examples
-to train, {rows["validation"]} to choose the epoch, {rows["test"]} to judge. Examples are split by
-{recipe.data.split.by}; duplicates were dropped.
+`{"`, `".join(inputs.data.uris)}` (digest `{candidate.data.digest[:12]}`): {rows["train"]} training,
+{rows["validation"]} validation and {rows["test"]} test examples, split by {inputs.data.split.by}.
+Duplicates were dropped. The validation examples choose the epoch.
 
 ## Training
 
-LoRA of rank {recipe.lora.r} on a base in {_precision(candidate)}, {recipe.training.epochs} epochs
-at most, learning rate {recipe.training.learning_rate:g}, seed {recipe.training.seed}. What ships:
-{recipe.model.ship}.{_gguf(candidate)}
+LoRA of rank {inputs.lora.r} on a base in {_precision(inputs)}, at most {training.epochs} epochs,
+learning rate {training.learning_rate:g}, seed {training.seed}. What ships: {inputs.base.ship}.\
+{_gguf(inputs.base.gguf)}
 
 ## Provenance
 
 Model `{candidate.finetuned.artifact.digest}`, base model `{candidate.model.digest[:12]}`, recipe
-`{recipe.digest[:12]}`, training key `{candidate.finetuned.key[:12]}`.
+`{inputs.recipe_digest[:12]}`, training key `{candidate.finetuned.key[:12]}`.
 """
 
 
-def _beside(candidate: Candidate) -> str:
-    """What was asked of it beside the test examples."""
+def _optional_results(candidate: Candidate) -> str:
+    """Results that only some recipes have: guard set, LLM judge, benchmarks."""
     said = ""
     if guard := candidate.guard:
         said += (
-            f"\nWhat must not be forgotten: `{guard.source.uri}` (digest "
-            f"`{guard.source.digest[:12]}`), {guard.loaded.rows['test']} examples.\n"
+            f"\nGuard set: `{guard.source.uri}` (digest `{guard.source.digest[:12]}`), "
+            f"{guard.loaded.rows['test']} examples.\n"
         )
     if compared := candidate.compared:
         said += (
-            f"\nThe judge `{compared.llm_judge}` preferred its answers {compared.wins} times, the "
-            f"baseline's {compared.losses} times, and neither {compared.ties} times.\n"
+            f"\nThe LLM judge `{compared.llm_judge}` preferred its answers {compared.wins} times, "
+            f"the baseline's {compared.losses} times, and neither {compared.ties} times.\n"
         )
     if candidate.benchmarks:
         table = benchmarks_markdown(candidate.benchmarks, candidate.benchmark_baseline)
-        said += f"\n## Harness\n\n{table}\n"
+        said += f"\n## Benchmarks\n\n{table}\n"
     return said
 
 
-def _gguf(candidate: Candidate) -> str:
-    kind = candidate.recipe.model.gguf
+def _gguf(kind: str) -> str:
     if kind == "none":
         return ""
     rounded = "" if kind == "f32" else f", and its weights are rounded to {kind}"
@@ -125,15 +124,14 @@ The metrics and the verdict above are those of the model in safetensors; the GGU
 scored{rounded}."""
 
 
-def _purpose(candidate: Candidate) -> str:
-    labels = candidate.loaded.labels
+def _purpose(inputs: ReleaseInputs) -> str:
+    labels = inputs.candidate.loaded.labels
     if not labels:
-        return PURPOSES[candidate.recipe.task]
+        return PURPOSES[inputs.task]
     named = ", ".join(f"`{label}`" for label in labels)
-    return f"to tell {len(labels)} labels apart:\n{named}"
+    return f"to classify texts into {len(labels)} labels:\n{named}"
 
 
-def _precision(candidate: Candidate) -> str:
-    if candidate.recipe.quantization == "nf4":
-        return f"nf4, computing in {candidate.plan.precision}"
-    return candidate.plan.precision
+def _precision(inputs: ReleaseInputs) -> str:
+    precision = inputs.candidate.plan.precision
+    return f"nf4, computing in {precision}" if inputs.quantization == "nf4" else precision

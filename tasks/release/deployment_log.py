@@ -37,12 +37,6 @@ def deployed(store: Store, name: str, channel: str) -> LogEntry | None:
     return None
 
 
-def channels(store: Store) -> list[tuple[str, str]]:
-    """Every (model, channel) that has a log."""
-    paths = (path.split("/") for path in store.objects.sizes("logs/"))
-    return sorted({(parts[1], parts[2]) for parts in paths if len(parts) == 4})
-
-
 def append(store: Store, entry: LogEntry) -> LogEntry:
     """Enter an entry at its number.
 

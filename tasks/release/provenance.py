@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import shutil
+from typing import Literal
 
 import orjson
 
+from tasks.contracts.base import Contract
 from tasks.contracts.candidate import Candidate
+from tasks.contracts.recipe_release import PublishRecipe
 from tasks.contracts.release import VERSION_DIGITS, Release
 from tasks.contracts.results import Loaded, StepResult
 from tasks.release.card import model_card
+from tasks.release.inputs import ReleaseInputs
 from tasks.storage.store import Store
 
 OPTIONS = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS
 
 
-def make_release(candidate: Candidate, store: Store) -> Release:
-    """The release of a candidate, with its provenance stored."""
+def make_release(inputs: ReleaseInputs, store: Store) -> Release:
+    """The release of a candidate; its provenance is stored."""
+    candidate = inputs.candidate
     digest = candidate.finetuned.artifact.digest
     with store.scratch() as scratch:
         folder = scratch / "provenance"
         (folder / "card").mkdir(parents=True)
-        described = provenance(candidate, store)
+        described = provenance(inputs, store)
         (folder / "provenance.json").write_bytes(orjson.dumps(described, option=OPTIONS))
-        (folder / "card" / "README.md").write_text(model_card(candidate))
+        (folder / "card" / "README.md").write_text(model_card(inputs))
         shutil.copy(store.file(candidate.loaded.artifact, "seen.npy"), folder)
         artifact = store.put("provenance", folder)
     return Release(
-        name=candidate.recipe.name,
-        channel=candidate.recipe.announce.channel,
+        name=inputs.name,
+        channel=inputs.channel,
         version=digest[:VERSION_DIGITS],
         digest=digest,
         artifact=candidate.finetuned.artifact,
@@ -36,18 +41,49 @@ def make_release(candidate: Candidate, store: Store) -> Release:
     )
 
 
-def provenance(candidate: Candidate, store: Store) -> dict:
-    """All that is needed to make the release again: recipe, data, code and library versions.
+def provenance(inputs: ReleaseInputs, store: Store) -> dict:
+    """What is needed to reproduce the release: recipe, data, code and library versions.
 
-    What only some recipes ask for (a GGUF base, a guard set, a judge, the harness) is there where
-    it was asked for.
+    What only some recipes have (a GGUF base, a guard set, an LLM judge, benchmarks) is there only
+    if the recipe has it.
     """
-    guard = candidate.guard
-    steps: dict[str, StepResult | None] = {
+    candidate = inputs.candidate
+    return {
+        "schema_version": 1,
+        "recipe": inputs.recipe,
+        "recipe_digest": inputs.recipe_digest,
+        "plan": candidate.plan.model_dump(mode="json"),
+        "sources": _sources(candidate),
+        "steps": _steps(candidate),
+        "data_report": data_report(candidate.loaded, store),
+        "metrics": candidate.scored.metrics,
+        "baseline_metrics": candidate.baseline.metrics if candidate.baseline else {},
+        **_optional_results(candidate),
+        "verdict": candidate.gate_result.verdict.model_dump(mode="json"),
+    }
+
+
+def _sources(candidate: Candidate) -> dict:
+    sources = {
+        "data": candidate.data,
+        "model": candidate.model,
+        "guard": candidate.guard.source if candidate.guard else None,
+        "benchmark_folder": candidate.benchmark_folder,
+    }
+    # A source's digest covers its files; a list of thousands does not belong on a page.
+    return {
+        name: source.model_dump(mode="json", include={"uri", "pinned", "digest"})
+        for name, source in sources.items()
+        if source
+    }
+
+
+def _steps(candidate: Candidate) -> dict:
+    results: dict[str, StepResult | None] = {
         "load": candidate.loaded,
         "gguf": candidate.converted,
         "inspect": candidate.inspected,
-        "guard": guard.loaded if guard else None,
+        "guard": candidate.guard.loaded if candidate.guard else None,
         "tokenize": candidate.tokenized,
         "finetune": candidate.finetuned,
         "evaluate": candidate.scored,
@@ -58,44 +94,18 @@ def provenance(candidate: Candidate, store: Store) -> dict:
         "guard_baseline": candidate.guard_baseline,
         "gate": candidate.gate_result,
     }
-    # The files of a source are named by its digest; a list of thousands belongs to no page.
-    sources = {
-        "data": candidate.data,
-        "model": candidate.model,
-        "guard": guard.source if guard else None,
-        "benchmark_folder": candidate.benchmark_folder,
-    }
     return {
-        "schema_version": 1,
-        "recipe": candidate.recipe.model_dump(mode="json"),
-        "recipe_digest": candidate.recipe.digest,
-        "plan": candidate.plan.model_dump(mode="json"),
-        "sources": {
-            name: source.model_dump(mode="json", include={"uri", "pinned", "digest"})
-            for name, source in sources.items()
-            if source
-        },
-        "steps": {
-            name: {
-                "key": result.key,
-                "artifact": result.artifact.digest,
-                "provenance": result.provenance.model_dump(mode="json")
-                if result.provenance
-                else None,
-            }
-            for name, result in steps.items()
-            if result
-        },
-        "data_report": data_report(candidate.loaded, store),
-        "metrics": candidate.scored.metrics,
-        "baseline_metrics": candidate.baseline.metrics if candidate.baseline else {},
-        **_beside(candidate),
-        "verdict": candidate.gate_result.verdict.model_dump(mode="json"),
+        name: {
+            "key": result.key,
+            "artifact": result.artifact.digest,
+            "provenance": result.provenance.model_dump(mode="json") if result.provenance else None,
+        }
+        for name, result in results.items()
+        if result
     }
 
 
-def _beside(candidate: Candidate) -> dict:
-    """What was found beside the test examples' metrics, of what was asked for."""
+def _optional_results(candidate: Candidate) -> dict:
     found: dict = {}
     if candidate.compared:
         found["comparisons"] = candidate.compared.model_dump(
@@ -104,7 +114,7 @@ def _beside(candidate: Candidate) -> dict:
     if candidate.benchmarks:
         found["benchmarks"] = candidate.benchmarks.results
     if candidate.benchmark_baseline:
-        found["baseline_harness"] = candidate.benchmark_baseline.results
+        found["baseline_benchmarks"] = candidate.benchmark_baseline.results
     if candidate.guard_scored:
         found["guard_metrics"] = candidate.guard_scored.metrics
     if candidate.guard_baseline:
@@ -112,8 +122,43 @@ def _beside(candidate: Candidate) -> dict:
     return found
 
 
+class ShippedForm(Contract):
+    """How a release's model is loaded.
+
+    Attributes:
+        ship: `merged` or `adapter`.
+        quantization: Of the base, for an adapter.
+        base: The base model's pinned URI.
+    """
+
+    ship: Literal["merged", "adapter"]
+    quantization: str
+    base: str
+
+
+def shipped_form(release: Release, store: Store) -> ShippedForm:
+    """How a release's model is loaded, from its provenance.
+
+    Only these fields of its recipe are read: an older version of Burnish may have written it, whose
+    other fields have been renamed since.
+    """
+    recorded = provenance_of(release, store)
+    recipe = recorded["recipe"]
+    return ShippedForm(
+        ship=recipe["model"]["ship"],
+        quantization=recipe["quantization"],
+        base=recorded["sources"]["model"]["pinned"],
+    )
+
+
+def publish_settings(release: Release, store: Store) -> PublishRecipe:
+    """Where a release was to be published, from its provenance; see `shipped_form`."""
+    recorded = provenance_of(release, store)["recipe"]["publish"]
+    return PublishRecipe(targets=recorded["targets"], private=recorded["private"])
+
+
 def provenance_of(release: Release, store: Store) -> dict:
-    """What `provenance` said when the release was made."""
+    """What `provenance` returned when the release was made."""
     return orjson.loads(store.file(release.provenance, "provenance.json").read_bytes())
 
 

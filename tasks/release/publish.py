@@ -15,12 +15,12 @@ from pathlib import Path
 
 from prefect import task
 
-from tasks.contracts.candidate import Candidate
 from tasks.contracts.errors import BurnishError, StorageFailed
-from tasks.contracts.recipe import Recipe
+from tasks.contracts.recipe_release import PublishRecipe
 from tasks.contracts.release import LogEntry, Publication, Release
 from tasks.release import deployment_log
-from tasks.release.provenance import make_release, provenance_of
+from tasks.release.inputs import ReleaseInputs
+from tasks.release.provenance import make_release, publish_settings
 from tasks.release.targets import Target, open_target
 from tasks.runtime.context import RunContext
 from tasks.runtime.logs import run_logger
@@ -28,61 +28,56 @@ from tasks.storage.store import Store, open_store
 
 
 @task(name="publish", task_run_name="publish", persist_result=False)
-def publish(candidate: Candidate, seen: int, context: RunContext) -> LogEntry:
-    """Publish a promoted candidate everywhere.
-
-    Args:
-        candidate: What the run made.
-        seen: Number of the log's newest entry when the baseline was read.
-        context: Where to work.
+def publish(inputs: ReleaseInputs, context: RunContext) -> LogEntry:
+    """Publish a promoted candidate at every target.
 
     Returns:
-        The log entry that claimed the right to reveal it, its release with its publications.
+        The log entry that claimed the right to reveal it; its release has its publications.
 
     Raises:
-        BaselineMoved: Another release was revealed meanwhile; nothing of this one is visible then.
-        NoAccess, StorageFailed, HubFailed: A target failed; the next run goes on from there.
+        BaselineMoved: Another release was revealed meanwhile; nothing of this one is visible.
+        NoAccess, StorageFailed, HubFailed: A target failed; the next run resumes from there.
     """
     store = open_store(context.store)
-    release = make_release(candidate, store)
-    targets = open_targets(candidate.recipe)
+    release = make_release(inputs, store)
+    targets = open_targets(inputs.publish)
     with _staged(release, targets, store) as folder:
-        claim = deployment_log.claim(store, release, seen, context.run_name)
+        claim = deployment_log.claim(store, release, inputs.log_number, context.run_name)
         return _reveal(claim, targets, folder)
 
 
-@task(name="finish", task_run_name="finish what was begun", persist_result=False)
+@task(name="finish", task_run_name="finish an interrupted release", persist_result=False)
 def finish(claim: LogEntry, context: RunContext) -> LogEntry:
-    """Publish what an earlier run, that ended before its end, had claimed the right to reveal.
+    """Publish a release that an earlier run claimed the right to reveal, and did not finish.
 
     Args:
         claim: The newest entry of the log, which no deployment followed.
-        context: Where to work.
+        context: Where the step works.
 
     Returns:
-        The claim, its release with its publications.
+        The claim; its release has its publications.
 
     Raises:
         As `publish`.
     """
     store = open_store(context.store)
     release = claim.release
-    targets = open_targets(Recipe.model_validate(provenance_of(release, store)["recipe"]))
+    targets = open_targets(publish_settings(release, store))
     with _staged(release, targets, store) as folder:
         return _reveal(claim, targets, folder)
 
 
-@task(name="complete", task_run_name="publish what is missing", persist_result=False)
+@task(name="complete", task_run_name="publish at new targets", persist_result=False)
 def publish_missing(
-    entry: LogEntry, recipe: Recipe, context: RunContext
+    entry: LogEntry, settings: PublishRecipe, context: RunContext
 ) -> tuple[Publication, ...]:
-    """Bring the deployed release to targets that were named since it was made.
+    """Publish the deployed release at targets that were added to the recipe since.
 
     Returns:
         The publications that were added.
     """
     store = open_store(context.store)
-    missing = missing_targets(entry.release, recipe)
+    missing = missing_targets(entry.release, settings)
     with _staged(entry.release, missing, store) as folder:
         return _reveal(entry, missing, folder).release.publications
 
@@ -132,14 +127,14 @@ def restore(release: Release, store: Store, private: bool) -> None:
     )
 
 
-def missing_targets(release: Release, recipe: Recipe) -> list[Target]:
+def missing_targets(release: Release, settings: PublishRecipe) -> list[Target]:
     """Targets of the recipe where the release is not revealed."""
-    return [target for target in open_targets(recipe) if not target.holds(release)]
+    return [target for target in open_targets(settings) if not target.holds(release)]
 
 
-def open_targets(recipe: Recipe) -> list[Target]:
+def open_targets(settings: PublishRecipe) -> list[Target]:
     """The recipe's targets."""
-    return [open_target(uri, recipe.publish.private) for uri in recipe.publish.targets]
+    return [open_target(uri, settings.private) for uri in settings.targets]
 
 
 def release_folder(release: Release, store: Store, folder: Path) -> Path:

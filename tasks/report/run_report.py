@@ -6,6 +6,7 @@ The report is one artifact on the run's page, written from the first second and 
 from __future__ import annotations
 
 import logging
+from enum import StrEnum
 from typing import Any
 
 from prefect.artifacts import (
@@ -25,6 +26,22 @@ for _name in ("prefect.task_runs", "prefect.flow_runs", "prefect.engine"):
     logging.getLogger(_name).addFilter(KnownCauses())
 
 
+class Section(StrEnum):
+    """The report's sections, in the order in which they are shown."""
+
+    WHAT_BROKE = "What broke"
+    WARNINGS = "Warnings"
+    GATE = "Gate"
+    ANSWERS = "Answers"
+    BENCHMARKS = "Benchmarks"
+    PUBLISHED = "Published"
+    TRAINING = "Training"
+    TRAINING_EXAMPLES = "Training examples"
+    DATA = "Data"
+    FORECAST = "Forecast"
+    PLAN = "Plan"
+
+
 class RunReport:
     """The report of one run, as markdown for its page and as text for the terminal.
 
@@ -39,7 +56,7 @@ class RunReport:
         self.outcome = "Running"
         self.explanation = "The run has begun."
         self.rows: list[tuple[str, str, str]] = []
-        self.sections: dict[str, str] = {}
+        self.sections: dict[Section, str] = {}
         self.facts: list[tuple[str, str]] = []
         self.warnings: list[str] = []
         self.visible = "Nothing was published."
@@ -62,9 +79,13 @@ class RunReport:
         self.rows.append((name, how, what))
         run_logger().info("%s: %s (%s)", name, what, how)
 
-    def section(self, title: str, markdown: str) -> None:
-        """Add or replace a section."""
-        self.sections[title] = markdown
+    def section(self, section: Section, markdown: str) -> None:
+        """Add or replace a section.
+
+        Raises:
+            ValueError: It is no member of `Section`, so it has no place in the order.
+        """
+        self.sections[Section(section)] = markdown
 
     def warn(self, *sentences: str) -> None:
         """Add what a person should know, once each, however often the run is gone through."""
@@ -73,7 +94,7 @@ class RunReport:
                 self.warnings.append(sentence)
                 run_logger().warning(sentence)
         if self.warnings:
-            self.section("Warnings", "\n".join(f"- {sentence}" for sentence in self.warnings))
+            self.section(Section.WARNINGS, "\n".join(f"- {sentence}" for sentence in self.warnings))
 
     def add_fact(self, name: str, value: str) -> None:
         """Add a line to the summary."""
@@ -87,7 +108,7 @@ class RunReport:
     def fail(self, error: BurnishError) -> None:
         """Say what broke, whether anything became visible, and what to do."""
         self.section(
-            "What broke",
+            Section.WHAT_BROKE,
             "\n".join(
                 [
                     f"- **Cause:** {error.cause}",
@@ -101,7 +122,7 @@ class RunReport:
             ),
         )
         if curve := loss_curve(error.history):
-            self.section("Training", f"Until it failed:\n\n{curve}")
+            self.section(Section.TRAINING, f"Until it failed:\n\n{curve}")
         self.end("Failed", f"{error.cause}: {error}")
 
     def next_action(self, error: BurnishError) -> str:
@@ -118,23 +139,11 @@ class RunReport:
 
     def markdown(self) -> str:
         """The report as it stands on the run's page."""
-        order = [
-            "What broke",
-            "Warnings",
-            "Gate",
-            "Answers",
-            "Harness",
-            "Published",
-            "Training",
-            "Training targets",
-            "Data",
-            "Forecast",
-            "Plan",
-        ]
         parts = [f"# {self.name}: {self.outcome}", self.explanation]
         parts.append("\n".join(f"- **{name}**: {value}" for name, value in self.facts))
-        for title in sorted(self.sections, key=order.index):
-            parts += [f"## {title}", self.sections[title]]
+        for section in Section:
+            if section in self.sections:
+                parts += [f"## {section}", self.sections[section]]
         if self.rows:
             parts += ["## Steps", markdown_table(("step", "how", "what"), self.rows)]
         return "\n\n".join(filter(None, parts)) + "\n"

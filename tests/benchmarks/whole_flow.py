@@ -153,9 +153,17 @@ def settings_of(folder: Path, code: dict[str, str]) -> dict[str, Any]:
     if recipe["quantization"] != "nf4" or recipe["model"]["ship"] != "merged":
         raise RuntimeError("plain_script merges an adapter that was trained on an nf4 base")
     from tasks.contracts.recipe import Recipe
-    from tasks.plan.plan import make_plan
+    from tasks.plan.plan import PlanInputs, make_plan
 
-    plan = make_plan(Recipe.model_validate(recipe))
+    checked = Recipe.model_validate(recipe)
+    plan = make_plan(
+        PlanInputs(
+            task=checked.task,
+            quantization=checked.quantization,
+            training=checked.training,
+            settings=checked.plan,
+        )
+    )
     lora, training, split = recipe["lora"], recipe["training"], recipe["data"]["split"]
     names = ("seed", "max_length", "batch_size", "epochs", "learning_rate", "schedule")
     targets = lora["target_modules"]

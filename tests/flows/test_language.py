@@ -82,7 +82,9 @@ class TestChat:
         state = chat.run(evaluation__generate_tokens=8)
         assert state.name == "Released", state.message
         report = report_of(state)
-        assert "## Training targets" in report and "▶ " in report and "· <|im_start|>user" in report
+        assert (
+            "## Training examples" in report and "▶ " in report and "· <|im_start|>user" in report
+        )
         assert "| question | reference | baseline | candidate |" in report
         first = chat.deployed()
         assert {"loss", "perplexity", "rouge_l"} <= set(first.event.data.metrics)
@@ -188,7 +190,7 @@ class TestTheHarness:
             evaluation__benchmark_folder=str(folder),
         )
         report = report_of(state)
-        assert "## Harness" in report and "| ships | acc |" in report
+        assert "## Benchmarks" in report and "| ships | acc |" in report
         assert task_states(state)["benchmarks"] == "Completed"
         made = chat.provenance()
         assert {"benchmarks", "benchmark_baseline"} <= set(made["steps"])
@@ -205,7 +207,7 @@ class TestTheHarness:
 
 @pytest.mark.slow
 class TestCompletion:
-    def test_news_are_learnt_and_released(self, tmp_path, tiny_lm, prefect_env):
+    def test_a_model_of_news_is_trained_and_released(self, tmp_path, tiny_lm, prefect_env):
         rows = [{"text": row["text"]} for row in some_rows(200)]
         place = Place(tmp_path, tiny_lm, "completion", rows)
         state = place.run()
@@ -215,7 +217,7 @@ class TestCompletion:
 
 @pytest.mark.slow
 class TestPreference:
-    def test_pairs_are_learnt_and_released(self, tmp_path, tiny_lm, prefect_env):
+    def test_a_model_of_pairs_is_trained_and_decided_on(self, tmp_path, tiny_lm, prefect_env):
         asked = questions(160)
         rows = [{"prompt": row["q"], "chosen": row["a"], "rejected": "No."} for row in asked]
         place = Place(tmp_path, tiny_lm, "preference", rows)
@@ -263,7 +265,7 @@ class TestAGgufBase:
     def test_has_its_row_in_the_report_and_its_place_in_the_provenance(self, gguf):
         state = gguf.run(training__max_length=48, training__epochs=1)
         assert state.name == "Released", state.message
-        assert "| unpack | made in " in report_of(state)
+        assert "| gguf | made in " in report_of(state)
         assert "LlamaForCausalLM in float32" in report_of(state)
         assert gguf.provenance()["steps"]["gguf"]["artifact"]
 

@@ -15,6 +15,7 @@ import yaml
 from huggingface_hub import HfApi
 from prefect.client.orchestration import get_client
 
+from flows import stage_inputs
 from tasks.release import provenance
 from tests.flows.conftest import ROWS, report_of, task_states
 from tests.tasks.samples import some_rows, write_jsonl
@@ -238,13 +239,13 @@ class TestInterrupted:
 
         publish, raced = publish_.publish, []
 
-        def race(candidate, seen, context):
+        def race(inputs, context):
             if not raced:
                 raced.append(True)
                 with monkeypatch.context() as patch:
                     patch.setattr(flow, "publish", publish)
                     assert place.run(training__seed=99).name == "Released"
-            return publish(candidate, seen, context)
+            return publish(inputs, context)
 
         monkeypatch.setattr(flow, "publish", race)
         write_jsonl(place.data, some_rows(ROWS + 200))
@@ -253,6 +254,25 @@ class TestInterrupted:
         entries = [entry for entry in place.log() if entry.kind == "deployed"]
         assert len(entries) == 3
         assert entries[2].event.data.verdict.baseline == entries[1].release.version
+
+
+class TestAnOldRelease:
+    def test_is_the_baseline_though_its_recipe_has_fields_of_another_name(self, place, monkeypatch):
+        build = stage_inputs.release_inputs
+
+        def build_old(*arguments):
+            inputs = build(*arguments)
+            recipe = inputs.recipe | {"rounds": 3, "training": {"rate": 0.1}}
+            return inputs.model_copy(update={"recipe": recipe})
+
+        with monkeypatch.context() as patch:
+            patch.setattr(stage_inputs, "release_inputs", build_old)
+            assert place.run(name="second").name == "Released"
+        write_jsonl(place.data, some_rows(ROWS + 200))
+        state = place.run(name="second")
+        assert state.name == "Released", state.message
+        first, second = (entry for entry in place.log("second") if entry.kind == "deployed")
+        assert second.event.data.verdict.baseline == first.release.version
 
 
 class TestDamage:

@@ -9,13 +9,12 @@ import yaml
 
 from tasks.contracts.artifacts import Artifact
 from tasks.contracts.errors import BadRecipe, NotFound
-from tasks.contracts.recipe import Recipe
 from tasks.contracts.results import Benchmarked
 from tasks.evaluate import benchmark_step
-from tasks.evaluate.benchmark_step import benchmark_inputs, check_benchmarks, run_benchmarks
-from tasks.evaluate.step import ScoreInputs
+from tasks.evaluate.benchmark_step import BenchmarkTasks, check_benchmarks
 from tasks.report.markdown import benchmarks_markdown
 from tasks.runtime.run_program import run_program
+from tasks.storage.sources import resolve
 from tests.tasks.samples import SHIPS, run_context
 
 needs_harness = pytest.mark.skipif(
@@ -24,33 +23,9 @@ needs_harness = pytest.mark.skipif(
 ARTIFACT = Artifact(kind="model", digest="d" * 64, files=1, bytes=1, uri="")
 
 
-def recipe(**evaluation) -> Recipe:
-    return Recipe(
-        name="tiny",
-        task="instruction",
-        data={"uri": "data.jsonl"},
-        model={"uri": "model"},
-        evaluation={"slices": ["length"], "benchmarks": ["ships"], **evaluation},
-    )
-
-
-def scoring(**changes) -> ScoreInputs:
-    return ScoreInputs(
-        **{
-            "kind": "merged",
-            "model": ARTIFACT,
-            "base": None,
-            "quantization": "none",
-            "labels": (),
-            "seed": 1,
-            "test_digest": "t",
-            "dataset": ARTIFACT,
-            "hardware": "",
-            "batch_size": 4,
-            "device": "cpu",
-            **changes,
-        }
-    )
+def tasks_of(*names, folder=None) -> BenchmarkTasks:
+    """Tasks by name, some of them perhaps in a folder."""
+    return BenchmarkTasks(names=names, folder=resolve(str(folder), "tasks") if folder else None)
 
 
 def own_tasks(home, **changes):
@@ -66,21 +41,12 @@ class TestEarly:
     def test_refused_where_it_is_not_installed(self, monkeypatch, tmp_path):
         monkeypatch.setattr(benchmark_step, "find_spec", lambda name: None)
         with pytest.raises(BadRecipe, match=r"pip install 'burnish\[benchmarks\]'"):
-            check_benchmarks(recipe(), run_context(tmp_path))
-
-    def test_not_missed_where_it_is_not_asked_for(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(benchmark_step, "find_spec", lambda name: None)
-        check_benchmarks(recipe(benchmarks=[]), run_context(tmp_path))
-
-    def test_refused_where_its_folder_is_missing(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(benchmark_step, "find_spec", lambda name: "there")
-        with pytest.raises(NotFound):
-            check_benchmarks(recipe(benchmark_folder=str(tmp_path / "none")), run_context(tmp_path))
+            check_benchmarks(tasks_of("ships"), run_context(tmp_path))
 
     @needs_harness
     def test_refused_where_it_does_not_know_a_name(self, tmp_path):
         with pytest.raises(BadRecipe) as caught:
-            check_benchmarks(recipe(benchmarks=["arc_easi"]), run_context(tmp_path))
+            check_benchmarks(tasks_of("arc_easi"), run_context(tmp_path))
         assert caught.value.where == "evaluation.benchmarks"
         assert "'arc_easi'" in caught.value.found and "'arc_easy'" in caught.value.fix
 
@@ -93,40 +59,25 @@ class TestEarly:
             "run_program",
             lambda *job, **more: runs.append(run_program(*job, **more)),
         )
-        asked = recipe(benchmark_folder=str(folder))
         for _ in range(2):
-            check_benchmarks(asked, run_context(tmp_path))
+            check_benchmarks(tasks_of("ships", folder=folder), run_context(tmp_path))
         assert runs == [{}]
         # It is no cache of what is not there.
         own_tasks(tmp_path, task="shops")
         with pytest.raises(BadRecipe, match=r"'ships', which.*'shops'"):
-            check_benchmarks(asked, run_context(tmp_path))
+            check_benchmarks(tasks_of("ships", folder=folder), run_context(tmp_path))
 
     @needs_harness
     def test_refused_where_its_data_are_not_on_this_machine(self, tmp_path):
         folder = own_tasks(tmp_path, dataset_path="owner/ships", dataset_kwargs={})
         with pytest.raises(NotFound, match=r"lm-eval run --model dummy --tasks ships"):
-            check_benchmarks(recipe(benchmark_folder=str(folder)), run_context(tmp_path))
+            check_benchmarks(tasks_of("ships", folder=folder), run_context(tmp_path))
 
     @needs_harness
     def test_refused_where_its_file_is_wrong(self, tmp_path):
         folder = own_tasks(tmp_path, test_split="exam")
         with pytest.raises(BadRecipe, match=r"'ships': .*exam"):
-            check_benchmarks(recipe(benchmark_folder=str(folder)), run_context(tmp_path))
-
-
-class TestTheKey:
-    def test_is_of_the_models_and_the_task_files_content(self, tmp_path):
-        folder = own_tasks(tmp_path)
-        asked = recipe(benchmark_folder=str(folder))
-        key = run_benchmarks.key(benchmark_inputs(asked, scoring()))
-        assert key == run_benchmarks.key(benchmark_inputs(asked, scoring(batch_size=9, seed=2)))
-        other = ARTIFACT.model_copy(update={"digest": "e" * 64})
-        assert key != run_benchmarks.key(benchmark_inputs(asked, scoring(model=other)))
-        own_tasks(tmp_path, target_delimiter=" ")
-        described = run_benchmarks.key(benchmark_inputs(asked, scoring()))
-        (folder / "ships.jsonl").write_text("{}")
-        assert len({key, described, run_benchmarks.key(benchmark_inputs(asked, scoring()))}) == 3
+            check_benchmarks(tasks_of("ships", folder=folder), run_context(tmp_path))
 
 
 class TestTheReport:

@@ -8,9 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.contracts.errors import BadData, BadRecipe, NotFound
-from tasks.contracts.recipe import Recipe
 from tasks.load.dataset import write_examples
-from tasks.load.guard_set import load_guard
+from tasks.load.guard_set import GuardInputs, load_guard
 from tasks.load.splits import TEST
 from tasks.storage.store import open_store
 from tests.tasks.samples import run_context, some_rows, write_jsonl
@@ -36,15 +35,9 @@ def tokenizer(tmp_path):
     return store
 
 
-def recipe(tmp_path, rows, task="instruction", **guard) -> Recipe:
+def guard_of(tmp_path, rows, tokenizer, task="instruction", **guard) -> GuardInputs:
     uri = write_jsonl(tmp_path / "guard.jsonl", rows)
-    return Recipe(
-        name="tiny",
-        task=task,
-        data={"uri": "data.jsonl"},
-        model={"uri": "model"},
-        evaluation={"slices": ["length"], "guard": {"uri": str(uri), **guard}},
-    )
+    return GuardInputs(guard={"uri": str(uri), **guard}, task=task, tokenizer=tokenizer)
 
 
 TEXTS = [{"text": row["text"]} for row in some_rows(6)]
@@ -72,12 +65,12 @@ class TestRows:
         ],
     )
     def test_are_recognised_for_what_they_are(self, tmp_path, tokenizer, rows, task, expected):
-        found = load_guard(recipe(tmp_path, rows, task), tokenizer(), run_context(tmp_path))
+        found = load_guard(guard_of(tmp_path, rows, tokenizer(), task), run_context(tmp_path))
         assert found.task == expected
 
     def test_all_judge_however_few_they_are(self, tmp_path, tokenizer):
         where = run_context(tmp_path)
-        found = load_guard(recipe(tmp_path, TEXTS), tokenizer(), where)
+        found = load_guard(guard_of(tmp_path, TEXTS, tokenizer()), where)
         assert found.loaded.rows == {"train": 0, "validation": 0, "test": 6}
         path = write_examples(where, found.loaded.artifact, TEST, tmp_path / "t.parquet")
         assert sorted(pq.read_table(path)["text"].to_pylist()) == sorted(
@@ -86,34 +79,29 @@ class TestRows:
 
     def test_have_columns_by_other_names(self, tmp_path, tokenizer):
         rows = [{"q": row["prompt"], "a": row["completion"]} for row in ANSWERS]
-        asked = recipe(tmp_path, rows, columns={"prompt": "q", "completion": "a"})
-        assert load_guard(asked, tokenizer(), run_context(tmp_path)).task == "instruction"
+        columns = {"prompt": "q", "completion": "a"}
+        inputs = guard_of(tmp_path, rows, tokenizer(), columns=columns)
+        assert load_guard(inputs, run_context(tmp_path)).task == "instruction"
 
     def test_are_not_read_again(self, tmp_path, tokenizer):
-        asked, kept = recipe(tmp_path, TEXTS), tokenizer()
-        one, two = (
-            load_guard(asked, kept, run_context(tmp_path, run_id=run)) for run in ("1", "2")
-        )
+        inputs = guard_of(tmp_path, TEXTS, tokenizer())
+        one, two = (load_guard(inputs, run_context(tmp_path, run_id=run)) for run in ("1", "2"))
         assert two == one
-
-    def test_need_not_be_there(self, tmp_path, tokenizer):
-        none = Recipe(name="tiny", data={"uri": "data.jsonl"}, model={"uri": "model"})
-        assert load_guard(none, tokenizer(), run_context(tmp_path)) is None
 
 
 class TestRefusals:
     def test_rows_of_no_form_name_the_guard(self, tmp_path, tokenizer):
-        asked = recipe(tmp_path, [{"x": 1}] * 3)
+        inputs = guard_of(tmp_path, [{"x": 1}] * 3, tokenizer())
         with pytest.raises(BadData, match=r"evaluation\.guard, .*guard\.jsonl:1.*no known form"):
-            load_guard(asked, tokenizer(), run_context(tmp_path))
+            load_guard(inputs, run_context(tmp_path))
 
     def test_a_file_that_is_not_there(self, tmp_path, tokenizer):
-        asked = recipe(tmp_path, TEXTS)
+        inputs = guard_of(tmp_path, TEXTS, tokenizer())
         (tmp_path / "guard.jsonl").unlink()
         with pytest.raises(NotFound, match=r"evaluation\.guard"):
-            load_guard(asked, tokenizer(), run_context(tmp_path))
+            load_guard(inputs, run_context(tmp_path))
 
     def test_chats_without_a_chat_template(self, tmp_path, tokenizer):
-        asked = recipe(tmp_path, CHATS, "completion")
+        inputs = guard_of(tmp_path, CHATS, tokenizer(""), "completion")
         with pytest.raises(BadRecipe, match="without a chat template"):
-            load_guard(asked, tokenizer(""), run_context(tmp_path))
+            load_guard(inputs, run_context(tmp_path))

@@ -64,10 +64,6 @@ class TestLog:
         with pytest.raises(BaselineMoved):
             deployment_log.append(store, entry(1, "revealing", "b"))
 
-    def test_channels_are_listed(self, store):
-        deploy(store, "a", 0)
-        assert deployment_log.channels(store) == [("news", "production")]
-
 
 class TestClaims:
     def test_a_claim_after_the_log_has_grown_is_refused(self, store):

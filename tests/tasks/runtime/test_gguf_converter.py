@@ -9,7 +9,8 @@ from tasks.contracts.errors import BadRecipe
 from tasks.plan import preflight
 from tasks.runtime import gguf_converter
 from tasks.runtime.gguf_converter import SCRIPT, converter_digest, find_converter, knows
-from tests.tasks.plan.test_plan import inspected, loaded, recipe, source
+from tests.tasks.plan.conftest import inspected, preflight_inputs
+from tests.tasks.samples import run_context
 
 
 @pytest.fixture
@@ -35,10 +36,9 @@ def nothing(tmp_path, monkeypatch):
 
 
 def refuse(tmp_path, architecture="LlamaForCausalLM", **changes):
-    model = {"uri": "m", "gguf": "f16"}
-    asked = recipe(tmp_path, **{"model": model, "task": "instruction"} | changes)
-    found = inspected().model_copy(update={"architecture": architecture})
-    preflight.refuse_early(asked, source(), loaded(), found)
+    wanted = {"gguf": "f16", "task": "instruction"} | changes
+    inputs = preflight_inputs(inspected=inspected(architecture=architecture), **wanted)
+    preflight.refuse_early(inputs, run_context(tmp_path))
 
 
 class TestFinding:
@@ -99,7 +99,7 @@ class TestRefusals:
             refuse(tmp_path, task="text-classification")
 
     def test_nothing_is_looked_for_where_none_is_asked_for(self, nothing):
-        refuse(nothing, model={"uri": "m"})
+        refuse(nothing, gguf="none")
 
     def test_the_installed_one_knows_common_architectures(self):
         script = find_converter()

@@ -1,15 +1,14 @@
-"""What a release says of itself: its provenance and its card name every step that made it."""
+"""A candidate as the steps of a run leave it."""
 
 from __future__ import annotations
 
-import json
+from typing import Any
 
 import pytest
 
 from tasks.contracts.artifacts import Artifact, Source
 from tasks.contracts.candidate import Candidate, GuardSet
 from tasks.contracts.plan import Plan
-from tasks.contracts.recipe import Recipe
 from tasks.contracts.results import (
     Benchmarked,
     Comparisons,
@@ -22,15 +21,13 @@ from tasks.contracts.results import (
     Tokenized,
 )
 from tasks.contracts.verdict import GateResult, Verdict
-from tasks.release.card import model_card
-from tasks.release.provenance import provenance
+from tasks.release.inputs import ReleaseInputs
 from tasks.storage.store import open_store
 from tests.tasks.samples import run_context
 
 MADE = Provenance(
     run_id="1", run_name="one", at="now", seconds=1.0, libraries={"torch": "2"}, code="c"
 )
-ALWAYS = {"load", "inspect", "tokenize", "finetune", "evaluate", "gate"}
 VERDICT = Verdict(
     outcome="promoted",
     rules=(),
@@ -45,6 +42,28 @@ VERDICT = Verdict(
     baseline_seen="no baseline",
     summary="Promoted.",
 )
+
+
+RECIPE = {
+    "name": "tiny",
+    "quantization": "none",
+    "model": {"ship": "merged"},
+    "publish": {"targets": ["/releases"], "private": False},
+}
+RECIPE_PARTS: dict[str, Any] = {
+    "name": "tiny",
+    "channel": "production",
+    "publish": RECIPE["publish"],
+    "log_number": 0,
+    "recipe": RECIPE,
+    "recipe_digest": "of recipe",
+    "task": "instruction",
+    "data": {"uri": "data.jsonl"},
+    "base": {"uri": "model"},
+    "lora": {},
+    "quantization": "none",
+    "training": {},
+}
 
 
 def facts(name: str) -> dict:
@@ -77,18 +96,15 @@ def store(tmp_path):
 
 
 @pytest.fixture
-def candidate(store):
-    """A candidate for which nothing was asked beside the test examples, changed as told."""
+def inputs(store):
+    """Inputs of the release of a candidate without optional results, with changes."""
     with store.scratch() as scratch:
         (scratch / "d").mkdir()
         (scratch / "d" / "report.json").write_text("{}")
         dataset = store.put("dataset", scratch / "d")
 
-    def make(**changes) -> Candidate:
+    def make(**changes) -> ReleaseInputs:
         made = {
-            "recipe": Recipe(
-                name="tiny", task="instruction", data={"uri": "data.jsonl"}, model={"uri": "model"}
-            ),
             "data": source("data"),
             "model": source("model"),
             "plan": Plan(device="cpu", precision="fp32"),
@@ -118,12 +134,12 @@ def candidate(store):
             "baseline": None,
             "gate_result": GateResult(**facts("gate"), verdict=VERDICT),
         }
-        return Candidate(**made | changes)
+        return ReleaseInputs(candidate=Candidate(**made | changes), **RECIPE_PARTS)
 
     return make
 
 
-BESIDE = {
+OPTIONAL = {
     "converted": ConvertedGguf(**facts("gguf"), architecture="Llama", dtype="bfloat16"),
     "guard": GuardSet(loaded=loaded("guard"), task="completion", source=source("guard")),
     "guard_scored": scored("guard_evaluate", 2.0),
@@ -146,60 +162,3 @@ BESIDE = {
     ),
     "benchmark_folder": source("own"),
 }
-
-
-class TestProvenance:
-    def test_names_what_was_asked_beside_the_test_examples(self, candidate, store):
-        found = provenance(candidate(**BESIDE), store)
-        more = {"gguf", "guard", "guard_evaluate", "guard_baseline", "llm-judge"}
-        assert set(found["steps"]) == ALWAYS | more | {"benchmarks", "benchmark_baseline"}
-        for name, said in found["steps"].items():
-            assert said["key"] == f"key of {name}" and said["provenance"]["libraries"]
-            assert said["artifact"] == name or name == "load"
-        guard = {"uri": "guard.jsonl", "pinned": "guard@1", "digest": "of guard"}
-        assert found["sources"]["guard"] == guard
-        assert found["sources"]["benchmark_folder"]["digest"] == "of own"
-        assert found["comparisons"] == {
-            "llm_judge": "wise",
-            "preferred": 0.75,
-            "wins": 10,
-            "ties": 10,
-            "losses": 0,
-            "turned": 1,
-            "unreadable": 2,
-        }
-        assert found["benchmarks"] == {"ships": {"acc": 0.5}}
-        assert found["baseline_harness"] == {"ships": {"acc": 0.25}}
-        assert (found["guard_metrics"], found["baseline_guard_metrics"]) == (
-            {"loss": 2.0},
-            {"loss": 3.0},
-        )
-        json.dumps(found)
-
-    def test_says_nothing_of_what_was_not_asked_for(self, candidate, store):
-        found = provenance(candidate(), store)
-        assert set(found) == {
-            "schema_version",
-            "recipe",
-            "recipe_digest",
-            "plan",
-            "sources",
-            "steps",
-            "data_report",
-            "metrics",
-            "baseline_metrics",
-            "verdict",
-        }
-        assert set(found["steps"]) == ALWAYS and set(found["sources"]) == {"data", "model"}
-
-
-class TestTheCard:
-    def test_tells_what_was_asked_beside_the_test_examples(self, candidate):
-        card = model_card(candidate(**BESIDE))
-        assert "`guard.jsonl` (digest `of guard`), 20 examples" in card
-        assert "The judge `wise` preferred its answers 10 times" in card
-        assert "| ships | acc | 0.2500 | 0.5000 | 9 |" in card
-
-    def test_says_nothing_of_what_was_not_asked_for(self, candidate):
-        card = model_card(candidate())
-        assert "judge" not in card.split("## Data")[0] and "Harness" not in card

@@ -1,0 +1,227 @@
+"""Preflight: what is refused before training, and how the refusal says what would help."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+import sysconfig
+from collections import namedtuple
+from typing import Any
+
+import pytest
+
+from tasks.contracts.errors import BadRecipe, StorageFailed
+from tasks.contracts.forecast import Remedy
+from tasks.plan import plan as plan_module
+from tasks.plan import preflight
+from tasks.plan.preflight import refuse_adapter, refuse_early, refuse_memory
+from tasks.runtime import gguf_converter
+from tests.tasks.plan.conftest import (
+    LINEAR,
+    forecast_of,
+    inspected,
+    loaded,
+    preflight_inputs,
+    source,
+)
+from tests.tasks.samples import run_context
+
+
+@pytest.fixture
+def refuse(tmp_path):
+    """Runs the checks on a classifier that passes them all, with changes."""
+
+    def check(**changes: Any) -> None:
+        refuse_early(preflight_inputs(**changes), run_context(tmp_path))
+
+    return check
+
+
+class TestTheRecipeAndTheModel:
+    def test_targets_that_match_no_module_are_refused_with_the_nearest(self, refuse):
+        with pytest.raises(BadRecipe, match=r"did you mean 'query'\?.*some of: query, value"):
+            refuse(lora={"target_modules": ["quary"]})
+
+    @pytest.mark.parametrize("target", ["query", "self.query", "all-linear", LINEAR[0]])
+    def test_targets_may_be_any_last_parts_of_a_module_name(self, refuse, target):
+        refuse(lora={"target_modules": [target]})
+
+    def test_a_length_above_the_models_is_refused(self, refuse):
+        with pytest.raises(BadRecipe, match=r"found 513 tokens; expected at most 512"):
+            refuse(max_length=513)
+
+    def test_any_length_passes_if_the_model_has_no_limit(self, refuse):
+        refuse(max_length=100_000, inspected=inspected(max_length=None))
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"task": "text-classification"},
+            {"quantization": "nf4"},
+            {"lora": {"dora": True}},
+            {"lora": {"modules_to_save": ["lm_head"]}},
+        ],
+    )
+    def test_sharding_is_refused_for_what_cannot_be_sharded(self, refuse, other):
+        wanted = {"task": "completion", "settings": {"sharding": "fsdp"}}
+        with pytest.raises(BadRecipe, match=r"plan\.sharding: found fsdp with"):
+            refuse(**wanted | other)
+        refuse(**wanted)
+
+    def test_a_test_set_that_the_gate_would_reject_is_refused(self, refuse):
+        with pytest.raises(BadRecipe, match="found 89 test examples among 1,189"):
+            refuse(loaded=loaded(test=89))
+
+    def test_an_adapter_of_a_gguf_file_is_refused(self):
+        with pytest.raises(BadRecipe, match=r"model\.ship: found adapter.*GGUF") as caught:
+            refuse_adapter("adapter", source(path="m.gguf"))
+        assert "model.ship to merged" in caught.value.fix
+        refuse_adapter("adapter", source())
+        refuse_adapter("merged", source(path="m.gguf"))
+
+
+class TestTheMachine:
+    @pytest.fixture
+    def machine(self, monkeypatch):
+        """Sets what the machine has: GPUs, and Liger's kernels."""
+
+        def have(gpus=1, liger=True):
+            for module in (plan_module, preflight):
+                monkeypatch.setattr(module, "count_gpus", lambda: gpus)
+            found = {"liger_kernel": object() if liger else None}
+            monkeypatch.setattr(importlib.util, "find_spec", found.get)
+
+        return have
+
+    @pytest.mark.parametrize(
+        ("gpus", "liger", "architecture", "fix"),
+        [
+            (1, False, "LlamaForCausalLM", "burnish[liger]', or set plan.kernels to none"),
+            (0, True, "LlamaForCausalLM", "set plan.kernels to none or auto"),
+            (1, True, "GPT2LMHeadModel", "set plan.kernels to none or auto"),
+        ],
+    )
+    def test_kernels_that_cannot_be_used_are_refused(
+        self, refuse, machine, gpus, liger, architecture, fix
+    ):
+        wanted = {"task": "completion", "settings": {"kernels": "liger"}}
+        machine(gpus, liger)
+        with pytest.raises(BadRecipe) as error:
+            refuse(**wanted, inspected=inspected(architecture=architecture))
+        assert error.value.where == "plan.kernels" and fix in error.value.fix
+        machine()
+        refuse(**wanted, inspected=inspected(architecture="LlamaForCausalLM"))
+
+    def test_compiling_without_a_compiler_is_refused(self, refuse, tmp_path, monkeypatch):
+        (tmp_path / "Python.h").touch()
+        monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
+        monkeypatch.setenv("CXX", sys.executable)
+        refuse(task="completion", settings={"compile": "on"})
+        monkeypatch.setenv("CXX", "g++-of-nowhere")
+        with pytest.raises(BadRecipe, match="g\\+\\+-of-nowhere was not found") as error:
+            refuse(task="completion", settings={"compile": "on"})
+        assert error.value.where == "plan.compile" and "install g++" in error.value.fix
+
+
+class TestTheDisk:
+    @pytest.fixture
+    def free(self, monkeypatch):
+        """Sets how many bytes are free."""
+        usage = namedtuple("usage", "total used free")
+
+        def have(size):
+            monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, size))
+
+        return have
+
+    @pytest.fixture
+    def converter(self, tmp_path, monkeypatch):
+        """A converter to GGUF that knows Bert."""
+        folder = tmp_path / "llama.cpp"
+        (folder / "sentencepiece").mkdir(parents=True)
+        (folder / gguf_converter.SCRIPT).write_text('MAP = {"Bert": "bert"}')
+        monkeypatch.setenv(gguf_converter.VARIABLE, str(folder))
+
+    def test_that_is_too_full_is_refused(self, refuse, free):
+        free(3 * 10**6)
+        with pytest.raises(StorageFailed, match=r"no disk space: 3 MB free; expected about 4 MB"):
+            refuse(base=source(10**6))
+
+    @pytest.mark.parametrize(
+        ("kind", "size", "need"), [("f32", 400, 1208), ("bf16", 200, 608), ("q8_0", 106, 327)]
+    )
+    def test_that_is_too_full_for_the_gguf_file_is_refused(
+        self, refuse, free, converter, kind, size, need
+    ):
+        free(9 * 10**6)
+        expected = f"about {need} MB, 4 times the base model and 3 times the GGUF file of {size} MB"
+        wanted = {
+            "task": "completion",
+            "base": source(2 * 10**6),
+            "inspected": inspected(parameters=10**8),
+        }
+        with pytest.raises(StorageFailed, match=expected):
+            refuse(**wanted, gguf=kind)
+        refuse(**wanted)
+
+
+class TestMemory:
+    def test_a_refusal_says_what_would_help_and_by_how_much(self):
+        remedies = (
+            Remedy(change="quantization: nf4", peak=11_200_000_000, fits=True),
+            Remedy(change="lora.dropout: 0", peak=25 * 10**9, fits=False),
+        )
+        with pytest.raises(BadRecipe) as error:
+            refuse_memory(forecast_of(remedies=remedies))
+        assert error.value.where == "training.max_length"
+        assert "26.0 GB" in error.value.found and "weights 16.0 GB" in error.value.found
+        assert "22.0 GB" in error.value.expected
+        assert error.value.fix == (
+            "quantization: nf4 would bring it to 11.2 GB; lora.dropout: 0 only to 25.0 GB"
+        )
+
+    def test_a_refusal_names_a_large_enough_card_if_nothing_helps(self):
+        with pytest.raises(BadRecipe) as error:
+            refuse_memory(forecast_of())
+        # 26 GB and the driver's 0.6, with a reserve of a twentieth.
+        assert error.value.fix == "use a card of 28.0 GB, or a smaller base model"
+
+    def test_a_refusal_names_the_declared_memory(self):
+        with pytest.raises(BadRecipe) as error:
+            refuse_memory(forecast_of(), memory_declared=True)
+        assert error.value.where == "plan.device_memory_gb"
+
+    def test_merging_on_a_card_that_is_too_small_is_refused(self):
+        small = forecast_of(parts={"weights": 10**9}, shipping=30 * 10**9)
+        with pytest.raises(BadRecipe) as error:
+            refuse_memory(small)
+        assert error.value.where == "model.ship"
+        assert "30.0 GB of the card's memory" in error.value.found
+        assert error.value.fix == "set model.ship to adapter, or use a card of 32.2 GB"
+        # An adapter cannot ship for a GGUF base.
+        with pytest.raises(BadRecipe) as error:
+            refuse_memory(small, gguf_base=True)
+        assert error.value.fix == "use a card of 32.2 GB"
+
+    @pytest.mark.parametrize("memory", [24 * 10**9, 0])
+    def test_merging_on_a_machine_that_is_too_small_is_refused(self, memory):
+        small = forecast_of(
+            parts={"weights": 10**9},
+            memory=memory,
+            shipping_host=30 * 10**9,
+            host_memory=32 * 10**9,
+            host_reserve=4 * 10**9,
+        )
+        with pytest.raises(BadRecipe) as error:
+            refuse_memory(small)
+        assert error.value.where == "model.ship"
+        assert "30.0 GB of the machine's memory" in error.value.found
+        assert error.value.expected == (
+            "at most 28.0 GB (32.0 GB of the machine, less 4.0 GB left alone)"
+        )
+        assert error.value.fix == "set model.ship to adapter, or use a machine of 34.4 GB"
+
+    @pytest.mark.parametrize("changes", [{"fits": True}, {"unknown": "why"}, {"memory": 0}])
+    def test_nothing_is_refused_on_a_guess(self, changes):
+        refuse_memory(forecast_of(**changes))

@@ -1,0 +1,100 @@
+"""Provenance: it names every step that made a release, and is read back years later."""
+
+from __future__ import annotations
+
+import json
+
+from tasks.contracts.artifacts import Artifact
+from tasks.contracts.recipe_release import PublishRecipe
+from tasks.contracts.release import Release
+from tasks.release.provenance import (
+    ShippedForm,
+    provenance,
+    publish_settings,
+    shipped_form,
+)
+from tests.tasks.release.conftest import OPTIONAL
+
+ALWAYS = {"load", "inspect", "tokenize", "finetune", "evaluate", "gate"}
+
+
+class TestProvenance:
+    def test_names_every_step_and_optional_result(self, inputs, store):
+        found = provenance(inputs(**OPTIONAL), store)
+        more = {"gguf", "guard", "guard_evaluate", "guard_baseline", "llm-judge"}
+        assert set(found["steps"]) == ALWAYS | more | {"benchmarks", "benchmark_baseline"}
+        for name, said in found["steps"].items():
+            assert said["key"] == f"key of {name}" and said["provenance"]["libraries"]
+            assert said["artifact"] == name or name == "load"
+        guard = {"uri": "guard.jsonl", "pinned": "guard@1", "digest": "of guard"}
+        assert found["sources"]["guard"] == guard
+        assert found["sources"]["benchmark_folder"]["digest"] == "of own"
+        assert found["comparisons"] == {
+            "llm_judge": "wise",
+            "preferred": 0.75,
+            "wins": 10,
+            "ties": 10,
+            "losses": 0,
+            "turned": 1,
+            "unreadable": 2,
+        }
+        assert found["benchmarks"] == {"ships": {"acc": 0.5}}
+        assert found["baseline_benchmarks"] == {"ships": {"acc": 0.25}}
+        assert (found["guard_metrics"], found["baseline_guard_metrics"]) == (
+            {"loss": 2.0},
+            {"loss": 3.0},
+        )
+        json.dumps(found)
+
+    def test_omits_optional_results_that_there_are_none_of(self, inputs, store):
+        found = provenance(inputs(), store)
+        assert set(found) == {
+            "schema_version",
+            "recipe",
+            "recipe_digest",
+            "plan",
+            "sources",
+            "steps",
+            "data_report",
+            "metrics",
+            "baseline_metrics",
+            "verdict",
+        }
+        assert set(found["steps"]) == ALWAYS and set(found["sources"]) == {"data", "model"}
+
+
+class TestAnOldRelease:
+    """One whose recipe has fields that no longer exist."""
+
+    def release(self, store) -> Release:
+        recorded = {
+            "recipe": {
+                "schema_version": 0,
+                "model": {"url": "m", "ship": "adapter", "head": "linear"},
+                "quantization": "nf4",
+                "training": {"rounds": 3},
+                "publish": {"targets": ["/releases"], "private": True, "licence": "MIT"},
+            },
+            "sources": {"model": {"uri": "m", "pinned": "m@1", "digest": "d"}},
+        }
+        with store.scratch() as scratch:
+            (scratch / "p").mkdir()
+            (scratch / "p" / "provenance.json").write_text(json.dumps(recorded))
+            artifact = store.put("provenance", scratch / "p")
+        model = Artifact(kind="model", digest="d" * 64, files=1, bytes=1, uri="")
+        return Release(
+            name="tiny",
+            channel="production",
+            version="d" * 12,
+            digest="d" * 64,
+            artifact=model,
+            provenance=artifact,
+        )
+
+    def test_still_says_how_its_model_is_loaded(self, store):
+        form = shipped_form(self.release(store), store)
+        assert form == ShippedForm(ship="adapter", quantization="nf4", base="m@1")
+
+    def test_still_says_where_it_is_published(self, store):
+        expected = PublishRecipe(targets=("/releases",), private=True)
+        assert publish_settings(self.release(store), store) == expected
