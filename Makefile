@@ -31,6 +31,7 @@ deploy: $(VENV)/ready
 lint: $(VENV)/ready-dev
 	@$(BIN)/ruff check -q .
 	@$(BIN)/ruff format -q --check .
+	@found=$$($(BIN)/lint-imports --no-logo --no-cache 2>&1) || { echo "$$found"; exit 1; }
 
 benchmarks: $(VENV)/ready-dev
 	@$(BIN)/python -m tests.benchmarks
