@@ -1,1 +1,1 @@
-"""From sources to shards: finding, cutting, reading, splitting and merging data."""
+"""Loading: data sources to shards, stable splits, deduplication and the data report."""

@@ -1,4 +1,4 @@
-"""Conversations in rows: roles, turns and their order."""
+"""Parses conversations in rows: messages, roles, tool calls and the order of turns."""
 
 from __future__ import annotations
 
@@ -21,87 +21,98 @@ _ROLES = {
 }
 
 
-# One record
-
-
 class Record:
-    """A record's values under the names that the forms give them."""
+    """One record, its values accessed by the field names of the row formats.
+
+    Args:
+        record: Values by column.
+        column_names: The column of each field, where the names differ.
+        where: File and row, for messages.
+        drop_nulls: Whether null fields inside nested values are removed.
+    """
 
     def __init__(
-        self, record: dict[str, Any], named: dict[str, str], where: str, with_nulls: bool
+        self, record: dict[str, Any], column_names: dict[str, str], where: str, drop_nulls: bool
     ) -> None:
-        self._record, self._named, self._with_nulls = record, named, with_nulls
+        self._record, self._column_names, self._drop_nulls = record, column_names, drop_nulls
         self.where = where
 
-    def name(self, field: str) -> str:
-        return self._named.get(field, field)
+    def column(self, field: str) -> str:
+        """Return the column of a field."""
+        return self._column_names.get(field, field)
 
     def value(self, field: str) -> Any:
-        value = self._record.get(self.name(field))
-        if self._with_nulls and isinstance(value, list | dict):
-            return _without_nulls(value)
+        """Return a field's value; None if it is absent."""
+        value = self._record.get(self.column(field))
+        if self._drop_nulls and isinstance(value, list | dict):
+            return _remove_nulls(value)
         return value
 
     def bad(self, found: str, expected: str, fix: str) -> NoReturn:
+        """Raise BadData for this record."""
         raise BadData(self.where, found, expected, fix)
 
     def text(self, field: str) -> str:
-        """A text that is not empty."""
-        value, name = self.value(field), self.name(field)
+        """Return a non-empty text."""
+        value, name = self.value(field), self.column(field)
         if isinstance(value, str):
             if value and not value.isspace():
                 return value
         elif value is not None:
             self.bad(
-                f"{kind(value)} in {name!r}",
+                f"{json_type(value)} in {name!r}",
                 "a text",
-                f"name a column of texts as data.columns.{field}"
-                + ("; chat messages have a form of their own" if isinstance(value, list) else ""),
+                f"set data.columns.{field} to a column of texts"
+                + (
+                    "; for chat messages, use the row format messages"
+                    if isinstance(value, list)
+                    else ""
+                ),
             )
-        self.bad(f"no text in {name!r}", "a text that is not empty", "fill in or remove the row")
+        self.bad(f"no text in {name!r}", "a non-empty text", "fill in or remove the row")
 
     def optional_text(self, field: str) -> str:
-        """A text, or an empty one where there is none."""
+        """Return a text; empty if there is none."""
         value = self.value(field)
         if value is None or (isinstance(value, str) and (not value or value.isspace())):
             return ""
         return self.text(field)
 
     def system(self) -> list[dict[str, Any]]:
-        """The system turn, where a column of its own holds it."""
+        """Return the system message, if the row has a column for it."""
         text = self.optional_text("system")
         return [{"role": "system", "content": text}] if text else []
 
-    def turns(self, field: str) -> list[dict[str, Any]]:
-        """A conversation: a list of turns, or that as JSON."""
-        value, name = self.value(field), self.name(field)
+    def messages(self, field: str) -> list[dict[str, Any]]:
+        """Return a conversation, given as a list of messages or as JSON."""
+        value, name = self.value(field), self.column(field)
         if isinstance(value, str):
             try:
                 value = orjson.loads(value)
             except orjson.JSONDecodeError:
                 self.bad(
-                    f"a text that is no JSON in {name!r}",
-                    "a list of turns, or that as JSON",
-                    "write the column as JSON (not as Python prints it), or use JSON lines",
+                    f"invalid JSON in {name!r}",
+                    "a list of messages, or such a list as JSON",
+                    "write the column as JSON (not as a Python repr), or use JSON lines",
                 )
         if not isinstance(value, list) or not value:
             self.bad(
-                f"{'an empty list' if value == [] else kind(value)} in {name!r}",
-                "a list of turns, each with role and content",
-                f"correct or remove the row, or name another column as data.columns.{field}",
+                f"{'an empty list' if value == [] else json_type(value)} in {name!r}",
+                "a list of messages, each with role and content",
+                f"correct or remove the row, or set data.columns.{field} to another column",
             )
-        return [_Turn(self, each, number, name).message() for number, each in enumerate(value, 1)]
+        return [_Turn(self, each, number, name).parse() for number, each in enumerate(value, 1)]
 
-    def turns_or_text(self, field: str, role: str) -> list[dict[str, Any]]:
-        """A conversation, or a text that becomes one turn of this role."""
+    def messages_or_text(self, field: str, role: str) -> list[dict[str, Any]]:
+        """Return a conversation; a plain text becomes one message of this role."""
         value = self.value(field)
         if isinstance(value, list) or (isinstance(value, str) and _is_conversation(value)):
-            return self.turns(field)
+            return self.messages(field)
         return [{"role": role, "content": self.text(field)}]
 
     def tools(self) -> list[dict[str, Any]]:
-        """The tools on offer: JSON schemas, or these as JSON."""
-        value, name = self.value("tools"), self.name("tools")
+        """Return the available tools, given as a list of JSON schemas or as JSON."""
+        value, name = self.value("tools"), self.column("tools")
         if isinstance(value, str) and value.strip():
             try:
                 value = orjson.loads(value)
@@ -111,49 +122,49 @@ class Record:
             return []
         if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
             self.bad(
-                f"something else than tools in {name!r}",
-                "a list of JSON schemas, or that as JSON",
+                f"invalid tools in {name!r}",
+                "a list of JSON schemas, or such a list as JSON",
                 "correct or remove the row",
             )
         return value
 
-    def check_order(self, messages: list[dict[str, Any]], field: str) -> None:
-        """Refuse turns in an order that no chat template knows."""
-        count, name = len(messages), self.name(field)
+    def check_turn_order(self, messages: list[dict[str, Any]], field: str) -> None:
+        """Raise BadData if the order of turns is one that chat templates do not support."""
+        count, name = len(messages), self.column(field)
         if not any(each["role"] == "assistant" for each in messages):
             self.bad(
                 f"no assistant turn in {name!r} ({_turns(count)})",
-                "an assistant turn: it is what is learnt",
+                "an assistant turn, for the model to learn",
                 "add the answer, or remove the row",
             )
         before = None
         for number, message in enumerate(messages, 1):
             problem = _out_of_order(message, before)
             if problem:
-                after = f"after one of {before['role']}" if before else "at the beginning"
+                after = f"after {_a_turn(before['role'])}" if before else "at the beginning"
                 self.bad(
-                    f"a turn of {message['role']} {after} in {name!r} (turn {number} of {count})",
+                    f"{_a_turn(message['role'])} {after} in {name!r} (turn {number} of {count})",
                     problem,
-                    "join the two turns, or correct the roles"
+                    "merge the two turns, or correct the roles"
                     if before and before["role"] == message["role"]
                     else "correct the roles, or remove the row",
                 )
             before = message
         if messages[-1]["role"] != "assistant":
             self.bad(
-                f"a conversation of {_turns(count)} in {name!r} that ends with a "
-                f"{messages[-1]['role']} turn",
-                "an assistant turn at the end: it is what is learnt",
+                f"a conversation of {_turns(count)} in {name!r} that ends with "
+                f"{_a_turn(messages[-1]['role'])}",
+                "an assistant turn at the end, for the model to learn",
                 "remove the last turn",
             )
 
 
 def _out_of_order(message: dict[str, Any], before: dict[str, Any] | None) -> str:
-    """What should have been there instead, where a turn cannot follow another; else nothing."""
+    """Return what was expected, if a turn cannot follow the one before it; else an empty string."""
     role, last = message["role"], before["role"] if before else ""
     if role == "tool":
         follows = last == "tool" or (last == "assistant" and "tool_calls" in before)
-        return "" if follows else "a tool's turn only after an assistant turn with tool calls"
+        return "" if follows else "a tool turn only after an assistant turn with tool calls"
     allowed = {
         "": ("system", "user"),
         "system": ("user",),
@@ -165,44 +176,44 @@ def _out_of_order(message: dict[str, Any], before: dict[str, Any] | None) -> str
         return ""
     if role == "system":
         return "a system turn only at the beginning"
-    return f"a turn of {' or '.join(allowed)}: user and assistant take turns"
+    return f"{_a_turn(' or '.join(allowed))}: user and assistant alternate"
 
 
 class _Turn:
-    """One turn of a conversation."""
+    """One turn of a conversation, as the data have it."""
 
     def __init__(self, record: Record, turn: Any, number: int, column: str) -> None:
         self._record, self._turn = record, turn
         self._place = f"turn {number} of {column!r}"
 
-    def message(self) -> dict[str, Any]:
-        """The turn with the fields that count."""
+    def parse(self) -> dict[str, Any]:
+        """Return the message with the fields that chat templates use."""
         if not isinstance(self._turn, dict):
-            self._bad(kind(self._turn), "role and content", "correct or remove the row")
-        said = self._first("role", "from")
-        word = said.strip().lower() if isinstance(said, str) else ""
-        role = _ROLES.get(word)
+            self._bad(json_type(self._turn), "role and content", "correct or remove the row")
+        given = self._first("role", "from")
+        name = given.strip().lower() if isinstance(given, str) else ""
+        role = _ROLES.get(name)
         if role is None:
             self._bad(
-                "no role" if said is None else f"the unknown role {said!r}",
+                "no role" if given is None else f"the unknown role {given!r}",
                 f"one of {', '.join(_ROLES)}",
                 "correct the role",
             )
         content = self._content()
-        if word == "function_call":
+        if name == "function_call":
             return {"role": role, "content": "", "tool_calls": self._calls(content)}
         message: dict[str, Any] = {"role": role, "content": content}
         if role == "assistant" and self._turn.get("tool_calls"):
             message["tool_calls"] = self._calls(self._turn["tool_calls"])
-        # A tool may well say nothing.
+        # A tool may return nothing.
         if role != "tool" and "tool_calls" not in message and not content.strip():
-            self._bad("no content", "a text that is not empty", "fill in or remove the row")
-        for name in ("name", "tool_call_id"):
-            if isinstance(self._turn.get(name), str) and self._turn[name]:
-                message[name] = self._turn[name]
-        thought = self._turn.get("reasoning_content")
-        if role == "assistant" and isinstance(thought, str) and thought.strip():
-            message["reasoning_content"] = thought
+            self._bad("no content", "a non-empty text", "fill in or remove the row")
+        for field in ("name", "tool_call_id"):
+            if isinstance(self._turn.get(field), str) and self._turn[field]:
+                message[field] = self._turn[field]
+        reasoning = self._turn.get("reasoning_content")
+        if role == "assistant" and isinstance(reasoning, str) and reasoning.strip():
+            message["reasoning_content"] = reasoning
         return message
 
     def _bad(self, found: str, expected: str, fix: str) -> NoReturn:
@@ -219,16 +230,18 @@ class _Turn:
             return ""
         if not isinstance(value, str):
             self._bad(
-                f"{kind(value)} as content", "a text, or a list of text parts", "correct the row"
+                f"{json_type(value)} as content",
+                "a text, or a list of text parts",
+                "correct the row",
             )
         return value
 
     def _part(self, part: Any) -> str:
-        said = part.get("type") if isinstance(part, dict) else kind(part)
-        if said != "text" or not isinstance(part.get("text"), str):
+        type_ = part.get("type") if isinstance(part, dict) else json_type(part)
+        if type_ != "text" or not isinstance(part.get("text"), str):
             self._bad(
-                f"a part of type {said!r}",
-                "parts of type 'text': models of text alone are trained here",
+                f"a part of type {type_!r}",
+                "parts of type 'text': only text models can be trained",
                 "remove the part or the row",
             )
         return part["text"]
@@ -247,7 +260,7 @@ class _Turn:
         name = inner.get("name") if isinstance(inner, dict) else None
         arguments = inner.get("arguments") if isinstance(inner, dict) else None
         if isinstance(arguments, str):
-            # As some services write them; chat templates want the object.
+            # Some APIs return arguments as JSON text; chat templates expect an object.
             try:
                 arguments = orjson.loads(arguments or "{}")
             except orjson.JSONDecodeError:
@@ -255,7 +268,7 @@ class _Turn:
         arguments = {} if arguments is None else arguments
         if not isinstance(name, str) or not name or not isinstance(arguments, dict):
             self._bad(
-                "a tool call that cannot be read",
+                "an invalid tool call",
                 'a name and arguments: {"name": "…", "arguments": {…}}',
                 "correct or remove the row",
             )
@@ -264,7 +277,7 @@ class _Turn:
 
 
 def _is_conversation(text: str) -> bool:
-    """Whether a text is a conversation as JSON, as tables without lists hold it."""
+    """Whether a text is a conversation as JSON, as in CSV files."""
     if not text.lstrip().startswith("[") or '"' not in text:
         return False
     try:
@@ -276,21 +289,31 @@ def _is_conversation(text: str) -> bool:
     )
 
 
-def _without_nulls(value: Any) -> Any:
+def _remove_nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _without_nulls(each) for name, each in value.items() if each is not None}
+        return {name: _remove_nulls(each) for name, each in value.items() if each is not None}
     if isinstance(value, list):
-        return [_without_nulls(each) for each in value]
+        return [_remove_nulls(each) for each in value]
     return value
+
+
+def _a_turn(role: str) -> str:
+    return f"{'an' if role.startswith('assistant') else 'a'} {role} turn"
 
 
 def _turns(count: int) -> str:
     return f"{count} turn{'s' if count > 1 else ''}"
 
 
-def kind(value: Any) -> str:
-    """What a JSON value is, for messages."""
-    names = {dict: "an object", list: "a list", bool: "a boolean", int: "a number"}
-    if value is None:
-        return "nothing"
-    return names.get(type(value), "a number" if isinstance(value, float) else type(value).__name__)
+def json_type(value: Any) -> str:
+    """Return the type of a JSON value with its article, for messages."""
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        type(None): "null",
+    }
+    return names.get(type(value), type(value).__name__)

@@ -1,4 +1,4 @@
-"""Cut text files (JSON lines, JSON arrays, CSV, plain text) into content-defined chunks."""
+"""Splits text files (JSON lines, JSON arrays, CSV, plain text) into content-defined chunks."""
 
 from __future__ import annotations
 
@@ -7,89 +7,80 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
 
 from tasks.contracts.errors import BadData
-from tasks.load.chunking import Chunk, chunk_file
-from tasks.load.encodings import bad_encoding, check_encoding, not_text, too_long, without_mark
+from tasks.load.chunking import Chunk, chunk_records
+from tasks.load.encodings import bad_encoding, check_encoding, not_text, too_long, without_bom
 
-BLOCK = 1 << 20
+BLOCK_BYTES = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
-# Text formats
-
-
-def cut_lines(path: Path, name: str, limit: int, encoding: str) -> Iterator[Chunk]:
-    """Cut a file of one record per line.
+def chunk_lines(path: Path, name: str, max_bytes: int, encoding: str) -> Iterator[Chunk]:
+    """Split a file of one record per line into chunks.
 
     Args:
         path: The file.
         name: Its name in messages.
-        limit: Most bytes of a record.
-        encoding: Of its text.
+        max_bytes: Maximum size of a record in bytes.
+        encoding: `data.encoding`.
 
     Raises:
-        BadData: A line is too long, or is no text.
-        BadRecipe: The encoding cannot be cut into lines.
+        BadData: A line is too long, or is not text.
+        BadRecipe: The encoding is unknown, or is not ASCII-compatible.
     """
     check_encoding(encoding)
     with open(path, "rb") as file:
-        start = _skip_mark(file)
-        yield from chunk_file(_line_records(file, name, limit, start), start)
+        start = _skip_bom(file)
+        yield from chunk_records(_line_records(file, name, max_bytes, start), start)
 
 
-def cut_csv(path: Path, name: str, limit: int, encoding: str) -> Iterator[Chunk]:
-    """Cut a CSV file: a line break ends a record only where the quotes before it are even.
+def chunk_csv(path: Path, name: str, max_bytes: int, encoding: str) -> Iterator[Chunk]:
+    """Split a CSV file into chunks. A line break inside quotes does not end a record.
 
-    Args, Raises: As `cut_lines`.
+    Args, Raises: As for `chunk_lines`.
     """
     check_encoding(encoding)
     with open(path, "rb") as file:
-        start = _skip_mark(file)
-        records = _quoted_records(file, name, limit, start)
+        start = _skip_bom(file)
+        records = _quoted_records(file, name, max_bytes, start)
         header, _, stop, lines = next(records, (b"", 0, start, 0))
-        for piece in chunk_file(records, stop, header, (start, stop)):
-            yield Chunk(
-                piece.digest,
-                piece.first + lines,
-                piece.start,
-                piece.stop,
-                piece.size,
-                piece.head,
-            )
+        for chunk in chunk_records(records, stop, header, (start, stop)):
+            yield replace(chunk, first=chunk.first + lines)
 
 
-def array_to_lines(path: Path, out: Path, name: str, limit: int, encoding: str) -> Path:
-    """Write the elements of a top-level JSON array as lines, if the file holds one.
+def array_to_lines(path: Path, out: Path, name: str, max_bytes: int, encoding: str) -> Path:
+    """Write the elements of a top-level JSON array as JSON lines, if the file holds one.
 
     Returns:
-        `out`, or `path` itself where it is no array.
+        `out`, or `path` itself if it does not hold an array.
 
     Raises:
         BadData: The array is malformed, or an element is too long.
     """
     with open(path, "rb") as probe:
-        _skip_mark(probe)
+        _skip_bom(probe)
         if probe.read(4096).lstrip()[:1] != b"[":
             return path
     check_encoding(encoding)
-    with open(path, encoding=without_mark(encoding)) as file, open(out, "wb") as lines:
+    with open(path, encoding=without_bom(encoding)) as file, open(out, "wb") as lines:
         try:
-            for element in _array_elements(file, name, limit):
+            for element in _array_elements(file, name, max_bytes):
                 lines.write(orjson.dumps(element) + b"\n")
         except UnicodeDecodeError as error:
             raise bad_encoding(name, 0, encoding, error) from None
         except TypeError as error:
             raise BadData(
-                name, f"a value that JSON cannot hold ({error})", "valid Unicode", "correct it"
+                name, f"a value that JSON cannot represent ({error})", "valid Unicode", "correct it"
             ) from None
     return out
 
 
-def _skip_mark(file: io.BufferedIOBase) -> int:
+def _skip_bom(file: io.BufferedIOBase) -> int:
     """Skip a byte order mark. Returns the number of bytes skipped."""
     start = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
     file.seek(start)
@@ -97,14 +88,14 @@ def _skip_mark(file: io.BufferedIOBase) -> int:
 
 
 def _line_records(
-    file: io.BufferedIOBase, name: str, limit: int, stop: int
+    file: io.BufferedIOBase, name: str, max_bytes: int, stop: int
 ) -> Iterator[tuple[bytes, int, int, int]]:
     line = 0
-    # One byte more than allowed: so a longer line is known without being read.
-    while record := file.readline(limit + 1):
+    # One byte more than allowed detects a line that is too long without reading all of it.
+    while record := file.readline(max_bytes + 1):
         line += 1
-        if len(record) > limit:
-            raise too_long(f"{name}:{line}", limit)
+        if len(record) > max_bytes:
+            raise too_long(f"{name}:{line}", max_bytes)
         if b"\0" in record:
             raise not_text(f"{name}:{line}")
         stop += len(record)
@@ -112,12 +103,12 @@ def _line_records(
 
 
 def _quoted_records(
-    file: io.BufferedIOBase, name: str, limit: int, start: int
+    file: io.BufferedIOBase, name: str, max_bytes: int, start: int
 ) -> Iterator[tuple[bytes, int, int, int]]:
     parts: list[bytes] = []
     quotes = size = line = 0
     stop = start
-    for record, length, stop, _ in _line_records(file, name, limit, start):
+    for record, length, stop, _ in _line_records(file, name, max_bytes, start):
         line += 1
         quotes += record.count(b'"')
         if not parts and not quotes & 1:
@@ -125,22 +116,24 @@ def _quoted_records(
             continue
         parts.append(record)
         size += length
-        if size > limit:
+        if size > max_bytes:
             raise too_long(
-                f"{name}:{line - len(parts) + 1}", limit, ", probably for want of a closing quote"
+                f"{name}:{line - len(parts) + 1}",
+                max_bytes,
+                ", probably because a closing quote is missing",
             )
         if not quotes & 1:
             yield b"".join(parts), size, stop, len(parts)
             parts, size = [], 0
     if parts:
-        # Parsing will say what is wrong with it.
+        # An unclosed quote: parsing reports it.
         yield b"".join(parts), size, stop, len(parts)
 
 
-def _array_elements(file: io.TextIOBase, name: str, limit: int) -> Iterator[object]:
-    window = _Window(file, name, limit)
+def _array_elements(file: io.TextIOBase, name: str, max_bytes: int) -> Iterator[object]:
+    window = _Window(file, name, max_bytes)
     window.skip("[")
-    while window.next_is_not("]"):
+    while window.next_differs("]"):
         if window.count:
             window.skip(",")
         yield window.element()
@@ -149,20 +142,20 @@ def _array_elements(file: io.TextIOBase, name: str, limit: int) -> Iterator[obje
 
 
 class _Window:
-    """The part of a JSON array that is in memory: a block, or the element that is larger."""
+    """The part of a JSON array in memory: one block, or one element if that is larger."""
 
-    def __init__(self, file: io.TextIOBase, name: str, limit: int) -> None:
+    def __init__(self, file: io.TextIOBase, name: str, max_bytes: int) -> None:
         self.count = 0
-        self._file, self._name, self._limit = file, name, limit
+        self._file, self._name, self._max_bytes = file, name, max_bytes
         self._text, self._at = "", 0
         self._decode = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode
 
-    def next_is_not(self, mark: str) -> bool:
+    def next_differs(self, mark: str) -> bool:
         self._skip_space()
         return not self._text.startswith(mark, self._at)
 
     def skip(self, mark: str) -> None:
-        if self.next_is_not(mark):
+        if self.next_differs(mark):
             raise self._bad(f"{mark!r} is missing")
         self._at += 1
 
@@ -171,22 +164,22 @@ class _Window:
         while True:
             try:
                 element, end = self._decode(self._text, self._at)
-                # A number could go on in the next block.
+                # A number may continue in the next block.
                 if end < len(self._text):
                     self.count, self._at = self.count + 1, end
                     return element
-                problem = "its end is missing"
+                problem = "it is cut off"
             except json.JSONDecodeError as error:
                 problem = error.msg
-            if len(self._text) - self._at > self._limit:
-                raise too_long(f"{self._name}:{self.count + 1}", self._limit)
+            if len(self._text) - self._at > self._max_bytes:
+                raise too_long(f"{self._name}:{self.count + 1}", self._max_bytes)
             if not self._more():
                 raise self._bad(problem)
 
     def check_end(self) -> None:
         self._skip_space()
         if self._at < len(self._text):
-            raise self._bad("there is more after its end")
+            raise self._bad("text after its end")
 
     def _skip_space(self) -> None:
         self._at = _SPACE.match(self._text, self._at).end()
@@ -195,7 +188,7 @@ class _Window:
 
     def _more(self) -> bool:
         rest = self._text[self._at :]
-        more = self._file.read(max(BLOCK, len(rest)))
+        more = self._file.read(max(BLOCK_BYTES, len(rest)))
         self._text, self._at = rest + more, 0
         return bool(more)
 
@@ -209,18 +202,18 @@ class _Window:
 
 
 def _refuse_constant(value: str) -> None:
-    raise json.JSONDecodeError(f"{value} is not JSON", value, 0)
+    raise json.JSONDecodeError(f"{value} is not valid JSON", value, 0)
 
 
-def cut_files(files: list[tuple[str, str, int]]) -> Iterator[Chunk]:
-    """Cut a list of text files, each one record, into runs of files.
+def chunk_text_files(files: list[tuple[str, str, int]]) -> Iterator[Chunk]:
+    """Group a sorted list of text files into chunks; each file is one record.
 
     Args:
-        files: Label, content digest and size of each, sorted.
+        files: Label, content digest and size in bytes of each file.
     """
 
     def records() -> Iterator[tuple[bytes, int, int, int]]:
         for number, (label, digest, size) in enumerate(files):
             yield orjson.dumps([label, digest]), size, number + 1, 1
 
-    yield from chunk_file(records(), 0)
+    yield from chunk_records(records(), 0)

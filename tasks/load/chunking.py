@@ -1,9 +1,9 @@
-"""Cuts data files into pieces whose boundaries depend on their content alone.
+"""Content-defined chunking: splits data files at boundaries that depend on their content alone.
 
-A piece ends after a record whose checksum falls below a threshold, as in content-defined chunking
-(Muthitacharoen, Chen, Mazières 2001, LBFS), but on whole records. So a row that is inserted,
-changed or appended changes the piece it lies in and no other, and everything that was made of the
-other pieces is used again. Cutting scans bytes; it parses nothing, and holds one record at a time.
+A chunk ends after a record whose checksum falls below a threshold, as in Muthitacharoen, Chen,
+Mazières 2001 (LBFS), but at record boundaries. A row that is inserted, changed or appended
+therefore changes the chunk around it and leaves the others as they were, so what was computed from
+them is reused. Chunking scans bytes; it parses nothing and holds one record in memory at a time.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-TARGET = 512 * 1024
-"""Expected bytes of a piece."""
-LONGEST = 4 * TARGET
-"""A piece ends when it has grown so far, whatever its content."""
+TARGET_CHUNK_BYTES = 512 * 1024
+"""Expected size of a chunk."""
+MAX_CHUNK_BYTES = 4 * TARGET_CHUNK_BYTES
+"""A chunk ends at this size, whatever its content."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A run of whole records of one file.
+    """A run of consecutive whole records of one file.
 
     Attributes:
-        digest: SHA-256 of the content that parsing will see.
-        first: Position of its first record in the file: a line in text formats, a row in
-            columnar ones, both from 0; for text folders a place in the list of files.
-        start, stop: Where it lies: bytes in text formats, row groups in Parquet, record batches in
-            Arrow, places in the list of files for text folders.
-        head: Where the header lies, in bytes, for formats that have one.
-        size: Its bytes.
+        digest: SHA-256 of the content that will be parsed.
+        first: Index of its first record in the file, from 0: a line in text formats, a row in
+            columnar formats, an index into the list of files for text folders.
+        start, stop: Its range in the file: bytes in text formats, row groups in Parquet, record
+            batches in Arrow, indices into the list of files for text folders.
+        head: Byte range of the header, for formats that have one.
+        size: Bytes.
     """
 
     digest: str
@@ -41,66 +41,68 @@ class Chunk:
     head: tuple[int, int] = (0, 0)
 
 
-class _Cutter:
-    """Collects records and says where a piece ends."""
+class _ChunkBuilder:
+    """Collects records and decides where a chunk ends."""
 
-    def __init__(self, head: bytes = b"", target: int = TARGET) -> None:
+    def __init__(self, head: bytes, target: int) -> None:
         self._head, self._target = head, target
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self.size = 0
         self._hash = hashlib.sha256(self._head)
 
-    def add(self, record: bytes, size: int | None = None) -> bool:
-        """Take a record; True if the piece ends after it.
+    def add(self, record: bytes, size: int) -> bool:
+        """Add a record; True if the chunk ends after it.
 
         Args:
-            record: Its bytes, or a digest that stands for them.
-            size: Its bytes, where `record` only stands for them.
+            record: Its bytes, or a digest of them.
+            size: Number of bytes of the record itself.
         """
-        length = len(record) if size is None else size
-        self.size += length
+        self.size += size
         self._hash.update(record)
-        # An expected size of `target`: each byte carries the chance 1/target to end a piece.
-        ends = zlib.crc32(record) * self._target < length << 32
+        # Each byte ends the chunk with probability 1/target, so the expected size is `target`.
+        ends = zlib.crc32(record) * self._target < size << 32
         return ends or self.size >= 4 * self._target
 
-    def take(self) -> tuple[str, int]:
-        """The piece's digest and size; the next piece begins."""
+    def finish(self) -> tuple[str, int]:
+        """Return the digest and size of the chunk, and start the next one."""
         done = self._hash.hexdigest(), self.size
-        self._begin()
+        self._reset()
         return done
 
 
-def chunk_file(
+def chunk_records(
     records: Iterator[tuple[bytes, int, int, int]],
     start: int,
     head: bytes = b"",
     head_span: tuple[int, int] = (0, 0),
-    target: int = TARGET,
+    target: int | None = None,
 ) -> Iterator[Chunk]:
-    """Cut a stream of records into pieces.
+    """Group a stream of records into chunks.
 
     Args:
-        records: For each its bytes (or a digest), size, end place, and number of positions.
-        start: The place where the first one begins.
-        head: A header that belongs to every piece.
-        head_span: Where that lies.
-        target: Expected bytes of a piece.
+        records: For each record: its bytes (or a digest of them), its size in bytes, where it ends,
+            and the number of positions it takes (the lines of a CSV record).
+        start: Where the first record starts.
+        head: A header that is part of every chunk's content.
+        head_span: Byte range of the header.
+        target: Expected chunk size in bytes; None: `TARGET_CHUNK_BYTES`.
     """
-    cutter = _Cutter(head, target)
+    builder = _ChunkBuilder(head, target or TARGET_CHUNK_BYTES)
     position = first = 0
     stop = start
     for record, size, stop, positions in records:
         position += positions
-        if cutter.add(record, size):
-            yield Chunk(*_named(cutter, first, start, stop), head_span)
+        if builder.add(record, size):
+            yield _build_chunk(builder, first, start, stop, head_span)
             first, start = position, stop
-    if cutter.size:
-        yield Chunk(*_named(cutter, first, start, stop), head_span)
+    if builder.size:
+        yield _build_chunk(builder, first, start, stop, head_span)
 
 
-def _named(cutter: _Cutter, first: int, start: int, stop: int) -> tuple[str, int, int, int, int]:
-    digest, size = cutter.take()
-    return digest, first, start, stop, size
+def _build_chunk(
+    builder: _ChunkBuilder, first: int, start: int, stop: int, head: tuple[int, int]
+) -> Chunk:
+    digest, size = builder.finish()
+    return Chunk(digest, first, start, stop, size, head)

@@ -18,85 +18,95 @@ from tasks.load.splits import TRAIN
 from tasks.storage.store import Store
 
 _EXCERPT = 160
-_MOST_ANSWERS = 20
+_MAX_ANSWERS = 20
 _PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 
 
 @dataclass
 class Shard:
-    """One distinct shard, how often the source has it, and what its `stats.json` says."""
+    """One distinct shard, how often it occurs in the source, and its `stats.json`."""
 
     artifact: Artifact
     times: int
     stats: dict[str, Any]
 
 
-def rows_by_label(shards: list[Shard], settled: Deduplicated) -> dict[str, dict[str, int]]:
-    """Kept rows by label and split."""
+def rows_per_label(shards: list[Shard], dedup: Deduplicated) -> dict[str, dict[str, int]]:
+    """Return the number of kept rows by label and split."""
     labels = sorted({label for shard in shards for label in shard.stats["labels"]})
-    named = {label_hash(label): label for label in labels}
-    by_label = {label: dict.fromkeys(SPLITS, 0) for label in labels}
-    for (hashed, split), number in settled.counts.items():
-        by_label[named[hashed]][SPLITS[split - 1]] = number
-    return by_label
+    names = {label_hash(label): label for label in labels}
+    counts = {label: dict.fromkeys(SPLITS, 0) for label in labels}
+    for (hashed, split), number in dedup.counts.items():
+        counts[names[hashed]][SPLITS[split - 1]] = number
+    return counts
 
 
 def data_report(
     store: Store,
     shards: list[Shard],
-    settled: Deduplicated,
+    dedup: Deduplicated,
     rows: dict[str, int],
-    by_label: dict[str, dict[str, int]] | None,
+    label_counts: dict[str, dict[str, int]] | None,
 ) -> dict[str, Any]:
-    """The data report; without labels, that of rows for language models."""
-    again = sum(shard.stats["rows"] * (shard.times - 1) for shard in shards)
+    """Return the data report.
+
+    Args:
+        store: Holds the shards.
+        shards: The distinct shards.
+        dedup: Which of their rows are kept.
+        rows: Number of kept rows by split.
+        label_counts: Number of kept rows by label and split; None for language models.
+    """
+    repeated = sum(shard.stats["rows"] * (shard.times - 1) for shard in shards)
     held_out = rows["validation"] + rows["test"]
     return {
         "schema_version": 1,
-        "rows_read": int(settled.starts[-1]) + again,
+        "rows_read": int(dedup.starts[-1]) + repeated,
         "rows": rows,
-        **(_forms(shards) if by_label is None else {"labels": by_label}),
+        **(_row_format_counts(shards) if label_counts is None else {"labels": label_counts}),
         "characters": _lengths(shards, "lengths"),
-        "duplicates_dropped": settled.duplicates + again,
-        "leaks_dropped": {split: settled.leaks[number + 1] for number, split in enumerate(SPLITS)},
-        # Several labels of one text contradict each other; several answers do not.
-        "several_answers" if by_label is None else "conflicts": {
-            "inputs": settled.conflicts,
-            "examples": [_conflict(store, shards, settled, each) for each in settled.conflict_rows],
+        "duplicates_dropped": dedup.duplicates + repeated,
+        "leaks_dropped": {split: dedup.leaks[number + 1] for number, split in enumerate(SPLITS)},
+        # Several labels of one text are a conflict; several answers are not.
+        "several_answers" if label_counts is None else "conflicts": {
+            "inputs": dedup.conflicts,
+            "examples": [_conflict(store, shards, dedup, each) for each in dedup.conflict_rows],
         },
         "near_duplicates": {
-            "estimate": sum(settled.near.values()),
+            "estimate": sum(dedup.near.values()),
             "of": held_out,
-            "by_split": {name: settled.near[TRAIN + n] for n, name in enumerate(SPLITS) if n},
+            "by_split": {name: dedup.near[TRAIN + n] for n, name in enumerate(SPLITS) if n},
             "method": "validation and test examples that share a MinHash band (64 permutations, 8 "
             "bands, shingles of 3 words; Broder 1997) with a training example: likely where "
             "three quarters or more of the shingles are shared",
-            "examples": [_pair(store, shards, settled, each) for each in settled.near_rows],
+            "examples": [_pair(store, shards, dedup, each) for each in dedup.near_rows],
         },
     }
 
 
-def _forms(shards: list[Shard]) -> dict[str, Any]:
-    """Rows by the form that they were recognised as, and the lengths of answers."""
-    forms = Counter[str]()
+def _row_format_counts(shards: list[Shard]) -> dict[str, Any]:
+    """Return the number of rows by row format, and the lengths of answers."""
+    counts = Counter[str]()
     for shard in shards:
-        forms.update({form: n * shard.times for form, n in shard.stats["forms"].items()})
+        counts.update({name: n * shard.times for name, n in shard.stats["forms"].items()})
     return {
-        "forms": dict(sorted(forms.items())),
+        "forms": dict(sorted(counts.items())),
         "answer_characters": _lengths(shards, "answer_lengths"),
     }
 
 
 def _lengths(shards: list[Shard], name: str) -> dict[str, int]:
-    """Percentiles of lengths in characters, each at most 1/16 too low; none of nothing."""
+    """Return percentiles of lengths in characters, each at most 1/16 too low; empty if no rows."""
     bins = Counter[int]()
     for shard in shards:
         bins.update({int(n): count * shard.times for n, count in shard.stats[name].items()})
     if not bins:
         return {}
     numbers = sorted(bins)
-    reached = np.cumsum([bins[number] for number in numbers])
-    places = np.searchsorted(reached, [reached[-1] * percent / 100 for percent in _PERCENTILES])
+    cumulative = np.cumsum([bins[number] for number in numbers])
+    places = np.searchsorted(
+        cumulative, [cumulative[-1] * percent / 100 for percent in _PERCENTILES]
+    )
     return {
         f"p{percent}": bin_start(numbers[place])
         for percent, place in zip(_PERCENTILES, places, strict=True)
@@ -104,25 +114,25 @@ def _lengths(shards: list[Shard], name: str) -> dict[str, int]:
 
 
 def _conflict(
-    store: Store, shards: list[Shard], settled: Deduplicated, rows: tuple[int, ...]
+    store: Store, shards: list[Shard], dedup: Deduplicated, rows: tuple[int, ...]
 ) -> dict[str, Any]:
     name = "label" if "labels" in shards[0].stats else "answer"
-    shown = rows if name == "label" else rows[:_MOST_ANSWERS]
-    found = [_row(store, shards, settled, row) for row in shown]
+    chosen = rows if name == "label" else rows[:_MAX_ANSWERS]
+    found = [_row(store, shards, dedup, row) for row in chosen]
     return {"text": found[0]["text"], f"{name}s": sorted(each[name] for each in found)}
 
 
 def _pair(
-    store: Store, shards: list[Shard], settled: Deduplicated, rows: tuple[int, int]
+    store: Store, shards: list[Shard], dedup: Deduplicated, rows: tuple[int, int]
 ) -> dict[str, Any]:
-    held, train = (_row(store, shards, settled, row) for row in rows)
-    return {"split": SPLITS[settled.keep[rows[0]] - 1], "held_out": held, "train": train}
+    held, train = (_row(store, shards, dedup, row) for row in rows)
+    return {"split": SPLITS[dedup.keep[rows[0]] - 1], "held_out": held, "train": train}
 
 
-def _row(store: Store, shards: list[Shard], settled: Deduplicated, row: int) -> dict[str, str]:
+def _row(store: Store, shards: list[Shard], dedup: Deduplicated, row: int) -> dict[str, str]:
     import pyarrow.parquet as pq
 
-    shard, place = settled.place(row)
+    shard, place = dedup.locate(row)
     path = store.file(shards[shard].artifact, "rows.parquet")
     column = "label" if "labels" in shards[shard].stats else "example"
     found = pq.read_table(path, columns=["text", column]).slice(place, 1).to_pylist()[0]
@@ -137,21 +147,23 @@ def _excerpt(text: str) -> str:
     return text if len(text) <= _EXCERPT else text[: _EXCERPT - 1] + "…"
 
 
-def label_warnings(data: DataRecipe, by_label: dict[str, dict[str, int]]) -> list[str]:
+def label_warnings(data: DataRecipe, label_counts: dict[str, dict[str, int]]) -> list[str]:
+    """Return warnings about labels that the training split or all rows lack."""
     found = []
-    absent = [label for label, counts in by_label.items() if not counts["train"]]
+    absent = [label for label, counts in label_counts.items() if not counts["train"]]
     if absent:
-        judged = [label for label in absent if by_label[label]["test"]]
+        tested = [label for label in absent if label_counts[label]["test"]]
         found.append(f"No training example has {_listed('label', absent)}")
-        if judged:
-            found.append(f"The test split has {_listed('label', judged)}, never seen in training")
-    unused = sorted(set(data.labels) - set(by_label))
+        if tested:
+            found.append(f"The test split has {_listed('label', tested)}, never seen in training")
+    unused = sorted(set(data.labels) - set(label_counts))
     if unused:
         found.append(f"data.labels names {_listed('label', unused)}, which no row has")
     return found
 
 
 def data_warnings(report: dict[str, Any]) -> list[str]:
+    """Return warnings about leaks, conflicting labels and near-duplicates."""
     found = []
     leaks = sum(report["leaks_dropped"].values())
     if leaks:

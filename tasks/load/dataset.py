@@ -1,4 +1,4 @@
-"""Reads a dataset's kept examples, sorted by the hash of their inputs, in flat memory."""
+"""Reads a dataset's kept examples, sorted by the hash of their inputs, in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,26 +10,15 @@ import numpy as np
 import orjson
 
 from tasks.contracts.artifacts import Artifact
-from tasks.load.splits import TEST, TRAIN, VALIDATION
 from tasks.runtime.context import RunContext
 from tasks.storage.store import Store, open_store
 
-__all__ = [
-    "TEST",
-    "TRAIN",
-    "VALIDATION",
-    "dataset_shards",
-    "read_split",
-    "texts_by_hash",
-    "write_examples",
-]
-
 _ROWS_AT_ONCE = 50_000
-_NOT_SHOWN = ("raw", "split")
+_INTERNAL_COLUMNS = ("raw", "split")
 
 
 def dataset_shards(store: Store, dataset: Artifact) -> list[Artifact]:
-    """A dataset's shards, in reading order."""
+    """Return a dataset's shards, in order."""
     described = orjson.loads(store.file(dataset, "dataset.json").read_bytes())
     return [Artifact.model_validate(entry["artifact"]) for entry in described["shards"]]
 
@@ -39,10 +28,10 @@ def write_examples(context: RunContext, dataset: Artifact, split: int, out: Path
     (for language models, `example`).
 
     Args:
-        context: Whose store holds the dataset.
+        context: Its store holds the dataset.
         dataset: The artifact of `Loaded`.
         split: `TRAIN`, `VALIDATION` or `TEST`.
-        out: The file to write. Columns: `hash_hi`, `hash_lo` (uint64), `text`, `text_pair` where
+        out: The file to write. Columns: `hash_hi`, `hash_lo` (uint64), `text`, `text_pair` if
             there is one, `example` for language models, `label`, and the kept columns (strings).
 
     Raises:
@@ -62,11 +51,12 @@ def write_examples(context: RunContext, dataset: Artifact, split: int, out: Path
 
 
 def texts_by_hash(context: RunContext, dataset: Artifact, split: int) -> dict[tuple[int, int], str]:
-    """The text of each input of one split, by its hash (hash_hi, hash_lo). Held in memory: for
-    splits that judge.
+    """Return the text of each input of one split, by its hash (hash_hi, hash_lo).
+
+    All texts are held in memory, so this is meant for validation and test.
 
     Raises:
-        DamagedArtifact: As `write_examples`.
+        DamagedArtifact: As for `write_examples`.
     """
     found: dict[tuple[int, int], str] = {}
     for table in read_split(context, dataset, split):
@@ -78,11 +68,11 @@ def texts_by_hash(context: RunContext, dataset: Artifact, split: int) -> dict[tu
 def read_split(
     context: RunContext, dataset: Artifact, split: int, rows_at_once: int = _ROWS_AT_ONCE
 ) -> Iterator[Any]:
-    """The kept rows of one split as sorted `pyarrow.Table`s of bounded size.
+    """Yield the kept rows of one split as sorted `pyarrow.Table`s of bounded size.
 
-    At least one table, so that a schema is known, where the dataset has any shard.
+    If the dataset has any shard, there is at least one table, so that the schema is known.
 
-    Args, Raises: As `write_examples`.
+    Args, Raises: As for `write_examples`.
     """
     store = open_store(context.store)
     with np.load(store.file(dataset, "keep.npz")) as keep:
@@ -90,32 +80,32 @@ def read_split(
     shards = dataset_shards(store, dataset)
     count = max(1, -(-sum(map(len, rows.values())) // rows_at_once))
     with store.scratch() as scratch:
-        files = _spread(store, shards, rows, count, scratch)
+        files = _partition(store, shards, rows, count, scratch)
         for file in files:
             yield _sorted(file)
 
 
-def _spread(
+def _partition(
     store: Store, shards: list[Artifact], rows: dict[str, np.ndarray], count: int, scratch: Path
 ) -> list[Path]:
-    """Write the chosen rows to `count` files, each a range of hashes."""
+    """Write the chosen rows to `count` files, one per range of hashes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     files = [scratch / f"{number}.arrow" for number in range(count)]
     writers: list[Any] = []
-    # Shards without a row of this split are not read, except one where all are such.
+    # Shards without a row of this split are skipped, except one if there are no others.
     chosen = [shard for shard in shards if len(rows[shard.digest])] or shards[:1]
     try:
         for shard in chosen:
             table = pq.read_table(store.file(shard, "rows.parquet"))
-            table = table.take(pa.array(rows[shard.digest])).drop_columns(list(_NOT_SHOWN))
+            table = table.take(pa.array(rows[shard.digest])).drop_columns(list(_INTERNAL_COLUMNS))
             if not writers:
                 writers = [pa.ipc.new_file(file, table.schema) for file in files]
             width = -(-(1 << 64) // count)
             place = table["hash_hi"].to_numpy() // np.uint64(min(width, (1 << 64) - 1))
             for number, writer in enumerate(writers):
-                # 2**64 - 1 itself would fall behind the end of a single range.
+                # With a single range, 2**64 - 1 would fall outside it.
                 inside = np.minimum(place, count - 1) == number
                 writer.write_table(table.filter(pa.array(inside)))
     finally:
@@ -130,7 +120,7 @@ def _sorted(file: Path) -> Any:
     with pa.OSFile(str(file)) as source:
         table = pa.ipc.open_file(source).read_all()
     names = ["hash_hi", "hash_lo", "label"]
-    # Rows for language models have equal labels; no two others that are alike so far are kept.
+    # Language-model rows have equal labels, so the example breaks the tie.
     names += ["example"] if "example" in table.column_names else []
     table = table.sort_by([(name, "ascending") for name in names])
     return table.select(

@@ -1,4 +1,4 @@
-"""A pool of processes that read chunks."""
+"""A pool of processes that read chunks in parallel."""
 
 from __future__ import annotations
 
@@ -15,82 +15,90 @@ from pathlib import Path
 
 from tasks.contracts.artifacts import SourceFile
 from tasks.contracts.errors import OutOfHostMemory
-from tasks.load.read_settings import Job
+from tasks.load.read_settings import ReadJob
 from tasks.load.shards import read_chunk
 from tasks.runtime.logs import run_logger
 
-# Processes take one or two seconds to start, in which 100,000 short texts can be read without.
-_POOL_BYTES = 24 << 20
-_WAITING_BYTES = 16 << 20
+IN_PROCESS_BYTES = 24 << 20
+"""Data up to this size are read in this process: starting processes takes one to two seconds, in
+which one process reads about 100,000 short texts."""
+QUEUE_BYTES = 16 << 20
+"""Size of the chunks that may be queued in the pool before results are collected."""
 _WORKERS = 2
 
 
 @dataclass
-class Todo:
-    """A piece that must be read, or is being read."""
+class PendingRead:
+    """A chunk that has to be read.
 
-    job: Job
+    Attributes:
+        job: The job.
+        key: The cache key of its shards.
+        files: For text folders: the chunk's files.
+        future: Its result, if the pool reads it.
+    """
+
+    job: ReadJob
     key: str
     files: tuple[SourceFile, ...]
     future: Future[list[Path]] | None = None
 
 
-class Pool:
-    """Reads pieces: the first ones in this process, then in processes of their own."""
+class ReadPool:
+    """Reads the first chunks in this process, and later ones in worker processes."""
 
     def __init__(self) -> None:
         self._pool: ProcessPoolExecutor | None = None
-        self._seen = self._waiting = 0
-        self._works = False
+        self._total_bytes = self._queued_bytes = 0
+        self._pool_works = False
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> ReadPool:
         return self
 
-    def add(self, todo: Todo) -> None:
-        """Take a piece on; it may start at once."""
-        self._seen += todo.job.piece.size
-        self._waiting += todo.job.piece.size
-        if self._pool is None and self._seen >= _POOL_BYTES:
+    def submit(self, pending: PendingRead) -> None:
+        """Queue a chunk; a worker process may start to read it."""
+        self._total_bytes += pending.job.chunk.size
+        self._queued_bytes += pending.job.chunk.size
+        if self._pool is None and self._total_bytes >= IN_PROCESS_BYTES:
             self._pool = ProcessPoolExecutor(
                 _WORKERS,
                 mp_context=get_context("spawn"),
-                initializer=_end_with,
+                initializer=exit_with_parent,
                 initargs=(os.getpid(),),
             )
         if self._pool is not None:
             with contextlib.suppress(BrokenProcessPool):
-                todo.future = self._pool.submit(read_chunk, todo.job)
+                pending.future = self._pool.submit(read_chunk, pending.job)
 
     @property
     def is_full(self) -> bool:
-        """Whether so much is under way that results should be taken first."""
-        return self._waiting >= (_WAITING_BYTES if self._pool else 1)
+        """Whether results should be collected before more chunks are submitted."""
+        return self._queued_bytes >= (QUEUE_BYTES if self._pool else 1)
 
-    def result(self, todo: Todo) -> list[Path]:
-        """The shards of a piece.
+    def result(self, pending: PendingRead) -> list[Path]:
+        """Return the folders of a chunk's shards.
 
         Raises:
-            BadData: As `read_chunk`.
-            OutOfHostMemory: Its process was killed.
+            BadData: As for `read_chunk`.
+            OutOfHostMemory: The worker process was killed.
         """
-        self._waiting -= todo.job.piece.size
-        if todo.future is None:
-            return read_chunk(todo.job)
+        self._queued_bytes -= pending.job.chunk.size
+        if pending.future is None:
+            return read_chunk(pending.job)
         try:
-            folders = todo.future.result()
-            self._works = True
+            folders = pending.future.result()
+            self._pool_works = True
             return folders
         except BrokenProcessPool:
-            if not self._works:
-                # Processes that never start: the calling script has no `if __name__` guard.
-                run_logger().warning(
-                    "Reading processes do not start; reading %s here", todo.job.name
-                )
-                return _read_anew(todo.job)
+            name = pending.job.name
+            if not self._pool_works:
+                # Workers cannot start if the calling script has no `if __name__` guard.
+                run_logger().warning("Reader processes cannot start; reading %s in-process", name)
+                return _reread(pending.job)
             raise OutOfHostMemory(
-                f"reading {todo.job.name}",
-                "a reading process that was killed, probably for want of memory",
-                "to read the data",
+                f"reading {name}",
+                "a reader process that was killed, probably because memory ran out",
+                "enough memory to read the data",
                 "give the worker more memory",
             ) from None
 
@@ -99,14 +107,18 @@ class Pool:
             self._pool.shutdown(cancel_futures=True)
 
 
-def _read_anew(job: Job) -> list[Path]:
+def _reread(job: ReadJob) -> list[Path]:
     shutil.rmtree(job.out)
     os.mkdir(job.out)
     return read_chunk(job)
 
 
-def _end_with(parent: int) -> None:
-    """In a reading process: end when the parent does, even if that was killed."""
+def exit_with_parent(parent: int) -> None:
+    """Initialize a worker process: make it exit when its parent does, even if that was killed.
+
+    Args:
+        parent: The parent's process id.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -1,4 +1,4 @@
-"""The settings a chunk is read with."""
+"""The settings that decide how a chunk is read, and the job of reading one chunk."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ from tasks.contracts.base import Contract
 from tasks.contracts.errors import BadData, BadRecipe
 from tasks.contracts.recipe_data import DataRecipe, RowFormat, SplitRecipe, Task
 from tasks.load.chunking import Chunk
-from tasks.load.row_formats import CLASSES, RowFormats, check_settings
+from tasks.load.row_formats import CLASSIFICATION, RowFormats, check_settings
 
 Format = Literal["jsonl", "csv", "parquet", "arrow", "text-folders"]
-RESERVED = ("text", "text_pair", "label", "hash_hi", "hash_lo", "raw", "split")
+RESERVED_COLUMNS = ("text", "text_pair", "label", "hash_hi", "hash_lo", "raw", "split")
 """Column names of a shard, which a kept column cannot have."""
 
 
-class Reading(Contract):
-    """All that decides what a piece is read as.
+class ReadSettings(Contract):
+    """Everything that decides what the rows of a chunk become.
 
     Attributes:
-        format: Of the file.
-        text, text_pair, label, keep_columns, encoding, delimiter, split: As the recipe says; for
+        format: The file's format.
+        text, text_pair, label, keep_columns, encoding, delimiter, split: As in the recipe; for
             language models, `text_pair` and `label` are empty.
-        task: As the recipe says.
-        row_format, named: For language models, the format of a row, and columns that are called
-            otherwise (`data.columns`).
-        split_as: The split of the whole file, where file names say it; else 0.
-        limit: Most bytes of a record. It refuses or accepts, and changes nothing else.
+        fixed_split: The split of the whole file, if file names decide it; else 0.
+        max_record_bytes: Maximum size of a record. Not in the cache key: a row that is read is
+            the same with any limit.
+        task: As in the recipe.
+        row_format: For language models, the expected row format, or `auto`.
+        column_names: For language models, the data's column for each field of a row format, where
+            the names differ (`data.columns`).
     """
 
-    cache_key_excludes = frozenset({"limit"})
+    cache_key_excludes = frozenset({"max_record_bytes"})
 
     format: Format
     text: str
@@ -42,79 +44,86 @@ class Reading(Contract):
     encoding: str
     delimiter: str
     split: SplitRecipe
-    split_as: int
-    limit: int
+    fixed_split: int
+    max_record_bytes: int
     task: Task
     row_format: RowFormat
-    named: dict[str, str]
+    column_names: dict[str, str]
 
     @classmethod
     def of(
-        cls, data: DataRecipe, format: Format, suffix: str, split_as: int, task: Task = CLASSES
-    ) -> Reading:
-        """The settings for one file.
+        cls,
+        data: DataRecipe,
+        format: Format,
+        suffix: str,
+        fixed_split: int,
+        task: Task = CLASSIFICATION,
+    ) -> ReadSettings:
+        """Return the settings for one file.
 
         Args:
-            data: The recipe's.
-            format: The file's.
+            data: The recipe's settings.
+            format: The file's format.
             suffix: Its extension: `.tsv` sets the delimiter.
-            split_as: Its split by its name, or 0.
-            task: The recipe's.
+            fixed_split: Its split, if its name decides it; else 0.
+            task: The recipe's task.
 
         Raises:
             BadRecipe: A kept column has a reserved name, or settings do not fit the task.
         """
-        classes = task == CLASSES
         check_settings(task, data.row_format, data.columns)
-        if not classes:
+        labelled = task == CLASSIFICATION
+        if not labelled:
             _check_language(data, format, task)
-        # A label may be kept under its own name: that is the shard's label column.
-        kept = tuple(
-            name
-            for name in data.keep_columns
-            if not classes or name != data.label or name != "label"
-        )
-        reserved = RESERVED if classes else (*RESERVED, "example")
-        taken = sorted(set(kept) & set(reserved))
-        if taken:
-            raise BadRecipe(
-                "data.keep_columns",
-                f"{taken[0]!r}, a name that the house uses itself",
-                f"names other than {', '.join(reserved)}",
-                f"rename the column {taken[0]!r} in the data",
-            )
         return cls(
             format=format,
             text=data.text,
-            text_pair=data.text_pair if classes else "",
-            label=data.label if classes else "",
-            keep_columns=kept,
+            text_pair=data.text_pair if labelled else "",
+            label=data.label if labelled else "",
+            keep_columns=_kept_columns(data, labelled),
             encoding=data.encoding,
             delimiter="\t" if suffix == ".tsv" and data.delimiter == "," else data.delimiter,
             split=data.split,
-            split_as=split_as,
-            limit=int(data.max_record_mb * 1e6),
+            fixed_split=fixed_split,
+            max_record_bytes=int(data.max_record_mb * 1e6),
             task=task,
-            row_format="auto" if classes else data.row_format,
-            # The text column has a setting of its own, which names it here too.
-            named={} if classes else {"text": data.text, **data.columns},
+            row_format="auto" if labelled else data.row_format,
+            # `data.text` names the text column of language-model rows too.
+            column_names={} if labelled else {"text": data.text, **data.columns},
         )
 
     @property
-    def forms(self) -> RowFormats:
-        """The forms that rows may have; of a task for language models."""
-        return RowFormats(
-            self.task, self.row_format, self.named, self.format in ("parquet", "arrow")
-        )
+    def row_formats(self) -> RowFormats:
+        """The row formats to recognise, for language models."""
+        columnar = self.format in ("parquet", "arrow")
+        return RowFormats(self.task, self.row_format, self.column_names, columnar)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Every column that is read, each once."""
-        texts = (self.text, self.text_pair) if self.task == CLASSES else self.forms.columns
+        labelled = self.task == CLASSIFICATION
+        texts = (self.text, self.text_pair) if labelled else self.row_formats.columns
         names = [*texts, *self.keep_columns]
         if self.format != "text-folders":
             names += [self.label, self.split.column, self.split.group_by]
         return tuple(dict.fromkeys(filter(None, names)))
+
+
+def _kept_columns(data: DataRecipe, labelled: bool) -> tuple[str, ...]:
+    # `label` itself may be kept: the shard has it anyway.
+    kept = tuple(
+        name for name in data.keep_columns if not labelled or name != data.label or name != "label"
+    )
+    reserved = RESERVED_COLUMNS if labelled else (*RESERVED_COLUMNS, "example")
+    clashes = sorted(set(kept) & set(reserved))
+    if clashes:
+        raise BadRecipe(
+            "data.keep_columns",
+            f"{clashes[0]!r}, a reserved column name",
+            f"names other than {', '.join(reserved)}",
+            f"rename the column {clashes[0]!r} in the data",
+        )
+    return kept
 
 
 def _check_language(data: DataRecipe, format: Format, task: Task) -> None:
@@ -122,8 +131,8 @@ def _check_language(data: DataRecipe, format: Format, task: Task) -> None:
         if getattr(data, name):
             raise BadRecipe(
                 f"data.{name}",
-                f"a setting that only {CLASSES} has",
-                f"none for {task}",
+                f"a setting for {CLASSIFICATION} only",
+                f"no such setting for the task {task}",
                 "leave it out; data.columns names the columns",
             )
     if format == "text-folders" and (
@@ -132,25 +141,26 @@ def _check_language(data: DataRecipe, format: Format, task: Task) -> None:
         raise BadRecipe(
             "data.format",
             "text-folders, which hold plain texts",
-            "texts for the task completion, with data.row_format auto or text",
-            "set task to completion, or read another format",
+            "the task completion, with data.row_format auto or text",
+            "set task to completion, or use another format",
         )
 
 
 @dataclass(frozen=True)
-class Job:
-    """One piece to read.
+class ReadJob:
+    """One chunk to read.
 
     Attributes:
-        piece, reading: What, and how.
+        chunk: The chunk.
+        settings: How to read it.
         name: The file's name in messages.
-        path: The file.
-        files: For text folders: label, name and path of each of the piece's files.
-        out: An empty folder for the shards, `0`, `1`…
+        path: The local file.
+        out: An empty folder for the shards `0`, `1`…
+        files: For text folders: label, name and path of each file in the chunk.
     """
 
-    piece: Chunk
-    reading: Reading
+    chunk: Chunk
+    settings: ReadSettings
     name: str
     path: str
     out: str
@@ -158,13 +168,13 @@ class Job:
 
 
 def missing_column(where: str, name: str, setting: str, found: Iterable[str]) -> BadData:
-    """The error for a column that is not there.
+    """Return the error for a column that the data do not have.
 
     Args:
         where: File and row.
-        name: The column.
+        name: The missing column.
         setting: The recipe field that names it.
-        found: The columns that are there.
+        found: The columns of the data.
     """
     names = list(found)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)

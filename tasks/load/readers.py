@@ -1,6 +1,6 @@
-"""Reads the records of a piece, in whatever format, into rows; refuses what cannot be trained on.
+"""Reads the records of a chunk, in any file format, into rows; refuses rows that cannot be used.
 
-Each format gives its records as dictionaries; what a record must be is checked in one place.
+Each file format yields its records as dictionaries; the checks on records are all here.
 """
 
 from __future__ import annotations
@@ -13,37 +13,38 @@ from typing import Any
 
 from tasks.contracts.errors import BadData
 from tasks.contracts.recipe_data import RowFormat
-from tasks.load.chat_rows import kind
-from tasks.load.chunking import LONGEST
+from tasks.load.chat_rows import json_type
+from tasks.load.chunking import MAX_CHUNK_BYTES
 from tasks.load.encodings import too_long
-from tasks.load.read_settings import Job, Reading, missing_column
+from tasks.load.read_settings import ReadJob, ReadSettings, missing_column
 from tasks.load.read_tables import read_columnar
-from tasks.load.read_text import read_csv, read_folders, read_jsonl
-from tasks.load.row_formats import CLASSES, RowFormats
-from tasks.load.splits import SPLIT_WORDS
+from tasks.load.read_text import read_csv, read_jsonl, read_text_folders
+from tasks.load.row_formats import CLASSIFICATION, RowFormats
+from tasks.load.splits import SPLIT_ALIASES
 
 
 @dataclass
 class Rows:
-    """Rows as columns, in order.
+    """Rows stored as columns, in order.
 
     Attributes:
-        texts, pairs, labels, groups: Values; `pairs` and `groups` only where the recipe names such
-            a column.
-        forms, examples, answers: For language models, of each row; `labels` are empty then.
-        answer_lengths: Characters of all answers.
+        texts, pairs, labels, groups: One value per row; `pairs` and `groups` are empty unless the
+            recipe names such a column.
+        row_formats, examples, answers: For language models, one value per row; the labels are then
+            empty strings.
+        answer_lengths: Length of each answer in characters.
         kept: The kept columns' values, row by row.
-        splits: Split numbers, where a column says them.
-        positions: Places in the piece.
-        present: In how many rows each optional column is.
+        splits: Split numbers, if a column decides the split.
+        positions: Positions in the chunk.
+        present: In how many rows each optional column occurs.
         columns: The first record's columns.
-        characters: Of all texts.
+        characters: Total length of all texts.
     """
 
     texts: list[str] = field(default_factory=list)
     pairs: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
-    forms: list[RowFormat] = field(default_factory=list)
+    row_formats: list[RowFormat] = field(default_factory=list)
     examples: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
     answer_lengths: list[int] = field(default_factory=list)
@@ -56,86 +57,83 @@ class Rows:
     characters: int = 0
 
 
-def read_rows(job: Job) -> Iterator[Rows]:
-    """The rows of a piece; a large columnar one comes in several parts.
+def read_rows(job: ReadJob) -> Iterator[Rows]:
+    """Yield the rows of a chunk, in several parts if a columnar chunk is large.
 
     Raises:
-        BadData: A row that cannot be trained on, by file and row.
+        BadData: A row cannot be used; the error names file and row.
     """
     readers = {
         "jsonl": read_jsonl,
         "csv": read_csv,
         "parquet": read_columnar,
         "arrow": read_columnar,
-        "text-folders": read_folders,
+        "text-folders": read_text_folders,
     }
     rows = Rows()
-    forms = job.reading.forms if job.reading.task != CLASSES else None
-    for position, where, record in readers[job.reading.format](job):
-        # Only columnar pieces grow so far: text is cut below it.
-        if rows.characters >= LONGEST and job.reading.format in ("parquet", "arrow"):
+    row_formats = job.settings.row_formats if job.settings.task != CLASSIFICATION else None
+    for position, where, record in readers[job.settings.format](job):
+        # Only columnar chunks can grow this large: text is chunked by its size.
+        if rows.characters >= MAX_CHUNK_BYTES and job.settings.format in ("parquet", "arrow"):
             yield rows
             rows = Rows()
-        if forms is None:
-            _take_classified(rows, where, record, job.reading)
+        if row_formats is None:
+            _add_labelled(rows, where, record, job.settings)
         else:
-            _take_example(rows, where, record, job.reading, forms)
-        _take_rest(rows, position, where, record, job.reading)
+            _add_example(rows, where, record, job.settings, row_formats)
+        _add_metadata(rows, position, where, record, job.settings)
     if rows.texts:
         yield rows
 
 
-# One row
-
-
-def _take_classified(rows: Rows, where: str, record: dict[str, Any], reading: Reading) -> None:
-    text = _text(record, reading.text, "data.text", where, reading.limit)
+def _add_labelled(rows: Rows, where: str, record: dict[str, Any], settings: ReadSettings) -> None:
+    text = _text(record, settings.text, "data.text", where, settings.max_record_bytes)
     rows.texts.append(text)
     rows.characters += len(text)
-    if reading.text_pair:
-        pair = _text(record, reading.text_pair, "data.text_pair", where, reading.limit)
+    if settings.text_pair:
+        pair = _text(record, settings.text_pair, "data.text_pair", where, settings.max_record_bytes)
         rows.pairs.append(pair)
         rows.characters += len(pair)
-    rows.labels.append(_label(record, reading.label, where))
+    rows.labels.append(_label(record, settings.label, where))
 
 
-def _take_example(
-    rows: Rows, where: str, record: dict[str, Any], reading: Reading, forms: RowFormats
+def _add_example(
+    rows: Rows, where: str, record: dict[str, Any], settings: ReadSettings, row_formats: RowFormats
 ) -> None:
-    found = forms.take(record, where)
-    if len(found.example) > reading.limit:
-        raise too_long(where, reading.limit)
-    rows.texts.append(found.text)
-    rows.characters += len(found.example)
+    parsed = row_formats.parse(record, where)
+    if len(parsed.example) > settings.max_record_bytes:
+        raise too_long(where, settings.max_record_bytes)
+    rows.texts.append(parsed.text)
+    rows.characters += len(parsed.example)
     rows.labels.append("")
-    rows.forms.append(found.row_format)
-    rows.examples.append(found.example)
-    rows.answers.append(found.answer)
-    rows.answer_lengths += found.lengths
+    rows.row_formats.append(parsed.row_format)
+    rows.examples.append(parsed.example)
+    rows.answers.append(parsed.answer)
+    rows.answer_lengths += parsed.lengths
 
 
-def _take_rest(
-    rows: Rows, position: int, where: str, record: dict[str, Any], reading: Reading
+def _add_metadata(
+    rows: Rows, position: int, where: str, record: dict[str, Any], settings: ReadSettings
 ) -> None:
-    if reading.keep_columns:
-        rows.kept.append([_as_string(record.get(name)) for name in reading.keep_columns])
-        rows.present.update(name for name in reading.keep_columns if name in record)
-    if reading.split.by == "column":
-        rows.splits.append(_split_word(record, reading.split.column, where))
-    if reading.split.group_by:
-        name = reading.split.group_by
-        rows.groups.append(_as_string(record.get(name)))
+    if settings.keep_columns:
+        rows.kept.append([_to_string(record.get(name)) for name in settings.keep_columns])
+        rows.present.update(name for name in settings.keep_columns if name in record)
+    if settings.split.by == "column":
+        rows.splits.append(_split_from_column(record, settings.split.column, where))
+    if settings.split.group_by:
+        name = settings.split.group_by
+        rows.groups.append(_to_string(record.get(name)))
         rows.present.update([name] if name in record else [])
     rows.positions.append(position)
     if not rows.columns:
         rows.columns = tuple(record)[:100]
 
 
-def _text(record: dict[str, Any], name: str, setting: str, where: str, limit: int) -> str:
+def _text(record: dict[str, Any], name: str, setting: str, where: str, max_bytes: int) -> str:
     value = record.get(name)
     if isinstance(value, str):
-        if len(value) > limit:
-            raise too_long(where, limit)
+        if len(value) > max_bytes:
+            raise too_long(where, max_bytes)
         if value and not value.isspace():
             return value
     if name not in record:
@@ -143,8 +141,8 @@ def _text(record: dict[str, Any], name: str, setting: str, where: str, limit: in
     empty = value is None or isinstance(value, str)
     raise BadData(
         where,
-        (f"no text in {name!r}" if empty else f"{kind(value)} in {name!r}"),
-        "a text that is not empty" if empty else "a text",
+        (f"no text in {name!r}" if empty else f"{json_type(value)} in {name!r}"),
+        "a non-empty text" if empty else "a text",
         f"fill in or remove the row{'' if empty else f'; {setting} must name a column of texts'}",
     )
 
@@ -160,7 +158,7 @@ def _label(record: dict[str, Any], name: str, where: str) -> str:
     elif isinstance(value, int):
         return str(value)
     elif isinstance(value, float) and value.is_integer():
-        # Whole numbers become fractions wherever a table had a gap.
+        # Tools turn integers into floats in columns with missing values.
         return str(int(value))
     if name not in record:
         raise missing_column(where, name, "data.label", record)
@@ -168,13 +166,13 @@ def _label(record: dict[str, Any], name: str, where: str) -> str:
         raise BadData(where, f"no label in {name!r}", "a label", "fill in or remove the row")
     raise BadData(
         where,
-        f"{kind(value)} as label in {name!r}",
-        "a text, a whole number or a boolean",
-        "name the column of classes as data.label",
+        f"{json_type(value)} as label in {name!r}",
+        "a string, an integer or a boolean",
+        "set data.label to the column of classes",
     )
 
 
-def _as_string(value: Any) -> str:
+def _to_string(value: Any) -> str:
     if isinstance(value, str):
         return value
     if value is None:
@@ -186,15 +184,15 @@ def _as_string(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
 
 
-def _split_word(record: dict[str, Any], name: str, where: str) -> int:
+def _split_from_column(record: dict[str, Any], name: str, where: str) -> int:
     if name not in record:
         raise missing_column(where, name, "data.split.column", record)
-    split = SPLIT_WORDS.get(str(record[name]).strip().lower())
+    split = SPLIT_ALIASES.get(str(record[name]).strip().lower())
     if split is None:
         raise BadData(
             where,
             f"{record[name]!r} in {name!r}",
             "train, validation or test",
-            "correct the row, or name another column as data.split.column",
+            "correct the row, or set data.split.column to another column",
         )
     return split

@@ -1,24 +1,23 @@
-"""What the rows of language-model data may look like, and the one form that they all become.
+"""The row formats of language-model data, and the common form that rows of all formats become.
 
-A record is recognised by its columns. Where several forms fit, the most specific one wins:
-preference, messages, sharegpt, alpaca, prompt-completion, text, in this order, of those that the
-task can be trained on. A column without a value (null) counts as absent, so one table may hold
-several forms.
+A record's format is recognised by its columns. If several formats fit, the most specific one that
+the task can be trained on wins: preference, messages, sharegpt, alpaca, prompt-completion, text.
+A null counts as an absent column, so one table may hold several formats.
 
-| form              | columns (`?`: may be absent)   | becomes                                     |
+| row format        | columns (`?`: optional)        | becomes                                     |
 |-------------------|--------------------------------|---------------------------------------------|
-| text              | text                           | a text, learnt from beginning to end        |
-| prompt-completion | prompt, completion             | a text to go on with; in chat, user's turn  |
-|                   |                                | and answer                                  |
-| alpaca            | instruction, input?, output,   | a user's turn (the input comes after an     |
-|                   | system?                        | empty line) and its answer                  |
-| messages          | messages, tools?               | chat: turns of role and content             |
-| sharegpt          | conversations, system?, tools? | chat: turns of from and value               |
-| preference        | prompt?, chosen, rejected      | a chat and two ways to go on; without a     |
-|                   |                                | prompt, it is what both begin with          |
+| text              | text                           | a text, trained on from start to end        |
+| prompt-completion | prompt, completion             | a prompt and its completion; for the task   |
+|                   |                                | instruction, a user and an assistant turn   |
+| alpaca            | instruction, input?, output,   | a user turn (instruction, empty line,       |
+|                   | system?                        | input) and an assistant turn                |
+| messages          | messages, tools?               | a chat, from messages of role and content   |
+| sharegpt          | conversations, system?, tools? | a chat, from messages of from and value     |
+| preference        | prompt?, chosen, rejected      | a prompt and two answers; without a prompt  |
+|                   |                                | column, the prompt is what both share       |
 
-A turn keeps `role`, `content`, `tool_calls`, `name`, `tool_call_id`, and of the assistant
-`reasoning_content`, its thought; nothing else.
+Messages keep `role`, `content`, `tool_calls`, `name`, `tool_call_id` and, for the assistant,
+`reasoning_content`; other fields are dropped.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ from tasks.contracts.errors import BadData, BadRecipe
 from tasks.contracts.recipe_data import ROW_FORMATS, RowFormat, Task
 from tasks.load.chat_rows import Record
 
-CLASSES: Task = "text-classification"
-"""The one task whose rows have no form: a text and its label."""
+CLASSIFICATION: Task = "text-classification"
+"""The one task without row formats: each row is a text and its label."""
 
 # The most specific first.
 _REQUIRED: dict[RowFormat, tuple[str, ...]] = {
@@ -51,8 +50,8 @@ _OPTIONAL: dict[RowFormat, tuple[str, ...]] = {
     "sharegpt": ("system", "tools"),
     "alpaca": ("input", "system"),
 }
-# What data call such columns elsewhere: only ever proposed, never assumed.
-_ALSO_CALLED = {
+# Names that other data sets use for these columns. They are suggested, never assumed.
+_SYNONYMS = {
     "text": ("content", "body", "document", "article"),
     "prompt": ("question", "query", "q", "instruction", "input", "problem"),
     "completion": ("answer", "response", "a", "output", "reply", "target", "solution"),
@@ -66,14 +65,14 @@ _ALSO_CALLED = {
 
 
 class Example(NamedTuple):
-    """A record in the form that all of its kind become.
+    """A parsed record, in the form that training reads.
 
     Attributes:
-        row_format: What it was recognised as.
-        text: The input alone, readable: hashed, split by and compared with others.
+        row_format: The format that was recognised.
+        text: The input as readable text: what is hashed, split by and compared.
         example: JSON with sorted keys, as training reads it.
-        answer: What must be equal, besides the input, for two examples to be the same.
-        lengths: Characters of each answer; a text has none.
+        answer: The output. Two examples are duplicates if input and answer are equal.
+        lengths: Length of each answer in characters; empty for a plain text.
     """
 
     row_format: RowFormat
@@ -84,130 +83,132 @@ class Example(NamedTuple):
 
 
 class RowFormats:
-    """The forms that the rows of one reading may have.
+    """Recognises and parses the rows of a data set for language models.
 
     Args:
         task: A task for language models.
-        row_format: The one form, or `auto`.
-        named: The forms' columns that are called otherwise: `{"prompt": "question"}`.
-        with_nulls: Whether null stands for what a record does not have, however deep: tables give
+        row_format: The only format to accept, or `auto`.
+        column_names: The data's column for each field, where the names differ, such as
+            `{"prompt": "question"}`.
+        drop_nulls: Whether null fields inside nested values count as absent. Columnar files give
             every message the fields of all messages.
     """
 
     def __init__(
-        self, task: Task, form: RowFormat, named: dict[str, str], with_nulls: bool
+        self, task: Task, row_format: RowFormat, column_names: dict[str, str], drop_nulls: bool
     ) -> None:
-        self._task, self._form, self._named, self._with_nulls = task, form, named, with_nulls
-        allowed = ROW_FORMATS[task] if form == "auto" else (form,)
+        self._task, self._column_names, self._drop_nulls = task, column_names, drop_nulls
+        allowed = ROW_FORMATS[task] if row_format == "auto" else (row_format,)
         self._allowed = tuple(each for each in _REQUIRED if each in allowed)
-        self._columns = {form: self._names(_REQUIRED[form]) for form in _REQUIRED}
+        self._columns = {each: self._names(_REQUIRED[each]) for each in _REQUIRED}
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Every column that may be read, each once."""
+        """Every column that any accepted format reads, each once."""
         fields = [
-            name for form in self._allowed for name in _REQUIRED[form] + _OPTIONAL.get(form, ())
+            name for each in self._allowed for name in _REQUIRED[each] + _OPTIONAL.get(each, ())
         ]
         return tuple(dict.fromkeys(self._names(fields)))
 
-    def take(self, record: dict[str, Any], where: str) -> Example:
-        """Recognise a record, check it, and bring it into the one form.
+    def parse(self, record: dict[str, Any], where: str) -> Example:
+        """Recognise, check and parse a record.
 
         Args:
             record: Values by column.
             where: File and row.
 
         Raises:
-            BadData: It has none of the forms, or cannot be learnt from.
+            BadData: It has none of the accepted formats, or cannot be trained on.
         """
-        form = self._form_of(record) or self.check_columns(record, where)
-        return _TAKE[form](Record(record, self._named, where, self._with_nulls), self._task)
+        row_format = self._recognise(record) or self.check_columns(record, where)
+        parse = _PARSERS[row_format]
+        return parse(Record(record, self._column_names, where, self._drop_nulls), self._task)
 
     def check_columns(self, columns: Iterable[str], where: str) -> RowFormat:
-        """The most specific form that columns have.
+        """Return the most specific row format whose columns are all there.
 
         Args:
-            columns: Of a record, or of a whole table.
+            columns: The columns of a record or a table.
             where: File, and row if there is one.
 
         Raises:
-            BadData: They have none.
+            BadData: No accepted format fits.
         """
         found = list(columns)
-        for form in self._allowed:
-            if all(name in found for name in self._columns[form]):
-                return form
+        for row_format in self._allowed:
+            if all(name in found for name in self._columns[row_format]):
+                return row_format
         raise self._unrecognised(found, where)
 
-    def _form_of(self, record: dict[str, Any]) -> RowFormat | None:
-        for form in self._allowed:
-            if all(record.get(name) is not None for name in self._columns[form]):
-                return form
+    def _recognise(self, record: dict[str, Any]) -> RowFormat | None:
+        for row_format in self._allowed:
+            if all(record.get(name) is not None for name in self._columns[row_format]):
+                return row_format
         return None
 
     def _names(self, fields: Iterable[str]) -> tuple[str, ...]:
-        return tuple(self._named.get(field, field) for field in fields)
+        return tuple(self._column_names.get(field, field) for field in fields)
 
     def _unrecognised(self, found: list[str], where: str) -> BadData:
         listed = ", ".join(repr(each) for each in found[:20]) or "none"
-        expected = [f"{form}: {', '.join(self._columns[form])}" for form in self._allowed]
+        expected = [f"{each}: {', '.join(self._columns[each])}" for each in self._allowed]
         other = next(
-            (form for form in self._columns if all(name in found for name in self._columns[form])),
+            (each for each, names in self._columns.items() if all(name in found for name in names)),
             None,
         )
         return BadData(
             where,
-            f"{f'the form {other}' if other else 'no known form'} (columns: {listed})",
-            f"columns that {self._task} can be trained on ({'; or '.join(expected)})",
+            f"{f'the row format {other}' if other else 'no known row format'} (columns: {listed})",
+            f"columns for the task {self._task} ({'; or '.join(expected)})",
             self._fix(other, found),
         )
 
     def _fix(self, other: RowFormat | None, found: list[str]) -> str:
-        named = self._guess(found)
-        proposal = f"set data.columns to {{{named}}}" if named else ""
+        guess = self._guess_columns(found)
+        proposal = f"set data.columns to {{{guess}}}" if guess else ""
         if other and other in ROW_FORMATS[self._task]:
             return f"set data.row_format to {other}, or to auto"
         if other:
-            tasks = [task for task, forms in ROW_FORMATS.items() if other in forms]
+            tasks = [task for task, formats in ROW_FORMATS.items() if other in formats]
             return f"set task to {' or '.join(tasks)}" + (f", or {proposal}" if proposal else "")
         return proposal or (
-            "name the columns by data.columns, such as {"
+            "name the columns in data.columns, such as {"
             + ", ".join(f"{name}: COLUMN" for name in _REQUIRED[self._allowed[-1]])
             + "}"
         )
 
-    def _guess(self, found: list[str]) -> str:
-        """Columns that may be meant by those of a form, as YAML; empty without a good guess."""
-        for form in reversed(self._allowed):
-            left, named = list(found), {}
-            for field, name in zip(_REQUIRED[form], self._columns[form], strict=True):
-                likely = [name, *(each for each in _ALSO_CALLED[field] if each in left)]
+    def _guess_columns(self, found: list[str]) -> str:
+        """Return a guess at `data.columns` as YAML; empty if there is no good one."""
+        for row_format in reversed(self._allowed):
+            left, guess = list(found), {}
+            for field, name in zip(_REQUIRED[row_format], self._columns[row_format], strict=True):
+                likely = [name, *(each for each in _SYNONYMS[field] if each in left)]
                 near = difflib.get_close_matches(name, left, n=1, cutoff=0.6)
                 column = next((each for each in [*likely, *near] if each in left), None)
                 if column is None:
                     break
                 left.remove(column)
-                named[field] = column
+                guess[field] = column
             else:
-                return ", ".join(f"{field}: {each}" for field, each in named.items())
+                return ", ".join(f"{field}: {each}" for field, each in guess.items())
         return ""
 
 
-def check_settings(task: Task, form: RowFormat, columns: dict[str, str]) -> None:
-    """Refuse `data.columns` that name no column of a form.
+def check_settings(task: Task, row_format: RowFormat, columns: dict[str, str]) -> None:
+    """Check `data.columns`.
 
     Raises:
-        BadRecipe: A name that no form of the task has, or an empty one.
+        BadRecipe: It has a key that no row format of the task has, or an empty column name.
     """
-    allowed = ROW_FORMATS[task] if form == "auto" else (form,)
+    allowed = ROW_FORMATS[task] if row_format == "auto" else (row_format,)
     known = sorted({name for each in allowed for name in _REQUIRED[each] + _OPTIONAL.get(each, ())})
     for name, column in columns.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise BadRecipe(
                 "data.columns",
-                f"{name!r}, which is no column of the forms of {task}",
-                f"the names of columns in these forms: {', '.join(known) or 'none'}",
+                f"{name!r}, which no row format of the task {task} has",
+                f"names of its row formats' columns: {', '.join(known) or 'none'}",
                 f"write {near[0]!r}" if near else "leave it out, or set data.row_format",
             )
         if not column:
@@ -217,10 +218,10 @@ def check_settings(task: Task, form: RowFormat, columns: dict[str, str]) -> None
 
 
 def answer_of(example: dict[str, Any]) -> str:
-    """The answer of an example, for people: of two, the chosen one; of a text, all of it.
+    """Return an example's answer for display: the chosen one of a pair, all of a plain text.
 
     Args:
-        example: As in the column `example`.
+        example: The parsed `example` column.
     """
     if "chosen" in example:
         return example["chosen"][-1]["content"]
@@ -229,104 +230,110 @@ def answer_of(example: dict[str, Any]) -> str:
     return example.get("completion") or example.get("text", "")
 
 
-# Forms
-
-
-def _take_text(record: Record, task: Task) -> Example:
+def _parse_text(record: Record, task: Task) -> Example:
     text = record.text("text")
-    # The whole text is the input: nothing else can differ.
+    # The whole text is the input, so there is no separate answer.
     return Example("text", text, _json({"text": text}), "", ())
 
 
-def _take_pair(record: Record, task: Task) -> Example:
+def _parse_prompt_completion(record: Record, task: Task) -> Example:
     prompt, completion = record.text("prompt"), record.text("completion")
     if task == "instruction":
-        return _chat("prompt-completion", _asked(prompt, completion))
+        return _chat("prompt-completion", _exchange(prompt, completion))
     example = _json({"prompt": prompt, "completion": completion})
     return Example("prompt-completion", prompt, example, completion, (len(completion),))
 
 
-def _take_alpaca(record: Record, task: Task) -> Example:
-    asked, more = record.text("instruction"), record.optional_text("input")
-    turns = _asked(f"{asked}\n\n{more}" if more else asked, record.text("output"))
-    return _chat("alpaca", record.system() + turns)
+def _parse_alpaca(record: Record, task: Task) -> Example:
+    instruction, more = record.text("instruction"), record.optional_text("input")
+    question = f"{instruction}\n\n{more}" if more else instruction
+    return _chat("alpaca", record.system() + _exchange(question, record.text("output")))
 
 
-def _take_messages(record: Record, task: Task) -> Example:
-    messages = record.turns("messages")
-    record.check_order(messages, "messages")
+def _parse_messages(record: Record, task: Task) -> Example:
+    messages = record.messages("messages")
+    record.check_turn_order(messages, "messages")
     return _chat("messages", messages, record.tools())
 
 
-def _take_sharegpt(record: Record, task: Task) -> Example:
-    messages = record.turns("conversations")
+def _parse_sharegpt(record: Record, task: Task) -> Example:
+    messages = record.messages("conversations")
     if messages[0]["role"] != "system":
         messages = record.system() + messages
-    record.check_order(messages, "conversations")
+    record.check_turn_order(messages, "conversations")
     return _chat("sharegpt", messages, record.tools())
 
 
-def _take_preference(record: Record, task: Task) -> Example:
+def _parse_preference(record: Record, task: Task) -> Example:
     given = []
     if record.value("prompt") is not None:
-        given = record.turns_or_text("prompt", "user")
-    sides = {field: record.turns_or_text(field, "assistant") for field in ("chosen", "rejected")}
-    if sides["chosen"] == sides["rejected"]:
+        given = record.messages_or_text("prompt", "user")
+    chosen = record.messages_or_text("chosen", "assistant")
+    rejected = record.messages_or_text("rejected", "assistant")
+    if chosen == rejected:
         record.bad(
-            f"the same in {record.name('chosen')!r} and {record.name('rejected')!r}",
+            f"equal answers in {record.column('chosen')!r} and {record.column('rejected')!r}",
             "two different answers",
             "remove the row",
         )
-    for field, turns in sides.items():
-        # An answer alone goes after the prompt; a conversation has it.
-        if turns[0]["role"] == "assistant":
-            sides[field] = given + turns
-            if not given:
-                record.bad(
-                    f"no prompt to the answer in {record.name(field)!r}",
-                    f"a text or messages in {record.name('prompt')!r}, or whole conversations",
-                    "fill in or remove the row, or name the column as data.columns.prompt",
-                )
-        record.check_order(sides[field], field)
-    shared = _shared(sides["chosen"], sides["rejected"])
-    prompt = sides["chosen"][:shared]
-    if not shared or not all(turn in prompt for turn in given):
+    chosen = _whole_conversation(record, given, chosen, "chosen")
+    rejected = _whole_conversation(record, given, rejected, "rejected")
+    shared = _shared_length(chosen, rejected)
+    prompt = chosen[:shared]
+    if not shared or not all(message in prompt for message in given):
+        source = f", the one in {record.column('prompt')!r}" if given else ""
         record.bad(
-            f"different conversations in {record.name('chosen')!r} and {record.name('rejected')!r}",
-            "two answers to one prompt" + (f", that in {record.name('prompt')!r}" if given else ""),
+            f"different prompts in {record.column('chosen')!r} and {record.column('rejected')!r}",
+            f"two answers to one prompt{source}",
             "remove the row",
         )
-    answers = [turns[shared:] for turns in sides.values()]
+    answers = [chosen[shared:], rejected[shared:]]
     example = _json({"prompt": prompt, "chosen": answers[0], "rejected": answers[1]})
-    lengths = tuple(sum(len(turn["content"]) for turn in each) for each in answers)
+    lengths = tuple(sum(len(message["content"]) for message in each) for each in answers)
     return Example("preference", _rendered(prompt), example, _json(answers), lengths)
 
 
-_TAKE: dict[str, Callable[[Record, Task], Example]] = {
-    "text": _take_text,
-    "prompt-completion": _take_pair,
-    "alpaca": _take_alpaca,
-    "messages": _take_messages,
-    "sharegpt": _take_sharegpt,
-    "preference": _take_preference,
+def _whole_conversation(
+    record: Record, prompt: list[dict[str, Any]], messages: list[dict[str, Any]], field: str
+) -> list[dict[str, Any]]:
+    """Return one side of a preference with its prompt; a whole conversation contains it already."""
+    if messages[0]["role"] == "assistant":
+        if not prompt:
+            record.bad(
+                f"no prompt for the answer in {record.column(field)!r}",
+                f"a text or messages in {record.column('prompt')!r}, or whole conversations",
+                "fill in or remove the row, or set data.columns.prompt to its column",
+            )
+        messages = prompt + messages
+    record.check_turn_order(messages, field)
+    return messages
+
+
+_PARSERS: dict[str, Callable[[Record, Task], Example]] = {
+    "text": _parse_text,
+    "prompt-completion": _parse_prompt_completion,
+    "alpaca": _parse_alpaca,
+    "messages": _parse_messages,
+    "sharegpt": _parse_sharegpt,
+    "preference": _parse_preference,
 }
 
 
-def _asked(question: str, answer: str) -> list[dict[str, Any]]:
+def _exchange(question: str, answer: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
 def _chat(
-    form: RowFormat, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+    row_format: RowFormat, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
 ) -> Example:
     example: dict[str, Any] = {"messages": messages}
     text = _rendered(messages[:-1])
     if tools:
         example["tools"] = tools
-        # Their names alone: whole schemas would make all questions look alike.
+        # Only their names: whole schemas would make all inputs look like near-duplicates.
         text = f"tools: {', '.join(map(_tool_name, tools))}\n{text}"
     answer = _json([messages[-1], tools or []])
-    return Example(form, text, _json(example), answer, (len(messages[-1]["content"]),))
+    return Example(row_format, text, _json(example), answer, (len(messages[-1]["content"]),))
 
 
 def _tool_name(tool: dict[str, Any]) -> str:
@@ -335,7 +342,7 @@ def _tool_name(tool: dict[str, Any]) -> str:
 
 
 def _rendered(messages: list[dict[str, Any]]) -> str:
-    """Turns for people, one a line: the content, and the tools that are called."""
+    """Return messages as readable text, one per line, with tool calls."""
     return "\n".join(
         f"{turn['role']}: {turn['content']}"
         + (_json(turn["tool_calls"]) if "tool_calls" in turn else "")
@@ -343,8 +350,8 @@ def _rendered(messages: list[dict[str, Any]]) -> str:
     )
 
 
-def _shared(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> int:
-    """How many turns two conversations begin with alike, so that both go on with an answer."""
+def _shared_length(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> int:
+    """Return the number of leading turns that two conversations share before an answer of each."""
     count = 0
     while count < min(len(one), len(other)) - 1 and one[count] == other[count]:
         count += 1

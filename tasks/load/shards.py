@@ -1,14 +1,14 @@
-"""Reads a piece of data into a shard: its rows, their hashes, their splits.
+"""Reads a chunk into a shard: its rows, their hashes and their splits.
 
-A shard is a function of the piece's content and of the settings that reading depends on. It knows
-nothing of files, so a piece that moves to another file or place is the same shard. It holds
+A shard is a function of the chunk's content and the read settings. It does not depend on file names
+or positions, so a chunk that moves to another file gives the same shard. Its files:
 
-`rows.parquet`: the rows in their order: `text`, `text_pair` where there is one, `label`, the kept
-columns (all strings), `hash_hi` and `hash_lo` (the hash of the inputs), `raw` (the hash of all
-values), `split` (1 train, 2 validation, 3 test); for language models also `example`: what the row
-became (tasks/load/row_formats.py), of which `text` is the input, and an empty `label`;
-`index.npy`: one `INDEX` entry per row, sorted by hash;
-`near.npy`: uint64, shape (rows, 8): what near-duplicates share (tasks/load/minhash.py);
+`rows.parquet`: the rows in order. Columns: `text`; `text_pair` if there is one; `label`; the kept
+columns (all strings); `hash_hi` and `hash_lo` (hash of the inputs); `raw` (hash of all values);
+`split` (1 train, 2 validation, 3 test). For language models, `example` holds the parsed row
+(tasks/load/row_formats.py), `text` its input, and `label` is empty.
+`index.npy`: one `INDEX` entry per row, sorted by hash.
+`near.npy`: uint64, shape (rows, 8), MinHash band keys (tasks/load/minhash.py).
 `stats.json`: counts.
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 import orjson
 
 from tasks.load.minhash import band_keys
-from tasks.load.read_settings import Job, Reading
+from tasks.load.read_settings import ReadJob, ReadSettings
 from tasks.load.readers import Rows, read_rows
 from tasks.load.splits import SPLIT_NAMES, input_hash, normal_form, split_of
 
@@ -40,31 +40,31 @@ INDEX = np.dtype(
 )
 
 
-def read_chunk(job: Job) -> list[Path]:
-    """Read a piece and write its shards; columnar pieces may give several, in order.
+def read_chunk(job: ReadJob) -> list[Path]:
+    """Read a chunk and write its shards; a large columnar chunk gives several, in order.
 
     Returns:
         The shards' folders.
 
     Raises:
-        BadData: A row that cannot be trained on, by file and row.
+        BadData: A row cannot be used; the error names file and row.
     """
     folders = []
     for number, rows in enumerate(read_rows(job)):
         folder = Path(job.out) / str(number)
         folder.mkdir(parents=True)
-        write_shard(rows, job.reading, folder)
+        write_shard(rows, job.settings, folder)
         folders.append(folder)
     return folders
 
 
 def label_hash(label: str) -> int:
-    """64 bits that stand for a label, or for an example's answer."""
+    """Return the 64-bit hash of a label, or of an example's answer."""
     return int.from_bytes(hashlib.blake2b(label.encode(), digest_size=8).digest(), "little")
 
 
-def write_shard(rows: Rows, reading: Reading, folder: Path) -> None:
-    """Write rows as a shard's files."""
+def write_shard(rows: Rows, settings: ReadSettings, folder: Path) -> None:
+    """Write rows as the files of a shard."""
     normal = [normal_form(text) for text in rows.texts]
     pairs = [normal_form(text) for text in rows.pairs]
     both = list(zip(normal, pairs or [""] * len(normal), strict=True))
@@ -76,16 +76,16 @@ def write_shard(rows: Rows, reading: Reading, folder: Path) -> None:
     known = {label: label_hash(label) for label in set(rows.answers or rows.labels)}
     index["label_hash"] = [known[label] for label in rows.answers or rows.labels]
     index["row"] = np.arange(len(hashes))
-    index["split"] = _splits(rows, hashes, reading)
-    _write_rows(rows, index, reading, folder / "rows.parquet")
-    # All fields: rows with equal hashes must not lie in the order of their source.
-    np.save(folder / "index.npy", index[np.lexsort([index[name] for name in _SORTED_BY])])
+    index["split"] = _splits(rows, hashes, settings)
+    _write_rows(rows, index, settings, folder / "rows.parquet")
+    # Sorted by all fields, so that rows with equal hashes do not keep the order of the source.
+    np.save(folder / "index.npy", index[np.lexsort([index[name] for name in _SORT_KEYS])])
     compared = [f"{text} {pair}" for text, pair in both] if pairs else normal
     np.save(folder / "near.npy", band_keys(compared))
     (folder / "stats.json").write_bytes(orjson.dumps(_stats(rows, index)))
 
 
-_SORTED_BY = ("row", "raw", "label_hash", "hash_lo", "hash_hi")
+_SORT_KEYS = ("row", "raw", "label_hash", "hash_lo", "hash_hi")
 
 
 def _raw_hashes(rows: Rows) -> np.ndarray:
@@ -100,21 +100,21 @@ def _raw_hashes(rows: Rows) -> np.ndarray:
     return np.frombuffer(joined, "<u8")
 
 
-def _splits(rows: Rows, hashes: list[bytes], reading: Reading) -> list[int]:
+def _splits(rows: Rows, hashes: list[bytes], settings: ReadSettings) -> list[int]:
     if rows.splits:
         return rows.splits
-    if reading.split_as:
-        return [reading.split_as] * len(hashes)
+    if settings.fixed_split:
+        return [settings.fixed_split] * len(hashes)
     if rows.groups:
-        # A row without a group stands for itself.
+        # A row without a group is a group of its own.
         return [
-            split_of(b"group:" + group.encode() if group else each, reading.split)
+            split_of(b"group:" + group.encode() if group else each, settings.split)
             for group, each in zip(rows.groups, hashes, strict=True)
         ]
-    return [split_of(each, reading.split) for each in hashes]
+    return [split_of(each, settings.split) for each in hashes]
 
 
-def _write_rows(rows: Rows, index: np.ndarray, reading: Reading, path: Path) -> None:
+def _write_rows(rows: Rows, index: np.ndarray, settings: ReadSettings, path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -124,7 +124,7 @@ def _write_rows(rows: Rows, index: np.ndarray, reading: Reading, path: Path) -> 
     if rows.examples:
         columns["example"] = pa.array(rows.examples, pa.string())
     columns["label"] = pa.array(rows.labels, pa.string())
-    for number, name in enumerate(reading.keep_columns):
+    for number, name in enumerate(settings.keep_columns):
         columns[name] = pa.array([kept[number] for kept in rows.kept], pa.string())
     for name in ("hash_hi", "hash_lo", "raw", "split"):
         columns[name] = pa.array(np.ascontiguousarray(index[name]))
@@ -132,7 +132,7 @@ def _write_rows(rows: Rows, index: np.ndarray, reading: Reading, path: Path) -> 
         pa.table(columns),
         path,
         compression="zstd",
-        use_dictionary=["label", *reading.keep_columns],
+        use_dictionary=["label", *settings.keep_columns],
         write_statistics=False,
     )
 
@@ -142,8 +142,8 @@ def _stats(rows: Rows, index: np.ndarray) -> dict[str, Any]:
     lengths = (len(text) + len(pair) for text, pair in zip(rows.texts, pairs, strict=True))
     return {
         "rows": len(rows.texts),
-        **(_form_stats(rows) if rows.examples else {"labels": _label_stats(rows, index)}),
-        "lengths": _binned(lengths),
+        **(_language_stats(rows) if rows.examples else {"labels": _label_stats(rows, index)}),
+        "lengths": _histogram(lengths),
         "columns": rows.columns,
         "present": {name: rows.present[name] for name in sorted(rows.present)},
     }
@@ -161,32 +161,32 @@ def _label_stats(rows: Rows, index: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _form_stats(rows: Rows) -> dict[str, Any]:
+def _language_stats(rows: Rows) -> dict[str, Any]:
     return {
-        "forms": dict(sorted(Counter(rows.forms).items())),
-        "answer_lengths": _binned(rows.answer_lengths),
+        "forms": dict(sorted(Counter(rows.row_formats).items())),
+        "answer_lengths": _histogram(rows.answer_lengths),
     }
 
 
-def _binned(lengths: Iterable[int]) -> dict[str, int]:
+def _histogram(lengths: Iterable[int]) -> dict[str, int]:
     bins = Counter(map(length_bin, lengths))
     return {str(each): bins[each] for each in sorted(bins)}
 
 
-_FINE = 16  # bins to an octave: each is at most 1/16 wide
+_BINS_PER_OCTAVE = 16  # so a bin is at most 1/16 of its start wide
 
 
 def length_bin(length: int) -> int:
-    """The bin of a length: exact below 32, then 16 bins to an octave."""
-    if length < 2 * _FINE:
+    """Return the bin of a length: exact below 32, then 16 bins per octave."""
+    if length < 2 * _BINS_PER_OCTAVE:
         return length
-    octave = length.bit_length() - _FINE.bit_length()
-    return (octave + 1) * _FINE + (length >> octave) - _FINE
+    octave = length.bit_length() - _BINS_PER_OCTAVE.bit_length()
+    return (octave + 1) * _BINS_PER_OCTAVE + (length >> octave) - _BINS_PER_OCTAVE
 
 
 def bin_start(number: int) -> int:
-    """The least length in a bin."""
-    if number < 2 * _FINE:
+    """Return the smallest length in a bin."""
+    if number < 2 * _BINS_PER_OCTAVE:
         return number
-    octave = number // _FINE - 1
-    return (number % _FINE + _FINE) << octave
+    octave = number // _BINS_PER_OCTAVE - 1
+    return (number % _BINS_PER_OCTAVE + _BINS_PER_OCTAVE) << octave

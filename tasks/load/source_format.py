@@ -1,4 +1,4 @@
-"""The format of a source's files, by their names."""
+"""Detects the format of a source's files from their names."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z")
 
 
 def file_format(data: DataRecipe, source: Source) -> Format:
-    """The one format of a source's files.
+    """Return the format of a source's files.
 
     Raises:
-        BadData: They are compressed, of several formats, or of none that is known.
+        BadData: They are compressed, of several formats, or of an unknown format.
     """
     suffixes: dict[str, str] = {}
     for file in source.files:
@@ -35,8 +35,8 @@ def file_format(data: DataRecipe, source: Source) -> Format:
             raise BadData(
                 suffixes[suffix],
                 f"a compressed file ({suffix})",
-                "plain files",
-                "decompress it; Parquet is compressed in itself",
+                "uncompressed files",
+                "decompress it, or use Parquet, which is compressed itself",
             )
     if data.format != "auto":
         return data.format
@@ -47,9 +47,9 @@ def file_format(data: DataRecipe, source: Source) -> Format:
                 path,
                 f"a file of unknown format ({suffix or 'no extension'})",
                 f"one of {', '.join(_FORMATS)}",
-                "set data.format: text-folders for one text a file, in folders named by label"
+                "set data.format to text-folders for one text per file, in folders named by label"
                 if suffix in (".txt", "")
-                else "set data.format, or name the data files by a glob",
+                else "set data.format, or select the data files with a glob",
             )
         formats.setdefault(_FORMATS[suffix], path)
     if len(formats) > 1:
@@ -58,22 +58,22 @@ def file_format(data: DataRecipe, source: Source) -> Format:
             f"data.uri {source.uri}",
             f"files of several formats: {listed}",
             "one format",
-            "name the files of one format by a glob, such as folder/*.jsonl",
+            "select the files of one format with a glob, such as folder/*.jsonl",
         )
     return _FORMATS[next(iter(suffixes))]
 
 
 def labelled_files(source: Source, labelled: bool = True) -> list[tuple[str, SourceFile]]:
-    """The files of text folders with their labels, sorted by label and content.
+    """Return the label and file of each text in text folders, sorted by label and content.
 
-    Not by name: a file that is renamed in its folder is the same example.
+    Not sorted by name: a file that is renamed in its folder is the same example.
 
     Args:
         source: The files.
-        labelled: Whether a folder's name is a label; else all labels are empty.
+        labelled: Whether the folder's name is the label; else all labels are empty.
 
     Raises:
-        BadData: A file lies in no folder.
+        BadData: A file is not in a folder.
     """
     found = []
     for file in source.files:
@@ -81,9 +81,9 @@ def labelled_files(source: Source, labelled: bool = True) -> list[tuple[str, Sou
         if labelled and not label:
             raise BadData(
                 file.path,
-                "a text file in no folder",
-                "one folder per label, with the texts in it",
-                "set data.uri to the folder that holds the labels' folders",
+                "a text file outside a label's folder",
+                "one folder per label, with its texts in it",
+                "set data.uri to the parent of the label folders",
             )
         found.append((label, file))
     return sorted(found, key=lambda item: (item[0], item[1].digest, item[1].path))

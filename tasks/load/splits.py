@@ -1,6 +1,6 @@
-"""Which split an example belongs to, by what it is.
+"""Stable splits: an example's split depends on its own content only.
 
-Inputs are compared in a normal form that is only ever hashed: the model sees the text as it is.
+Inputs are compared in a normal form that is only hashed: the model sees the original text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tasks.contracts.recipe_data import SplitRecipe
 
 TRAIN, VALIDATION, TEST = 1, 2, 3
 SPLIT_NAMES = {TRAIN: "train", VALIDATION: "validation", TEST: "test"}
-SPLIT_WORDS = {
+SPLIT_ALIASES = {
     "train": TRAIN,
     "training": TRAIN,
     "valid": VALIDATION,
@@ -25,27 +25,27 @@ SPLIT_WORDS = {
     "eval": TEST,
     "evaluation": TEST,
 }
-# A change of this key would move every example to another split.
+# Changing this key would reassign every example.
 _SPLIT_KEY = b"burnish split 1"
 
 
 def normal_form(text: str) -> str:
-    """A text as it is compared: NFKC, case folded, whitespace collapsed. Only ever hashed."""
+    """Return a text in the form that is hashed: NFKC, case-folded, whitespace collapsed."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     return " ".join(text.casefold().split())
 
 
 def input_hash(text: str, pair: str = "") -> bytes:
-    """16 bytes that stand for a row's inputs, in their normal form."""
+    """Return the 16-byte hash of a row's inputs, given in normal form."""
     data = text.encode()
     return hashlib.blake2b(b"%d:" % len(data) + data + pair.encode(), digest_size=16).digest()
 
 
 def split_of(identity: bytes, split: SplitRecipe) -> int:
-    """The split of an example by a keyed hash of what it is.
+    """Return an example's split, by a keyed hash of its identity (its inputs, or its group).
 
-    It depends on nothing else: not on other examples, their number, order or file.
+    It does not depend on other examples, nor on their number, order or file.
     """
     drawn = hashlib.blake2b(identity, digest_size=8, key=_SPLIT_KEY).digest()
     share = int.from_bytes(drawn, "little") / 2**64
@@ -55,9 +55,9 @@ def split_of(identity: bytes, split: SplitRecipe) -> int:
 
 
 def split_by_name(path: str) -> int:
-    """The split that a file's name or a folder above it says; 0 where none does."""
+    """Return the split that a file's name, or else a folder above it, contains; 0 if none does."""
     for part in reversed(path.lower().split("/")):
         for word in re.split(r"[^a-z]+", part):
-            if word in SPLIT_WORDS:
-                return SPLIT_WORDS[word]
+            if word in SPLIT_ALIASES:
+                return SPLIT_ALIASES[word]
     return 0

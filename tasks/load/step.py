@@ -1,8 +1,8 @@
-"""Load: read the data, cut it into shards by content, split it, and judge its quality.
+"""The load step: reads the data into shards, splits and deduplicates it, and checks its quality.
 
-Only pieces of files that were never seen are read (tasks/load/ingest.py). Then all rows are looked
-at together, in flat memory (tasks/load/dedup.py): duplicates are collapsed, inputs that lie in two
-splits are dropped from the one that learns, and what looks wrong is refused or reported.
+Only chunks that were never seen before are read (tasks/load/ingest.py). Then all rows are compared
+in bounded memory (tasks/load/dedup.py): duplicates are dropped, inputs that occur in two splits
+stay in the stricter one only, and problems are refused or reported.
 """
 
 from __future__ import annotations
@@ -21,48 +21,46 @@ from tasks.contracts.base import Contract
 from tasks.contracts.errors import BadData
 from tasks.contracts.recipe_data import DataRecipe, Task
 from tasks.contracts.results import Loaded
-from tasks.load.data_report import Shard, data_report, data_warnings, label_warnings, rows_by_label
-from tasks.load.dataset import read_split, write_examples
-from tasks.load.dedup import Deduplicated, deduplicate, find_near
-from tasks.load.ingest import LIBRARIES, Read, ingest
+from tasks.load.data_report import Shard, data_report, data_warnings, label_warnings, rows_per_label
+from tasks.load.dedup import Deduplicated, deduplicate, find_near_duplicates
+from tasks.load.ingest import LIBRARIES, SourceShard, ingest
 from tasks.load.read_settings import missing_column
-from tasks.load.row_formats import CLASSES
-from tasks.load.splits import TEST, TRAIN, VALIDATION, split_by_name
+from tasks.load.row_formats import CLASSIFICATION
+from tasks.load.splits import TEST, split_by_name
 from tasks.runtime.cache import step
 from tasks.runtime.context import RunContext
 from tasks.runtime.logs import run_logger
 from tasks.storage.store import Store, open_store
 
-__all__ = ["TEST", "TRAIN", "VALIDATION", "LoadInputs", "load", "read_split", "write_examples"]
-
 
 class LoadInputs(Contract):
-    """What the data are: their content, and how to read it.
+    """The data and how to read them.
 
     Attributes:
-        data: The recipe's settings; its `uri` is not part of the key.
-        source: The files. Their content is part of the key, and what their names mean.
-        task: What they are read for.
-        all_judge: Whether every row is a test example, whatever the recipe says of splits.
+        data: The recipe's settings; the `uri` is not in the cache key.
+        source: The files. Their contents are in the cache key; names only as far as they decide a
+            label, a split or a format.
+        task: What the rows are for.
+        all_judge: Whether every row is a test example, whatever the recipe says about splits.
     """
 
     data: DataRecipe
     source: Source
-    task: Task = CLASSES
+    task: Task = CLASSIFICATION
     all_judge: bool = False
 
     def key_part(self) -> dict[str, Any]:
-        """Settings and contents: a file that is moved or renamed is the same content, unless its
-        name says a label, a split or a format."""
+        """Return the settings and contents. A moved or renamed file is the same content, unless its
+        name decides a label, a split or a format."""
         contents = sorted(
-            [file.digest, file.size, *self._meaning(PurePosixPath(file.path))]
+            [file.digest, file.size, *self._meaning_of_name(PurePosixPath(file.path))]
             for file in self.source.files
         )
-        asked = {"data": self.data.key_part(), "contents": contents, "task": self.task}
-        return {**asked, "all_judge": True} if self.all_judge else asked
+        key = {"data": self.data.key_part(), "contents": contents, "task": self.task}
+        return {**key, "all_judge": True} if self.all_judge else key
 
-    def _meaning(self, path: PurePosixPath) -> list[Any]:
-        labelled = self.data.format == "text-folders" and self.task == CLASSES
+    def _meaning_of_name(self, path: PurePosixPath) -> list[Any]:
+        labelled = self.data.format == "text-folders" and self.task == CLASSIFICATION
         return [
             path.suffix.lower(),
             path.parent.name if labelled else "",
@@ -72,36 +70,38 @@ class LoadInputs(Contract):
 
 @step("load", result=Loaded, code=("tasks.load.step",), libraries=LIBRARIES)
 def load(inputs: LoadInputs, context: RunContext) -> Loaded:
-    """Read and split the data.
+    """Read, split and deduplicate the data.
 
     Raises:
-        BadData: They cannot be read, or cannot be trained on; with file and row.
+        BadData: The data cannot be read or used; the error names file and row.
         BadRecipe: The settings contradict each other.
-        NotFound, NoAccess, HubFailed, StorageFailed: They cannot be fetched.
+        NotFound, NoAccess, HubFailed, StorageFailed: The data cannot be fetched.
     """
     store = open_store(context.store)
     with store.scratch() as scratch:
-        classes = inputs.task == CLASSES
-        split_as = TEST if inputs.all_judge else 0
-        found, new = ingest(inputs.data, inputs.source, context, scratch, inputs.task, split_as)
+        labelled = inputs.task == CLASSIFICATION
+        fixed_split = TEST if inputs.all_judge else 0
+        found, new = ingest(inputs.data, inputs.source, context, scratch, inputs.task, fixed_split)
         shards = _distinct(store, found)
         rows = sum(shard.stats["rows"] * shard.times for shard in shards)
-        run_logger().info("%d rows in %d shards, %d read anew", rows, len(shards), len(new))
-        if classes:
+        run_logger().info("%d rows in %d shards, %d of them new", rows, len(shards), len(new))
+        if labelled:
             _check_labels(inputs.data, shards, found)
         _check_optional_columns(inputs, shards)
         indexes = [store.file(shard.artifact, "index.npy") for shard in shards]
         out = scratch / "dataset"
         out.mkdir()
-        settled = deduplicate(indexes, out / "seen.npy", by_label=classes)
+        dedup = deduplicate(indexes, out / "seen.npy", count_labels=labelled)
         bands = scratch / "bands"
         bands.mkdir()
-        find_near([store.file(shard.artifact, "near.npy") for shard in shards], settled, bands)
-        return _finish(inputs, store, shards, settled, len(new), out)
+        find_near_duplicates(
+            [store.file(shard.artifact, "near.npy") for shard in shards], dedup, bands
+        )
+        return _finish(inputs, store, shards, dedup, len(new), out)
 
 
-def _distinct(store: Store, found: list[Read]) -> list[Shard]:
-    """The shards, each once, in an order that does not depend on the source's."""
+def _distinct(store: Store, found: list[SourceShard]) -> list[Shard]:
+    """Return each shard once, in an order that does not depend on the source."""
     times = Counter(read.artifact.digest for read in found)
     artifacts = {read.artifact.digest: read.artifact for read in found}
     return [
@@ -117,7 +117,7 @@ def _distinct(store: Store, found: list[Read]) -> list[Shard]:
 # Checks
 
 
-def _check_labels(data: DataRecipe, shards: list[Shard], found: list[Read]) -> None:
+def _check_labels(data: DataRecipe, shards: list[Shard], found: list[SourceShard]) -> None:
     counts = Counter[str]()
     for shard in shards:
         for label, entry in shard.stats["labels"].items():
@@ -135,20 +135,20 @@ def _check_labels(data: DataRecipe, shards: list[Shard], found: list[Read]) -> N
     if len(counts) < 2:
         raise BadData(
             "data.label",
-            f"one label only, {next(iter(counts))!r}",
-            "two labels or more",
+            f"only one label, {next(iter(counts))!r}",
+            "at least two labels",
             f"check that {data.label!r} is the column of classes, or add rows of another class",
         )
     if len(counts) > 50 and len(counts) > counts.total() / 2:
         raise BadData(
             "data.label",
             f"{len(counts)} different labels in {counts.total()} rows",
-            "classes that have several rows each",
+            "classes with several rows each",
             f"check that {data.label!r} is the column of classes",
         )
 
 
-def _first_row_with(label: str, shards: list[Shard], found: list[Read]) -> str:
+def _first_row_with(label: str, shards: list[Shard], found: list[SourceShard]) -> str:
     at = {
         shard.artifact.digest: shard.stats["labels"][label]["at"]
         for shard in shards
@@ -160,7 +160,7 @@ def _first_row_with(label: str, shards: list[Shard], found: list[Read]) -> str:
 
 
 def _check_optional_columns(inputs: LoadInputs, shards: list[Shard]) -> None:
-    """A column that single rows may lack must still be in some row."""
+    """Refuse optional columns that no row has: the recipe probably misspells them."""
     data = inputs.data
     optional = {name: "data.keep_columns" for name in data.keep_columns if name != data.label}
     if data.split.group_by:
@@ -182,10 +182,10 @@ def _check_splits(data: DataRecipe, rows: dict[str, int]) -> None:
         "files": "add a file for each split, or set data.split.by to hash",
     }[data.split.by]
     if data.split.group_by:
-        remedy = f"check that {data.split.group_by!r} has many values, or leave out group_by"
+        remedy = f"check that {data.split.group_by!r} has many values, or remove group_by"
     raise BadData(
         f"data.split.{data.split.column or data.split.by}",
-        f"no rows for {' and '.join(empty)} ({counted}, without duplicates)",
+        f"no rows for {' and '.join(empty)} ({counted}, after deduplication)",
         "rows in train, validation and test",
         remedy,
     )
@@ -198,24 +198,24 @@ def _finish(
     inputs: LoadInputs,
     store: Store,
     shards: list[Shard],
-    settled: Deduplicated,
+    dedup: Deduplicated,
     new: int,
     out: Path,
 ) -> Loaded:
     rows = dict.fromkeys(SPLITS, 0)
-    for (_, split), number in settled.counts.items():
+    for (_, split), number in dedup.counts.items():
         rows[SPLITS[split - 1]] += number
     if not inputs.all_judge:
         _check_splits(inputs.data, rows)
-    by_label = rows_by_label(shards, settled) if inputs.task == CLASSES else None
-    labels = sorted(by_label or ())
-    report = data_report(store, shards, settled, rows, by_label)
-    warnings = label_warnings(inputs.data, by_label) if by_label else []
+    label_counts = rows_per_label(shards, dedup) if inputs.task == CLASSIFICATION else None
+    labels = sorted(label_counts or ())
+    report = data_report(store, shards, dedup, rows, label_counts)
+    warnings = label_warnings(inputs.data, label_counts) if label_counts else []
     report["warnings"] = warnings = warnings + data_warnings(report)
     _write(out / "report.json", report)
-    _write(out / "dataset.json", _description(shards, settled, labels))
+    _write(out / "dataset.json", _description(shards, dedup, labels))
     keep = {
-        shard.artifact.digest: settled.keep[settled.starts[number] : settled.starts[number + 1]]
+        shard.artifact.digest: dedup.keep[dedup.starts[number] : dedup.starts[number + 1]]
         for number, shard in enumerate(shards)
     }
     np.savez(out / "keep.npz", **keep)
@@ -225,7 +225,7 @@ def _finish(
         artifact=artifact,
         labels=tuple(labels),
         rows=rows,
-        test_digest=settled.test_digest,
+        test_digest=dedup.test_digest,
         new_shards=new,
         shards=len(shards),
         warnings=tuple(warnings),
@@ -236,12 +236,12 @@ def _write(path: Path, value: dict[str, Any]) -> None:
     path.write_bytes(orjson.dumps(value, option=orjson.OPT_INDENT_2))
 
 
-def _description(shards: list[Shard], settled: Deduplicated, labels: list[str]) -> dict[str, Any]:
+def _description(shards: list[Shard], dedup: Deduplicated, labels: list[str]) -> dict[str, Any]:
     entries = []
     for number, shard in enumerate(shards):
-        kept = settled.keep[settled.starts[number] : settled.starts[number + 1]]
+        kept = dedup.keep[dedup.starts[number] : dedup.starts[number + 1]]
         counts = np.bincount(kept, minlength=4).tolist()
-        # Where the store lies must not change what the dataset is.
+        # The location of the store must not change the dataset's digest.
         artifact = shard.artifact.model_copy(update={"uri": ""}).model_dump(mode="json")
         entries.append(
             {

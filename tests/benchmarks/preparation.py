@@ -230,7 +230,7 @@ def load_pooled_step(folder: Path, data: Path) -> dict[str, Any]:
     """Load, in processes however small the data are."""
     from tasks.load import read_pool
 
-    read_pool._POOL_BYTES = 0
+    read_pool.IN_PROCESS_BYTES = 0
     return load_step(folder, data)
 
 

@@ -15,11 +15,6 @@ from tasks.storage.store import open_store
 from tests.tasks.samples import run_context, some_rows, write_jsonl
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def tokenizer(tmp_path):
     """Stores a tokenizer's configuration, with or without a chat template."""
@@ -90,9 +85,10 @@ class TestRows:
 
 
 class TestRefusals:
-    def test_rows_of_no_form_name_the_guard(self, tmp_path, tokenizer):
+    def test_rows_of_no_row_format_name_the_guard(self, tmp_path, tokenizer):
         inputs = guard_of(tmp_path, [{"x": 1}] * 3, tokenizer())
-        with pytest.raises(BadData, match=r"evaluation\.guard, .*guard\.jsonl:1.*no known form"):
+        unknown = r"evaluation\.guard, .*guard\.jsonl:1.*no known row format"
+        with pytest.raises(BadData, match=unknown):
             load_guard(inputs, run_context(tmp_path))
 
     def test_a_file_that_is_not_there(self, tmp_path, tokenizer):
