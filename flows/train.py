@@ -58,7 +58,7 @@ def preload_if_data_changed(recipe: Recipe) -> None:
 
 def _preload_if_new(inputs: LoadInputs, context: RunContext) -> None:
     """Preload model libraries if the data are new: they will be tokenized and trained on."""
-    if load.known(inputs, context) is None:
+    if load.cached(inputs, context) is None:
         preload()
 
 
@@ -179,7 +179,7 @@ def fit(
     """Train."""
     report.status("Training.")
     inputs = stage_inputs.finetune_inputs(recipe, prepared, plan, forecasted)
-    if finetune.known(inputs, context) is None:
+    if finetune.cached(inputs, context) is None:
         # The gate will decide on a new model; scipy and scikit-learn take seconds to import.
         Thread(target=import_module, args=("tasks.gate.decide",), daemon=True).start()
     finetuned = finetune(inputs, context)

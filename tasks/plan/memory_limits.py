@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from tasks.contracts.base import Contract
-from tasks.runtime.hardware import found_memory, reserve_of
+from tasks.runtime.hardware import found_memory
+
+# By device: a fixed number of bytes, and a share of all memory. On a GPU they are for the driver's
+# context and for the allocator's fragmentation: usual figures, not measured ones. On a CPU they are
+# for this process and for the program before it reads the model (together 0.55 GB, measured), and
+# for everything else that the machine does.
+_RESERVES = {"cuda": (600 * 10**6, 0.05), "cpu": (10**9, 0.10)}
 
 
 class MemoryLimits(Contract):
@@ -37,3 +45,25 @@ def memory_limits(device: str, declared_gb: float) -> MemoryLimits:
         host_memory=host,
         host_reserve=reserve_of("cpu", host),
     )
+
+
+def reserve_of(device: str, memory: int) -> int:
+    """The part of a device's memory that training leaves alone, in bytes.
+
+    Args:
+        device: `cpu` or `cuda`.
+        memory: All of it, in bytes; 0 if unknown.
+    """
+    fixed, share = _RESERVES[device]
+    return fixed + round(share * memory) if memory else 0
+
+
+def memory_for(peak: int, device: str) -> int:
+    """The memory that a device must have for a training run with this peak, in bytes.
+
+    Args:
+        peak: Memory in use at the fullest moment of training, in bytes.
+        device: `cpu` or `cuda`.
+    """
+    fixed, share = _RESERVES[device]
+    return math.ceil((peak + fixed) / (1 - share))

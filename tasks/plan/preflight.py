@@ -16,6 +16,7 @@ from tasks.contracts.forecast import Forecast
 from tasks.contracts.recipe_data import Task
 from tasks.contracts.recipe_training import LoraRecipe, PlanRecipe
 from tasks.contracts.results import Inspected, Loaded
+from tasks.plan.memory_limits import memory_for
 from tasks.plan.plan import lacks_to_compile, why_not_liger
 from tasks.runtime.context import RunContext
 from tasks.runtime.gguf_converter import (
@@ -25,7 +26,7 @@ from tasks.runtime.gguf_converter import (
     knows,
     lacks_module,
 )
-from tasks.runtime.hardware import count_gpus, memory_for
+from tasks.runtime.hardware import count_gpus
 from tasks.storage.objects import FolderObjects
 from tasks.storage.store import open_store
 

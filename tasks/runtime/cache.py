@@ -43,7 +43,7 @@ class Step(Generic[Inputs, Result]):
         self.name, self.work, self.result = name, work, result
         self.code, self.libraries = code, libraries
         self.__doc__ = work.__doc__
-        self._task = task(
+        self.task = task(
             name=name,
             description=work.__doc__,
             task_run_name=name,
@@ -63,7 +63,7 @@ class Step(Generic[Inputs, Result]):
             }
         )
 
-    def known(self, inputs: Inputs, context: RunContext) -> Result | None:
+    def cached(self, inputs: Inputs, context: RunContext) -> Result | None:
         """The result of equal work that was done before and is still whole; None without one."""
         if self.name in context.refresh or self.name in context.repair:
             return None
@@ -79,11 +79,11 @@ class Step(Generic[Inputs, Result]):
 
     def once(self, inputs: Inputs, context: RunContext) -> Result:
         """The known result, or the work done and recorded."""
-        return self.known(inputs, context) or self._do(inputs, context)
+        return self.cached(inputs, context) or self._do(inputs, context)
 
     def __call__(self, inputs: Inputs, context: RunContext) -> Result:
         """Do the step as a Prefect task; *Cached* in the UI where the result is known."""
-        return self._task(inputs, context, return_state=True).result()
+        return self.task(inputs, context, return_state=True).result()
 
     def _do(self, inputs: Inputs, context: RunContext) -> Result:
         started = time.monotonic()
@@ -110,7 +110,7 @@ class Step(Generic[Inputs, Result]):
     def _prefect_key(self, _, parameters) -> str | None:
         # Derived from the record, so that Prefect's memory can never outlive or contradict it.
         inputs, context = parameters["inputs"], parameters["context"]
-        known = self.known(inputs, context)
+        known = self.cached(inputs, context)
         if known is None:
             return None
         return (
@@ -118,7 +118,7 @@ class Step(Generic[Inputs, Result]):
         )
 
     def _run(self, inputs: Contract, context: RunContext):
-        known = self.known(inputs, context)
+        known = self.cached(inputs, context)
         if known is not None:
             return Completed(name="Cached", data=known, message=_reused(known))
         try:

@@ -1,9 +1,10 @@
-"""What the device that trains is, and how much memory it has. Asked without torch, which takes
-seconds to import."""
+"""Measures the training device: its kind, and how much memory it has.
+
+Does not import torch, which takes seconds.
+"""
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import shutil
@@ -11,37 +12,35 @@ import subprocess
 from pathlib import Path
 
 GB = 10**9
-# On a GPU: the driver's context, and gaps between what the allocator gives out; taken from what is
-# usual, not measured. On a CPU: this process and the program before it reads the model (0.55 GB,
-# measured), and everything else that the machine has to do.
-_RESERVES = {"cuda": (600 * 10**6, 0.05), "cpu": (10**9, 0.10)}
 
 
 def has_gpu() -> bool:
-    """Whether an NVIDIA GPU answers."""
+    """Whether this machine has an NVIDIA GPU."""
     return count_gpus() > 0
 
 
 def count_gpus() -> int:
-    """How many NVIDIA GPUs answer."""
+    """How many NVIDIA GPUs this machine has."""
     if not shutil.which("nvidia-smi"):
         return 0
-    asked = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
-    return asked.stdout.count("GPU ") if asked.returncode == 0 else 0
+    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+    return done.stdout.count("GPU ") if done.returncode == 0 else 0
 
 
 def found_memory(device: str, declared_gb: float = 0.0) -> int:
-    """Bytes of the device that trains; 0 where nobody knows. All of it, not what is free: what
-    others do at the moment must not change how a model is trained.
+    """The training device's memory in bytes; 0 if unknown.
+
+    This is the total, not what is free: what else runs at the moment must not change how a model is
+    trained.
 
     Args:
         device: `cpu` or `cuda`.
-        declared_gb: What the recipe says, in units of 10^9 bytes.
+        declared_gb: The memory as the recipe states it, in units of 10^9 bytes; 0 to measure it.
     """
     if declared_gb:
         return round(declared_gb * GB)
     if device == "cuda":
-        return int(_ask_gpu("memory.total") or 0) * 2**20
+        return int(_query_gpu("memory.total") or 0) * 2**20
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
@@ -50,46 +49,24 @@ def found_memory(device: str, declared_gb: float = 0.0) -> int:
 
 
 def _container_limits() -> list[int]:
-    places = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+    files = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
     found = []
-    for place in places:
+    for file in files:
         try:
-            found.append(int(Path(place).read_text()))
+            found.append(int(Path(file).read_text()))
         except (OSError, ValueError):
             continue
     return found
 
 
-def reserve_of(device: str, memory: int) -> int:
-    """Bytes of a device's memory that training leaves alone.
-
-    Args:
-        device: `cpu` or `cuda`.
-        memory: All of it, in bytes.
-    """
-    fixed, share = _RESERVES[device]
-    return fixed + round(share * memory) if memory else 0
-
-
-def memory_for(peak: int, device: str) -> int:
-    """Bytes that a device must have for a training of this peak.
-
-    Args:
-        peak: Bytes.
-        device: `cpu` or `cuda`.
-    """
-    fixed, share = _RESERVES[device]
-    return math.ceil((peak + fixed) / (1 - share))
-
-
 def device_kind(device: str) -> str:
-    """The card's name, or the processor's with the number of its cores that this process may use.
+    """The GPU's name, or the processor's name with the number of cores that this process may use.
 
     Args:
         device: `cpu` or `cuda`.
     """
     if device == "cuda":
-        return _ask_gpu("name") or "unknown GPU"
+        return _query_gpu("name") or "unknown GPU"
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -99,15 +76,15 @@ def device_kind(device: str) -> str:
     return f"{next(named, platform.machine())}, {cores} cores"
 
 
-def _ask_gpu(what: str) -> str:
-    """What nvidia-smi says of the first card; empty without one."""
+def _query_gpu(what: str) -> str:
+    """One property of the first GPU, by its name for nvidia-smi; empty without a GPU."""
     if not shutil.which("nvidia-smi"):
         return ""
-    asked = subprocess.run(
+    done = subprocess.run(
         ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"],
         capture_output=True,
         text=True,
         timeout=30,
     )
-    lines = asked.stdout.strip().splitlines()
-    return lines[0].strip() if asked.returncode == 0 and lines else ""
+    lines = done.stdout.strip().splitlines()
+    return lines[0].strip() if done.returncode == 0 and lines else ""

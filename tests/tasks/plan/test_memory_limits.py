@@ -1,6 +1,8 @@
 """How much memory training may use."""
 
-from tasks.plan.memory_limits import memory_limits
+import pytest
+
+from tasks.plan.memory_limits import memory_for, memory_limits, reserve_of
 
 
 class TestMemoryLimits:
@@ -13,3 +15,14 @@ class TestMemoryLimits:
         limits = memory_limits("cuda", 1.2)
         assert limits.memory == 1_200_000_000
         assert limits.host_memory == memory_limits("cpu", 0).memory
+
+
+class TestReserves:
+    @pytest.mark.parametrize("device", ["cpu", "cuda"])
+    def test_memory_for_a_peak_leaves_that_peak_after_the_reserve(self, device):
+        peak = 7_000_000_001
+        memory = memory_for(peak, device)
+        assert memory - reserve_of(device, memory) == pytest.approx(peak, abs=2)
+
+    def test_nothing_is_reserved_of_unknown_memory(self):
+        assert reserve_of("cuda", 0) == 0

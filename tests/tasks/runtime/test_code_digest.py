@@ -1,0 +1,205 @@
+"""Which edits of the code run a step again, and which do not."""
+
+import ast
+import importlib
+import shutil
+
+import pytest
+
+from tasks.evaluate.step import score
+from tasks.gate.step import gate
+from tasks.runtime import code_digest as digests
+from tasks.runtime.cache import Step
+from tasks.runtime.code_digest import (
+    INFRASTRUCTURE,
+    ROOT,
+    code_digest,
+    covered_modules,
+    library_versions,
+    module_file,
+    read_module,
+)
+
+
+def find_steps() -> dict[str, Step]:
+    """All cached steps, by name."""
+    found = {}
+    for file in sorted((ROOT / "tasks").glob("*/*step.py")):
+        module = importlib.import_module(f"tasks.{file.parent.name}.{file.stem}")
+        steps = [item for item in vars(module).values() if isinstance(item, Step)]
+        found |= {step.name: step for step in steps}
+    return found
+
+
+STEPS = find_steps()
+
+
+@pytest.fixture
+def code(tmp_path, monkeypatch):
+    """Writes small modules, by name below `tasks`, that are digested in place of the real ones."""
+    monkeypatch.setattr(digests, "ROOT", tmp_path)
+    read_module.cache_clear()
+
+    def write(**sources):
+        for name, source in sources.items():
+            file = tmp_path / "tasks" / f"{name.replace('__', '/')}.py"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(source)
+        read_module.cache_clear()
+
+    yield write
+    read_module.cache_clear()
+
+
+@pytest.fixture
+def copied_code(tmp_path, monkeypatch):
+    """A copy of the real code that may be edited, digested in its place."""
+    shutil.copytree(ROOT / "tasks", tmp_path / "tasks")
+    monkeypatch.setattr(digests, "ROOT", tmp_path)
+    read_module.cache_clear()
+    yield tmp_path / "tasks"
+    read_module.cache_clear()
+
+
+def append(file, text="\nADDED = 1\n"):
+    file.write_text(file.read_text() + text)
+    read_module.cache_clear()
+
+
+def digest_all():
+    return {name: code_digest(step.code) for name, step in STEPS.items()}
+
+
+class TestEditsThatChangeADigest:
+    @pytest.fixture
+    def changes(self, code):
+        """Whether an edit of the code of a function changes its digest."""
+
+        def compare(before, after):
+            code(gate__one=f"def f(a):\n    {before}\n")
+            first = code_digest(("tasks.gate.one",))
+            code(gate__one=f"def f(a):\n    {after}\n")
+            return code_digest(("tasks.gate.one",)) != first
+
+        return compare
+
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [
+            ("return a + 1", "return a + 2"),
+            ("return 1", "return '1'"),
+            ("return 'sum'", "return 'mean'"),
+            ("return g([a], a)", "return g([a, a])"),
+            ("raise BadData('x')", "raise BadModel('x')"),
+            ("raise BadData('x', a)", "raise BadData('x', b)"),
+            ("raise BadData('x')", "return BadData('x')"),
+            ("return a.sort('x')", "return a.sort('y')"),
+        ],
+    )
+    def test_what_runs_counts(self, changes, before, after):
+        assert changes(before, after)
+
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [
+            ("return a", "return a  # as given"),
+            ("return a", "'''As given.'''\n    return a"),
+            ("x = 1\n    'First.'", "x = 1\n    'One.'"),
+            ("return g(a, a)", "return g(\n        a,\n        a,\n    )"),
+        ],
+    )
+    def test_comments_docstrings_and_formatting_do_not(self, changes, before, after):
+        assert not changes(before, after)
+
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [
+            ("raise BadData('x', 'y')", "raise BadData('z', 'y')"),
+            ("return BadData('x')", "return BadData('y')"),
+            ("raise errors.BadData('x')", "raise errors.BadData('y')"),
+            ("raise BadData(f'{a} rows')", "raise BadData(f'rows: {a}')"),
+            ("raise BadData(g('x')) from a", "raise BadData(g('y')) from a"),
+            ("raise BadData(fix='x')", "raise BadData(fix='y')"),
+        ],
+    )
+    def test_nor_do_the_sentences_of_errors(self, changes, before, after):
+        assert not changes(before, after)
+
+
+class TestImports:
+    def test_an_import_counts_whether_direct_or_not_also_in_a_function(self, code):
+        code(
+            load__root="from tasks.load.middle import x",
+            load__middle="def f():\n    from tasks.chat import leaf",
+            chat__leaf="",
+            chat__other="",
+        )
+        covered = covered_modules(("tasks.load.root",))
+        assert covered == ["tasks.chat.leaf", "tasks.load.middle", "tasks.load.root"]
+
+    def test_modules_that_import_each_other_are_read_once(self, code):
+        code(load__a="import tasks.load.b", load__b="import tasks.load.a")
+        assert covered_modules(("tasks.load.a",)) == ["tasks.load.a", "tasks.load.b"]
+
+    def test_the_order_of_the_roots_does_not_matter(self, code):
+        code(load__a="1", load__b="2")
+        assert code_digest(("tasks.load.a", "tasks.load.b")) == code_digest(
+            ("tasks.load.b", "tasks.load.a")
+        )
+
+    def test_equal_code_in_another_module_is_other_code(self, code):
+        code(load__a="1", load__b="1")
+        assert code_digest(("tasks.load.a",)) != code_digest(("tasks.load.b",))
+
+    def test_a_root_that_does_not_exist_is_an_error(self, code):
+        with pytest.raises(FileNotFoundError):
+            code_digest(("tasks.load.nothing",))
+
+
+class TestSteps:
+    @pytest.mark.parametrize("name", STEPS)
+    def test_every_root_counts(self, name, copied_code):
+        for root in STEPS[name].code:
+            before = code_digest(STEPS[name].code)
+            append(module_file(root))
+            assert code_digest(STEPS[name].code) != before, root
+
+    @pytest.mark.parametrize("folder", INFRASTRUCTURE)
+    def test_editing_infrastructure_changes_no_digest(self, folder, copied_code):
+        before = digest_all()
+        for file in (copied_code / folder.removeprefix("tasks.")).glob("*.py"):
+            append(file)
+        assert digest_all() == before
+
+    def test_editing_a_helper_that_is_only_imported_changes_the_digest(self, copied_code):
+        before = code_digest(gate.code)
+        append(copied_code / "gate" / "exact_tests.py")
+        assert code_digest(gate.code) != before
+
+    def test_rewording_the_gate_decides_again_but_scores_nothing_again(self, copied_code):
+        decided, scored = code_digest(gate.code), code_digest(score.code)
+        for file in (copied_code / "gate").glob("*.py"):
+            file.write_text(ast.unparse(Reworded().visit(ast.parse(file.read_text()))))
+        read_module.cache_clear()
+        assert code_digest(gate.code) != decided
+        assert code_digest(score.code) == scored
+
+
+class Reworded(ast.NodeTransformer):
+    """Adds a word to each text of a module."""
+
+    def visit_Constant(self, node):
+        text = isinstance(node.value, str)
+        return ast.Constant(f"{node.value} indeed") if text else node
+
+    def visit_FormattedValue(self, node):
+        # Its format is no text.
+        return node
+
+
+class TestLibraryVersions:
+    def test_names_the_installed_version(self):
+        assert library_versions(("pytest",)) == {"pytest": pytest.__version__}
+
+    def test_a_library_that_is_missing_is_absent(self):
+        assert library_versions(("no-such-library",)) == {"no-such-library": "absent"}
