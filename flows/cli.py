@@ -1,4 +1,4 @@
-"""The `burnish` command: retrain, check a recipe, follow what is deployed."""
+"""The `burnish` command: retrain, check a recipe, follow deployments."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXIT_USAGE, EXIT_REJECTED = 2, 3
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Change a field: --set training.epochs=2. May be repeated."),
+    typer.Option("--set", help="Change a field, such as --set training.epochs=2. Can be repeated."),
 ]
 StoreUri = Annotated[
     str,
@@ -38,11 +38,11 @@ def retrain(
     recipe: RecipeName,
     set_: Settings = None,
     refresh: Annotated[
-        str, typer.Option(help="Do this step and all after it anew, such as finetune.")
+        str, typer.Option(help="Repeat this step and all after it, such as finetune.")
     ] = "nothing",
     store: StoreUri = "",
 ) -> None:
-    """Retrain a model, and release it if the gate lets it through.
+    """Retrain a model, and release it if it passes the gate.
 
     Exit status: 0 released or up to date, 3 rejected by the gate, 1 failed, 2 wrong usage.
     """
@@ -56,8 +56,8 @@ def retrain(
     if refresh not in ("nothing", *STEPS):
         raise typer.BadParameter(f"{refresh!r} is not one of {', '.join(STEPS)}")
     preload_if_data_changed(checked)
-    # The command tells how the run ends: nobody waits for a heartbeat, and at its end Prefect would
-    # wait for the next one, up to a second.
+    # The command itself reports how the run ends, so it needs no heartbeat, which would delay its
+    # exit by up to a second.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         state = flow(checked, refresh, return_state=True)
     if not state.is_completed():
@@ -80,12 +80,12 @@ def events(
     channel: Annotated[str, typer.Option(help="The channel to follow.")] = "production",
     store: StoreUri = "",
     after: Annotated[int, typer.Option(help="Only entries with a higher number.")] = 0,
-    follow: Annotated[bool, typer.Option(help="Go on printing new ones as they come.")] = False,
-    latest: Annotated[bool, typer.Option(help="Only what is deployed now.")] = False,
+    follow: Annotated[bool, typer.Option(help="Keep printing new events as they arrive.")] = False,
+    latest: Annotated[bool, typer.Option(help="Only the current deployment.")] = False,
 ) -> None:
-    """Print a model's deployment events, one JSON document a line, oldest first.
+    """Print a model's deployment events, one JSON document per line, oldest first.
 
-    They come from the log in the store: a consumer needs nothing else to know what to serve.
+    They are read from the log in the store: a consumer needs nothing else to know what to serve.
     """
     from tasks.release import deployment_log
     from tasks.storage.store import default_store, open_store
@@ -110,7 +110,7 @@ def events(
 
 
 def checked_recipe(name: str, settings: list[str], store: str) -> Recipe:
-    """A recipe that is valid; what is not is wrong usage, and ends the command so."""
+    """Read a recipe; one that is invalid ends the command as wrong usage."""
     try:
         return read_recipe(name, settings, store)
     except BurnishError as error:
@@ -169,7 +169,7 @@ def apply_setting(data: dict[str, Any], setting: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command, and say an error in one sentence rather than a traceback."""
+    """Run the command. Known errors print one sentence instead of a traceback."""
     try:
         app(arguments)
     except BurnishError as error:

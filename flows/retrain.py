@@ -1,7 +1,7 @@
 """Retrain: load → inspect → tokenize → finetune → evaluate → gate → publish → announce.
 
 Start it with `burnish retrain RECIPE`, or from the Prefect UI.
-A run ends as *Released*, *Up to date*, *Rejected*, or failed under the name of its cause.
+A run ends *Released*, *Up to date* or *Rejected*, or fails under the name of its cause.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tasks.release.announce import announce, deliver
 from tasks.release.inputs import ReleaseInputs
 from tasks.release.publish import finish, missing_targets, open_targets, publish, publish_missing
 from tasks.report.markdown import release_facts, verdict_markdown
-from tasks.report.run_report import RunReport, Section, close_report
+from tasks.report.run_report import FINISHED_STEPS, RunReport, Section, close_report
 from tasks.runtime.context import RunContext
 from tasks.storage.store import Store, default_store, open_store
 
@@ -48,7 +48,7 @@ Refresh = Literal[
 ]
 STEPS = get_args(Refresh)[1:]
 
-# Which step is done again when something of this kind is found damaged.
+# The step that is repeated if an artifact of this kind is damaged.
 PRODUCERS = {
     "shard": "load",
     "dataset": "load",
@@ -67,9 +67,9 @@ ATTEMPTS = 3
 
 
 def close_report_of_ended_run(flow: Flow, flow_run: FlowRun, state: State) -> None:
-    """Bring the report up to date of a run that was cancelled, or died without a word.
+    """Complete the report of a run that was cancelled, or whose process was killed.
 
-    Prefect calls this in the worker where the run itself is gone, by these argument names.
+    Prefect calls this in the worker, by these argument names, if the run's process is gone.
     """
     recipe = Recipe.model_validate(flow_run.parameters["recipe"])
     store = open_store(recipe.store or default_store())
@@ -78,23 +78,23 @@ def close_report_of_ended_run(flow: Flow, flow_run: FlowRun, state: State) -> No
     visible = "Nothing was published."
     if newest and newest.kind == "revealing":
         visible = (
-            f"Version {newest.release.version} may lie at some targets; the log does not announce "
-            "it yet, and the next run finishes or supersedes it."
+            f"Version {newest.release.version} may be visible at some targets, but is not "
+            "announced; the next run finishes or replaces it."
         )
     elif newest and newest.run == flow_run.name and _since(newest, flow_run):
         visible = f"Version {newest.release.version} was released and announced by this run."
     close_report(
         flow_run.id,
         state.name or "Ended",
-        f"- **Cause:** {state.message or 'the process ended without a word'}\n"
+        f"- **Cause:** {state.message or 'the process ended without a message'}\n"
         f"- **Visible to consumers:** {visible} Deployed: {serving(recipe.name, channel, store)}.\n"
         "- **Next:** press Retry on the run's page, or run "
-        f"`prefect flow-run retry {flow_run.id}`. What was finished is not done again.",
+        f"`prefect flow-run retry {flow_run.id}`. {FINISHED_STEPS}",
     )
 
 
 def _since(entry: LogEntry, flow_run: FlowRun) -> bool:
-    """Whether an entry is younger than a run: an older run may have had the same name."""
+    """Whether an entry was written after a run began: an older run may have had the same name."""
     began = flow_run.start_time
     return began is not None and datetime.fromisoformat(entry.at) >= began.replace(microsecond=0)
 
@@ -106,11 +106,11 @@ def _since(entry: LogEntry, flow_run: FlowRun) -> bool:
     on_crashed=[close_report_of_ended_run],
 )
 def retrain(recipe: Recipe, refresh: Refresh = "nothing") -> State:
-    """Retrain a model, and release it if the gate lets it through.
+    """Retrain a model, and release it if it passes the gate.
 
     Args:
-        recipe: What to train on, what to train, what it must show, and where it goes.
-        refresh: Do this step and all after it anew, even if nothing changed.
+        recipe: What to train on, what to train, what the gate requires, and where to publish.
+        refresh: Repeat this step and all after it, even if nothing changed.
     """
     recipe = recipe.settled().model_copy(update={"store": recipe.store or default_store()})
     report = RunReport(recipe.name, this_run.id or "", deployment.id is not None)
@@ -131,15 +131,15 @@ def retrain(recipe: Recipe, refresh: Refresh = "nothing") -> State:
             CodeFailed(
                 f"flow {this_run.flow_name}",
                 f"{type(error).__name__}: {error}",
-                "a run that ends as planned, or with a cause that is known",
-                "this is a defect of Burnish or of a library: report it with the traceback below",
+                "a run that ends with a known cause",
+                "this is a bug in Burnish or in a library: report it with the traceback below",
             )
         )
         raise
 
 
 def serving(name: str, channel: str, store: Store) -> str:
-    """What consumers are served now, in words."""
+    """What consumers are served now, as a phrase."""
     entry = deployment_log.deployed(store, name, channel)
     if entry is None:
         return "nothing is deployed yet"
@@ -147,22 +147,24 @@ def serving(name: str, channel: str, store: Store) -> str:
 
 
 def run_to_verdict(recipe: Recipe, context: RunContext, report: RunReport) -> State:
-    """The whole run, gone through again when the ground moved under it: an artifact was found
-    damaged, or another release was revealed. What is intact is reused each time."""
+    """Run until there is a verdict. The run is repeated if an artifact turns out to be damaged, or
+    if another release was revealed meanwhile; what is intact is reused."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return run_once(recipe, context, report)
         except DamagedArtifact as error:
-            maker = PRODUCERS.get(error.kind)
-            if attempt == ATTEMPTS or maker is None:
+            producer = PRODUCERS.get(error.kind)
+            if attempt == ATTEMPTS or producer is None:
                 raise
-            report.status(f"{error.where} is damaged ({error.found}): {maker} is done again.")
+            report.status(f"{error.where} is damaged ({error.found}): repeating {producer}.")
             open_store(context.store).discard(error.kind, error.digest)
-            context = context.model_copy(update={"repair": (*context.repair, maker), "refresh": ()})
+            context = context.model_copy(
+                update={"repair": (*context.repair, producer), "refresh": ()}
+            )
         except BaselineMoved:
             if attempt == ATTEMPTS:
                 raise
-            report.status("Another release was revealed meanwhile: the gate runs again.")
+            report.status("Another release was revealed meanwhile: repeating the gate.")
             context = context.model_copy(update={"refresh": ()})
         report.rows.clear()
     raise AssertionError("unreachable: the last attempt returns or raises")
@@ -196,7 +198,7 @@ def check_access(recipe: Recipe, context: RunContext, report: RunReport) -> Benc
     Returns:
         The benchmarks; None if the recipe names none.
     """
-    report.status("Checking that every target can be written.")
+    report.status("Checking access to the targets.")
     for target in open_targets(recipe.publish):
         target.check_access()
     api_key(recipe.evaluation.llm_judge)
@@ -208,20 +210,19 @@ def check_access(recipe: Recipe, context: RunContext, report: RunReport) -> Benc
 
 
 def finish_interrupted(name: str, channel: str, context: RunContext, report: RunReport) -> None:
-    """Finish a release that an earlier run had begun to reveal: it passed its gate, and may be
-    visible."""
+    """Finish a release that an earlier run began to reveal, since it passed its gate."""
     claim = deployment_log.head(open_store(context.store), name, channel)
     if claim is None or claim.kind != "revealing":
         return
     version = claim.release.version
-    report.status(f"Finishing version {version}, which run {claim.run} had begun to reveal.")
+    report.status(f"Finishing version {version}, which run {claim.run} began to reveal.")
     try:
         announce(finish(claim, context), context)
-        report.add_fact("finished", f"version {version}, which run {claim.run} had begun to reveal")
+        report.add_fact("finished", f"version {version}, which run {claim.run} began to reveal")
     except BaselineMoved:
-        report.status(f"Version {version} was finished or superseded by another run.")
+        report.status(f"Version {version} was finished or replaced by another run.")
     except BurnishError as error:
-        # A release of this run's own supersedes it; only a damaged store must be mended first.
+        # This run's own release may replace it; only a damaged store must be repaired first.
         if isinstance(error, DamagedArtifact):
             raise
         report.add_fact("not finished", f"version {version} of run {claim.run}: {error}")
@@ -231,8 +232,8 @@ def release(inputs: ReleaseInputs, context: RunContext, report: RunReport) -> St
     """Publish and announce a promoted candidate."""
     report.status("Publishing.")
     report.visible = (
-        "Files of the new version may lie at some targets; the log does not announce it yet, and "
-        "the next run finishes or supersedes it."
+        "Files of the new version may be visible at some targets, but it is not announced; the "
+        "next run finishes or replaces it."
     )
     entry = announce(publish(inputs, context), context)
     published = entry.release
@@ -256,13 +257,13 @@ def up_to_date(
         for publication in publish_missing(deployed, settings, context):
             report.add_fact("added", publication.uri)
     if deliver(deployed, context):
-        report.add_fact("delivered", "the event that an earlier run still owed")
+        report.add_fact("delivered", "the event that an earlier run did not deliver")
     verdict = deployed.event.data.verdict
     report.visible = f"Version {deployed.release.version} stays deployed."
     report.section(Section.GATE, verdict_markdown(verdict))
-    report.add_fact("verdict", f"of {deployed.at}: {verdict.summary}")
+    report.add_fact("verdict", f"{deployed.at}: {verdict.summary}")
     for name, value in release_facts(deployed):
         report.add_fact(name, value)
-    sentence = f"Version {deployed.release.version} is what this recipe and data give."
+    sentence = f"Version {deployed.release.version} is what this recipe and data produce."
     report.end("Up to date", sentence)
     return Completed(name="Up to date", message=sentence, data=report.text())

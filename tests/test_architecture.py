@@ -16,6 +16,8 @@ PROGRAM_FOLDERS = ("tasks.chat", "tasks.kernels", "tasks.models", "tasks.trainin
 PROGRAM_MODULES = (
     "tasks.evaluate.generation",
     "tasks.evaluate.released_model",
+    "tasks.plan.cuda_memory",
+    "tasks.plan.fake_model",
     "tasks.plan.memory_trace",
     "tasks.plan.memory_tracker",
 )

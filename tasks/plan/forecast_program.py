@@ -1,7 +1,7 @@
-"""Tells what training a language model will need, by training it without memory.
+"""Forecasts the memory of training a language model, by a training step on fake tensors.
 
-`tasks.plan.memory_trace` traces one step; this program finds out how much of it fits, and what
-would help if nothing does.
+`tasks.plan.memory_trace` traces one step; this program finds the largest micro-batch that fits, and
+what would help if none does.
 
 Job:
     base: folder; lora: recipe part; quantization: none or nf4; plan: `Plan`; ship: merged or
@@ -36,7 +36,8 @@ from transformers.utils import logging
 from tasks.contracts.errors import BurnishError
 from tasks.models import adapter, causal, weights
 from tasks.models.load_errors import one_line
-from tasks.plan.memory_trace import ADAPTERS, BLOCK, CONSTANTS, WEIGHTS, Setting, config_of, peak
+from tasks.plan.fake_model import ADAPTERS, BLOCK, CONSTANTS, WEIGHTS, config_of
+from tasks.plan.memory_trace import Setting, peak
 from tasks.runtime.program import Reporter, run
 
 # More tokens at once are no faster.
@@ -50,9 +51,9 @@ def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     """See the module's description."""
     logging.set_verbosity_error()
     warnings.simplefilter("ignore")
-    reporter.progress(always=True, stage="training without memory")
+    reporter.progress(always=True, stage="tracing one training step")
     try:
-        return _Planner(job).told()
+        return _Planner(job).result()
     except BurnishError:
         raise
     except Exception as error:
@@ -62,14 +63,14 @@ def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
 
 
 class _Planner:
-    """Finds the micro-batch that fits, and what would help where none does."""
+    """Finds the micro-batch that fits, and what would help if none does."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         self._job, self._memory = job, job["memory"]
         self._longest = max(2, job["longest"])
         self._known: dict[Setting, dict[str, int]] = {}
 
-    def told(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         """The program's result."""
         wanted = self._job["checkpointing"]
         # Without it steps are a third faster, so it comes second.
@@ -99,7 +100,7 @@ class _Planner:
         }
 
     def _fitting(self, checkpointing: bool) -> Setting | None:
-        """The largest micro-batch that fits; None if not even the least does."""
+        """The largest micro-batch that fits; None if not even the smallest does."""
         least, most = self._setting(checkpointing, self._least()), self._most()
         best = replace(least, tokens=max(least.tokens, most))
         best = replace(best, accumulates=best.tokens < self._job["most_tokens"])
@@ -110,7 +111,7 @@ class _Planner:
         return self._between(least, best)
 
     def _between(self, fits: Setting, too_much: Setting) -> Setting:
-        # Memory is linear in the tokens, but for what does not depend on them at all.
+        # Memory is linear in the tokens, with a constant part.
         low, high = (sum(self._peak(each).values()) for each in (fits, too_much))
         slope = (high - low) / (too_much.tokens - fits.tokens)
         tokens = fits.tokens + int((self._memory - low) / slope)
@@ -125,8 +126,8 @@ class _Planner:
         return fits
 
     def _remedies(self, setting: Setting) -> list[dict[str, Any]]:
-        """What each change alone would bring, then all of them together; where that is not
-        enough, then with shorter examples too."""
+        """The peak with each change alone, then with all of them together; if that is not enough,
+        also with shorter examples."""
         changes = self._changes(setting)
         found, together = [], setting
         for words, changed in changes:
@@ -160,7 +161,7 @@ class _Planner:
         return changes
 
     def _shorter(self, setting: Setting, also: str) -> list[dict[str, Any]]:
-        """The longest example that would fit, if any that is worth training on does."""
+        """The longest example that would fit; empty if it is too short to be worth training on."""
         per = self._longest // self._job["max_length"] or 1
         shortest = replace(setting, tokens=_SHORTEST * per, longest=_SHORTEST * per)
         if setting.longest <= shortest.longest or not self._fits(shortest):
@@ -206,7 +207,7 @@ class _Planner:
 
 
 class _Frozen(dict):
-    """Plain values that can be part of a key."""
+    """Plain values that are hashable."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(json.dumps(self, sort_keys=True))

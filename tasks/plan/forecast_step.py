@@ -1,4 +1,4 @@
-"""Forecast: what training a language model will take, told before a GPU is asked for."""
+"""Forecast: the memory that training a language model needs, before a GPU is requested."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from tasks.storage.store import open_store
 
 
 class ForecastInputs(Contract):
-    """All that decides the memory of training.
+    """What the memory of training depends on.
 
     Attributes:
         model: The base model; its configuration is read.
         task, lora, quantization, plan, ship: As for training.
-        checkpointing: on, off, or auto for whatever memory asks for.
-        micro_batch_tokens: Of one forward pass; 0: as many as fit.
+        checkpointing: on, off, or auto: only if memory is short.
+        micro_batch_tokens: Tokens of one forward pass; 0: as many as fit.
         max_length: Tokens that no sequence exceeds.
         longest: Tokens of the longest example, both sides of a pair together.
-        most_tokens: Of an optimizer step, on one device.
+        most_tokens: Tokens of an optimizer step on one device.
         target_share: Share of the tokens that are training targets.
-        memory: Bytes of one device; 0 where nobody knows.
-        reserve: Bytes of it that are left alone.
-        host_memory: Bytes of the machine, where the adapter is merged; 0 where nobody knows.
-        host_reserve: Bytes of it that are left alone.
-        stored_bytes: Of one weight in the base's files.
-        hardware: The kind of processor, where that trains: a forecast belongs to it.
+        memory: Bytes of one device; 0 if unknown.
+        reserve: Bytes of it that training leaves free.
+        host_memory: Bytes of the machine, where the adapter is merged; 0 if unknown.
+        host_reserve: Bytes of it that training leaves free.
+        stored_bytes: Bytes of one weight in the base's files.
+        hardware: The kind of processor if it is the one that trains; empty on a GPU.
     """
 
     model: Source
@@ -66,7 +66,7 @@ class ForecastInputs(Contract):
     libraries=("torch", "transformers", "peft", "bitsandbytes"),
 )
 def forecast(inputs: ForecastInputs, context: RunContext) -> Forecast:
-    """Train one step without memory, and tell what it would have taken."""
+    """Trace one training step without memory, and measure what it would take."""
     store = open_store(context.store)
     with store.scratch() as scratch:
         beside = {"model", "task", "reserve", "host_reserve", "hardware"}

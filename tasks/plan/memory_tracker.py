@@ -1,8 +1,7 @@
-"""A ledger of memory: what came when, how large it was, when it went, and what it was for.
+"""Tracks memory: when each storage was allocated and freed, how large it is, and what it is for.
 
-Under it, a training step of a model without memory (on torch's fake tensors) tells what the same
-step needs with memory: every operation is the one that the real step runs, and whatever an
-operation gives is written down with the storage that it lies in.
+A training step on torch's fake tensors, run under it, shows what the same step needs in reality:
+every operation is the one that the real step runs, and the storage of every result is recorded.
 """
 
 from __future__ import annotations
@@ -20,54 +19,54 @@ Workspace = Callable[[tuple[Any, ...]], int]
 
 
 class Storage:
-    """One piece of memory.
+    """One allocation.
 
     Attributes:
         size: Bytes.
-        came: When: the number of the operation that made it.
-        went: The number of the last operation during which it was there; None while it is.
-        part: What it is for; empty where that follows from when it came and went.
+        allocated: Number of the operation that made it.
+        freed: Number of the last operation during which it existed; None while it exists.
+        part: What it is for; empty if that follows from when it was allocated and freed.
     """
 
-    __slots__ = ("came", "part", "reference", "size", "went")
+    __slots__ = ("allocated", "freed", "part", "reference", "size")
 
-    def __init__(self, size: int, came: int, part: str) -> None:
-        self.size, self.came, self.part = size, came, part
-        self.went: int | None = None
+    def __init__(self, size: int, allocated: int, part: str) -> None:
+        self.size, self.allocated, self.part = size, allocated, part
+        self.freed: int | None = None
         self.reference: Any = None
 
 
 class MemoryTracker(TorchDispatchMode):
-    """Writes down the memory of all that runs within it.
+    """Records the memory of all operations that run within it.
 
     Args:
-        workspaces: For operations whose real kernels need memory of their own for as long as they
-            run: what gives its bytes for their arguments.
+        workspaces: For operations whose kernels need memory while they run: a function from their
+            arguments to its bytes.
     """
 
     def __init__(self, workspaces: dict[Any, Workspace] | None = None) -> None:
         super().__init__()
         self._workspaces = workspaces or {}
         self._now = 0
-        self._there: dict[int, Storage] = {}
+        self._live: dict[int, Storage] = {}
         self._all: list[Storage] = []
         self._phases: list[tuple[int, str]] = []
 
     def own(self, tensors: Iterable[torch.Tensor], part: str) -> None:
-        """Say what tensors are for, whether they were seen before or not."""
+        """Assign tensors to a part, whether they were recorded before or not."""
         for tensor in tensors:
-            self._see(tensor).part = part
+            self._record(tensor).part = part
 
     def begin(self, phase: str) -> None:
-        """Say that a phase begins: the one before ends."""
+        """Begin a phase, which ends the one before."""
         self._phases.append((self._now + 1, phase))
 
     def peaks(self, kept_until: str, middle: str) -> dict[str, dict[str, int]]:
-        """For each phase the bytes of each part when their sum was greatest.
+        """For each phase, the bytes of each part when their sum was greatest.
 
         Args:
-            kept_until: The phase at whose end activations are what is still there.
-            middle: The phase that is told in two halves, "PHASE" and "PHASE, later".
+            kept_until: Activations are what still exists at the end of this phase.
+            middle: A phase that is split into two halves, "PHASE" and "PHASE, later".
         """
         starts = dict((name, start) for start, name in self._phases)
         order = [name for _, name in self._phases]
@@ -76,13 +75,13 @@ class MemoryTracker(TorchDispatchMode):
         changes: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         for each in self._all:
             part = each.part or self._part(each, kept)
-            changes[each.came][part] += each.size
-            if each.went is not None:
-                changes[each.went + 1][part] -= each.size
+            changes[each.allocated][part] += each.size
+            if each.freed is not None:
+                changes[each.freed + 1][part] -= each.size
         return self._greatest(changes, self._bounds(middle))
 
     def _part(self, storage: Storage, kept: int) -> str:
-        stayed = storage.came < kept and (storage.went is None or storage.went >= kept)
+        stayed = storage.allocated < kept and (storage.freed is None or storage.freed >= kept)
         return ACTIVATIONS if stayed else TRANSIENT
 
     def _bounds(self, middle: str) -> list[tuple[int, str]]:
@@ -120,28 +119,28 @@ class MemoryTracker(TorchDispatchMode):
         self._now += 1
         for tensor in found if isinstance(found, tuple | list) else (found,):
             if isinstance(tensor, torch.Tensor):
-                self._see(tensor)
+                self._record(tensor)
         if func in self._workspaces:
-            passing = Storage(self._workspaces[func](args), self._now, TRANSIENT)
-            passing.went = self._now
-            self._all.append(passing)
+            workspace = Storage(self._workspaces[func](args), self._now, TRANSIENT)
+            workspace.freed = self._now
+            self._all.append(workspace)
         return found
 
-    def _see(self, tensor: torch.Tensor) -> Storage:
+    def _record(self, tensor: torch.Tensor) -> Storage:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        known = self._there.get(key)
+        known = self._live.get(key)
         if known is not None:
             return known
         entry = Storage(storage.nbytes(), self._now, "")
 
-        def gone(_: Any) -> None:
-            entry.went = self._now
-            if self._there.get(key) is entry:
-                del self._there[key]
+        def freed(_: Any) -> None:
+            entry.freed = self._now
+            if self._live.get(key) is entry:
+                del self._live[key]
 
-        # Called when the memory goes, not when Python's view of it does: torch keeps the two one.
-        entry.reference = weakref.ref(storage, gone)
-        self._there[key] = entry
+        # Called when the memory is freed, and not before: torch keeps Python's view of it alive.
+        entry.reference = weakref.ref(storage, freed)
+        self._live[key] = entry
         self._all.append(entry)
         return entry

@@ -1,5 +1,5 @@
-"""What the recipe leaves open, settled and shown before anything is keyed; and what must be
-refused before a GPU is asked for."""
+"""The plan: how to train on this machine, where the recipe leaves it open, with a reason for each
+pick."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tasks.runtime.hardware import count_gpus
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 # On a CPU, plain attention was measured a fifth faster than the fused one at 128 tokens.
 SHORT_TOKENS = 128
-# Not measured yet on a GPU: only a long job gains enough to bother.
+# Not measured yet on a GPU: only a long training can gain more than compiling costs.
 COMPILE_TOKENS = 2_000_000
 # Dense models whose layers Liger's kernels (0.8.5) replace, each tried against transformers' own in
 # Triton's interpreter: losses within 5e-7, gradients within 6e-7.
@@ -36,7 +36,7 @@ LIGER_KNOWS = (
     "Qwen3ForCausalLM",
     "SmolLM3ForCausalLM",
 )
-SAID = "the recipe says so"
+FROM_RECIPE = "the recipe says so"
 
 
 class PlanInputs(Contract):
@@ -86,7 +86,7 @@ def make_plan(inputs: PlanInputs) -> Plan:
 
 def _precision(inputs: PlanInputs, device: str) -> tuple[str, str]:
     if inputs.training.precision != "auto":
-        return inputs.training.precision, SAID
+        return inputs.training.precision, FROM_RECIPE
     fast = device == "cuda" or bool(BF16_FLAGS & processor_flags())
     owner = "GPU" if device == "cuda" else "processor"
     return "bf16" if fast else "fp32", f"the {owner} {'has' if fast else 'lacks'} bf16"
@@ -94,13 +94,13 @@ def _precision(inputs: PlanInputs, device: str) -> tuple[str, str]:
 
 def _packing(inputs: PlanInputs) -> tuple[bool, str]:
     if not inputs.language:
-        return False, "a classifier reads each text by itself"
-    return _switch(inputs.settings.packing, True, "padding would be computed for nothing")
+        return False, "a classifier reads each text on its own"
+    return _switch(inputs.settings.packing, True, "padding wastes compute")
 
 
 def _attention(inputs: PlanInputs, device: str, packed: bool) -> tuple[str, str]:
     if inputs.settings.attention != "auto":
-        return inputs.settings.attention, SAID
+        return inputs.settings.attention, FROM_RECIPE
     if packed:
         return "packed", "packed examples must not see each other"
     short = inputs.training.max_length <= SHORT_TOKENS
@@ -110,18 +110,23 @@ def _attention(inputs: PlanInputs, device: str, packed: bool) -> tuple[str, str]
 
 def _optimizer(inputs: PlanInputs, device: str) -> tuple[str, str]:
     if inputs.settings.optimizer != "auto":
-        return inputs.settings.optimizer, SAID
+        return inputs.settings.optimizer, FROM_RECIPE
     if device == "cpu":
-        return "adamw_torch", "the plain one, on the cpu"
+        return "adamw_torch", "the default on a CPU"
     if inputs.language and inputs.quantization == "nf4":
-        return "paged_adamw_8bit", "with QLoRA memory is short: its state can move to the host"
+        return (
+            "paged_adamw_8bit",
+            "QLoRA is short of memory, and its state can be paged to the host",
+        )
     return "adamw_torch_fused", "one kernel for all parameters"
 
 
 def _checkpointing(inputs: PlanInputs) -> tuple[bool, str]:
     forecast = inputs.forecast
     if forecast is None or forecast.unknown:
-        return _switch(inputs.settings.checkpointing, False, "memory is not told to be short")
+        return _switch(
+            inputs.settings.checkpointing, False, "no forecast says that memory is short"
+        )
     short = "without it, the longest example would not fit into memory"
     why = short if forecast.checkpointing else "memory is not short"
     return _switch(inputs.settings.checkpointing, forecast.checkpointing, why)
@@ -144,7 +149,7 @@ def _compile(inputs: PlanInputs, device: str) -> tuple[bool, str]:
 
 
 def lacks_to_compile() -> str:
-    """What torch.compile needs on this machine and does not find; empty where it has all."""
+    """What torch.compile needs and this machine lacks; empty if nothing."""
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         return f"the compiler {compiler}"
@@ -155,17 +160,17 @@ def lacks_to_compile() -> str:
 
 def _kernels(inputs: PlanInputs, device: str) -> tuple[str, str]:
     if inputs.settings.kernels != "auto":
-        return inputs.settings.kernels, SAID
+        return inputs.settings.kernels, FROM_RECIPE
     lacking = why_not_liger(inputs.task, device, inputs.architecture)
     if inputs.settings.sharding == "fsdp":
-        lacking = lacking or "Liger's were not tried on a model that is shared out"
+        lacking = lacking or "Liger's have not been tested with a sharded model"
     if lacking:
         return "none", lacking
     return "liger", "norm, rotary embedding and gated MLP are one kernel each, and keep less"
 
 
 def why_not_liger(task: str, device: str, architecture: str) -> str:
-    """Why Liger's kernels cannot be used; empty where they can."""
+    """Why Liger's kernels cannot be used; empty if they can."""
     if task == "text-classification":
         return "Liger's are used for language models only"
     if device == "cpu":
@@ -173,22 +178,22 @@ def why_not_liger(task: str, device: str, architecture: str) -> str:
     if importlib.util.find_spec("liger_kernel") is None:
         return "liger-kernel is not installed"
     if architecture not in LIGER_KNOWS:
-        return f"Liger's are not known to suit {architecture or 'the model'}"
+        return f"Liger's do not support {architecture or 'the model'}"
     return ""
 
 
 def _processes(inputs: PlanInputs, gpus: int) -> tuple[int, str]:
     if inputs.settings.processes:
-        return inputs.settings.processes, SAID
-    return max(1, gpus), "one for each GPU" if gpus else "the cores share one process"
+        return inputs.settings.processes, FROM_RECIPE
+    return max(1, gpus), "one per GPU" if gpus else "one process uses all cores"
 
 
-def _switch(said: str, picked: bool, why: str) -> tuple[bool, str]:
-    return (picked, why) if said == "auto" else (said == "on", SAID)
+def _switch(setting: str, picked: bool, why: str) -> tuple[bool, str]:
+    return (picked, why) if setting == "auto" else (setting == "on", FROM_RECIPE)
 
 
 def processor_flags() -> set[str]:
-    """The processor's feature flags, where Linux tells them."""
+    """The processor's feature flags; empty if the system is not Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

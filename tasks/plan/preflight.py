@@ -1,4 +1,4 @@
-"""Checks that refuse a run before a GPU is asked for."""
+"""Preflight: checks that refuse a run that would fail later, before a GPU is requested."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tasks.storage.store import open_store
 DISK_COPIES = 4
 # In the store, staged to be published, and at a folder that is a target.
 GGUF_COPIES = 3
-# A weight of q8_0: blocks of 32 of 8 bits share a scale of 16 bits
+# A weight in q8_0: 32 weights of 8 bits share a scale of 16 bits
 # (https://github.com/ggml-org/llama.cpp, ggml/src/ggml-common.h).
 GGUF_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32}
 
@@ -155,22 +155,22 @@ def _too_large_to_merge(
 
 def _at_most(what: str, memory: int, reserve: int) -> str:
     usable = max(0, memory - reserve)
-    return f"at most {_gb(usable)} ({_gb(memory)} of the {what}, less {_gb(reserve)} left alone)"
+    return f"at most {_gb(usable)} ({_gb(memory)} of the {what}, less a reserve of {_gb(reserve)})"
 
 
 def _memory_advice(forecast: Forecast) -> str:
-    """What helps, with what it brings: first what is enough, then what is not."""
+    """What would help, with the memory that it leads to: first what is enough, then what is not."""
     enough = [each for each in forecast.remedies if each.fits]
     lacking = sorted(
         (each for each in forecast.remedies if not each.fits), key=lambda each: each.peak
     )
-    said = [f"{each.change} would bring it to {_gb(each.peak)}" for each in enough]
-    said += [f"{each.change} only to {_gb(each.peak)}" for each in lacking[: 3 - len(said)]]
+    advice = [f"{each.change} would bring it to {_gb(each.peak)}" for each in enough]
+    advice += [f"{each.change} only to {_gb(each.peak)}" for each in lacking[: 3 - len(advice)]]
     if not enough:
         what = "a card" if forecast.device == "cuda" else "a machine"
         need = memory_for(forecast.peak, forecast.device)
-        said.append(f"use {what} of {_gb(need)}, or a smaller base model")
-    return "; ".join(said)
+        advice.append(f"use {what} of {_gb(need)}, or a smaller base model")
+    return "; ".join(advice)
 
 
 def _gb(size: int) -> str:
@@ -203,7 +203,7 @@ def _refuse_sharing(inputs: PreflightInputs) -> None:
                 "plan.sharding",
                 f"fsdp with {reason}",
                 "a language model in 16 or 32 bits, with a plain adapter",
-                "set plan.sharding to ddp, or leave the other out",
+                "set plan.sharding to ddp, or remove the other setting",
             )
 
 
@@ -229,9 +229,9 @@ def _refuse_small_test(inputs: PreflightInputs) -> None:
         raise BadRecipe(
             "gate.min_examples",
             f"{have} test examples among {sum(inputs.loaded.rows.values()):,}",
-            f"at least {need}, or the gate rejects whatever is trained",
+            f"at least {need}, or the gate rejects every candidate",
             "add data, raise data.split.test, or lower gate.min_examples (and widen gate.margin: "
-            "fewer examples can show less)",
+            "fewer examples prove less)",
         )
 
 
@@ -255,13 +255,13 @@ def _refuse_targets(inputs: PreflightInputs) -> None:
 
 
 def _refuse_length(inputs: PreflightInputs) -> None:
-    limit, asked = inputs.inspected.max_length, inputs.max_length
-    if limit is not None and asked > limit:
+    limit, length = inputs.inspected.max_length, inputs.max_length
+    if limit is not None and length > limit:
         raise BadRecipe(
             "training.max_length",
-            f"{asked} tokens",
+            f"{length} tokens",
             f"at most {limit}, the model's own limit",
-            f"set training.max_length to {limit} or less, or choose a model that reads more",
+            f"set training.max_length to {limit} or less, or choose a model with a longer context",
         )
 
 
@@ -273,15 +273,15 @@ def _refuse_gguf(inputs: PreflightInputs) -> None:
         raise BadRecipe(
             "model.gguf",
             f"{kind} for a classifier",
-            "a language model: llama.cpp and Ollama write texts",
+            "a language model: llama.cpp and Ollama generate text",
             "set model.gguf to none",
         )
     script = find_converter()
     if script is None:
-        said = f" ({VARIABLE} points at none)" if os.environ.get(VARIABLE) else ""
+        hint = f" ({VARIABLE} points to none)" if os.environ.get(VARIABLE) else ""
         raise BadRecipe(
             "model.gguf",
-            f"{kind}, but no converter to GGUF on this machine{said}",
+            f"{kind}, but no converter to GGUF on this machine{hint}",
             "llama.cpp's convert_hf_to_gguf.py",
             f"run {how_to_install()}, or set model.gguf to none",
         )

@@ -1,7 +1,7 @@
-"""Announce: enter the release in the log, then tell everyone who is owed the event.
+"""Announce: append the release to the log, then deliver the event.
 
-The log comes first and is the truth. Deliveries carry the same event id however often they are
-made, and a marker in the store says which were made, so that a restart finishes what is owed.
+The log comes first and is the truth. Repeated deliveries carry the same event id, and a marker in
+the store says which were made, so that a restart makes those that are missing.
 """
 
 from __future__ import annotations
@@ -19,21 +19,20 @@ from tasks.runtime.logs import run_logger
 from tasks.storage.store import Store, open_store
 
 EVENT_TYPE = "burnish.model.deployed"
-# Prefect's server drops subscribers at 1 MiB; a payload stays far below it.
+# Prefect's server drops subscribers at 1 MiB; payloads stay far below.
 MAX_PAYLOAD_BYTES = 64 * 1024
 
 
 @task(name="announce", task_run_name="announce", persist_result=False)
 def announce(claim: LogEntry, context: RunContext) -> LogEntry:
-    """Enter a revealed release in the log, and deliver its event.
+    """Append a revealed release to the log, and deliver its event.
 
     Args:
-        claim: The log entry that claimed the right to reveal it, its release with its
-            publications.
-        context: Where to work.
+        claim: The log entry that claimed the right to reveal it; its release has its publications.
+        context: Where the step works.
 
     Returns:
-        The entry that says it is deployed.
+        The entry of its deployment.
 
     Raises:
         BaselineMoved: Another publisher took over after the claim.
@@ -57,9 +56,9 @@ def announce(claim: LogEntry, context: RunContext) -> LogEntry:
 
 
 def make_event(claim: LogEntry, store: Store) -> DeploymentEvent:
-    """The event of a release, told from its provenance: any run can make it."""
+    """The event of a release, from its provenance alone, so any run can make it."""
     release = claim.release
-    known = provenance_of(release, store)
+    recorded = provenance_of(release, store)
     before = deployment_log.deployed(store, release.name, release.channel)
     return DeploymentEvent(
         id=DeploymentEvent.make_id("deployed", release.digest, claim.number),
@@ -70,14 +69,14 @@ def make_event(claim: LogEntry, store: Store) -> DeploymentEvent:
         data=Deployment(
             model=release.name,
             channel=release.channel,
-            task=known["recipe"]["task"],
+            task=recorded["recipe"]["task"],
             version=release.version,
             digest=release.digest,
             publications=release.publications,
-            recipe_digest=known["recipe_digest"],
-            metrics=known["metrics"],
-            baseline_metrics=known["baseline_metrics"],
-            verdict=known["verdict"],
+            recipe_digest=recorded["recipe_digest"],
+            metrics=recorded["metrics"],
+            baseline_metrics=recorded["baseline_metrics"],
+            verdict=recorded["verdict"],
             provenance=release.provenance.uri,
             previous=before.release.version if before else None,
         ),
@@ -85,9 +84,10 @@ def make_event(claim: LogEntry, store: Store) -> DeploymentEvent:
 
 
 def deliver(entry: LogEntry, context: RunContext) -> bool:
-    """Deliver an entry's event to Prefect unless it was delivered; True if it was owed.
+    """Deliver an entry's event to Prefect, unless it was delivered before; returns whether it was
+    missing.
 
-    An event too large for Prefect is sent without its verdict's rules: the log has them.
+    An event that is too large for Prefect is sent without its verdict's rules: the log has them.
     """
     store = open_store(context.store)
     marker = f"deliveries/{entry.event.id}/prefect"

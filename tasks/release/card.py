@@ -94,21 +94,21 @@ Model `{candidate.finetuned.artifact.digest}`, base model `{candidate.model.dige
 
 def _optional_results(candidate: Candidate) -> str:
     """Results that only some recipes have: guard set, LLM judge, benchmarks."""
-    said = ""
+    text = ""
     if guard := candidate.guard:
-        said += (
+        text += (
             f"\nGuard set: `{guard.source.uri}` (digest `{guard.source.digest[:12]}`), "
             f"{guard.loaded.rows['test']} examples.\n"
         )
     if compared := candidate.compared:
-        said += (
+        text += (
             f"\nThe LLM judge `{compared.llm_judge}` preferred its answers {compared.wins} times, "
             f"the baseline's {compared.losses} times, and neither {compared.ties} times.\n"
         )
     if candidate.benchmarks:
         table = benchmarks_markdown(candidate.benchmarks, candidate.benchmark_baseline)
-        said += f"\n## Benchmarks\n\n{table}\n"
-    return said
+        text += f"\n## Benchmarks\n\n{table}\n"
+    return text
 
 
 def _gguf(kind: str) -> str:

@@ -1,7 +1,7 @@
-"""The log of a model and channel: numbered entries, each created only if it is not there yet.
+"""The deployment log of a model and channel: numbered entries, each created only once.
 
-This log is the truth about what is deployed; targets, pointers and events are copies of what it
-says. A consumer needs nothing else to know what to serve.
+This log is the truth about what is deployed; targets, pointers and events are copies of it. A
+consumer needs nothing else to know what to serve.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def head(store: Store, name: str, channel: str) -> LogEntry | None:
 
 
 def deployed(store: Store, name: str, channel: str) -> LogEntry | None:
-    """The entry that says what is served now; None before the first release."""
+    """The entry of the release that is served now; None before the first one."""
     for number in reversed(_numbers(store, f"logs/{name}/{channel}/")):
         entry = _read(store, name, channel, number)
         if entry.kind == "deployed":
@@ -38,7 +38,7 @@ def deployed(store: Store, name: str, channel: str) -> LogEntry | None:
 
 
 def append(store: Store, entry: LogEntry) -> LogEntry:
-    """Enter an entry at its number.
+    """Append an entry at its number.
 
     Raises:
         BaselineMoved: Another entry has that number.
@@ -50,40 +50,41 @@ def append(store: Store, entry: LogEntry) -> LogEntry:
     return entry
 
 
-def claim(store: Store, release: Release, seen: int, run: str) -> LogEntry:
-    """Claim the right to reveal a release; the entry's number is the claim's fence.
+def claim(store: Store, release: Release, log_number: int, run: str) -> LogEntry:
+    """Claim the right to reveal a release. The entry's number is the claim's fencing number.
 
     Args:
-        release: What is about to be revealed.
-        seen: Number of the log's newest entry when the verdict was reached; 0 for an empty log.
+        release: The release to reveal.
+        log_number: Number of the log's newest entry when the verdict was reached; 0 for an empty
+            log.
         run: The claiming run's name.
 
     Raises:
-        BaselineMoved: The log has grown since, other than by an earlier claim for these bytes.
+        BaselineMoved: The log has grown since, other than by an earlier claim for the same release.
     """
     newest = head(store, release.name, release.channel)
     if newest and newest.kind == "revealing" and newest.release.digest == release.digest:
         return newest
-    if (newest.number if newest else 0) != seen:
-        raise moved(release.name, release.channel, seen + 1)
+    if (newest.number if newest else 0) != log_number:
+        raise moved(release.name, release.channel, log_number + 1)
     return append(
         store,
-        LogEntry(number=seen + 1, kind="revealing", at=utc_now(), run=run, release=release),
+        LogEntry(number=log_number + 1, kind="revealing", at=utc_now(), run=run, release=release),
     )
 
 
 def look_number(store: Store, name: str, test_digest: str, candidate: str, baseline: str) -> int:
-    """How many verdicts this test set has served, this one included.
+    """How many verdicts this test set has been used for, this one included.
 
-    The same comparison asked again is the same look.
+    Repeating a comparison does not count again.
     """
     prefix = f"looks/{name}/{test_digest}/"
-    asked = digest_of([candidate, baseline]).encode()
+    comparison = digest_of([candidate, baseline]).encode()
     for number in _numbers(store, prefix):
-        if (store.objects.read(f"{prefix}{number:08d}.json") or (b"",))[0] == asked:
+        if (store.objects.read(f"{prefix}{number:08d}.json") or (b"",))[0] == comparison:
             return number
     number = len(_numbers(store, prefix)) + 1
-    while not store.objects.create(f"{prefix}{number:08d}.json", asked):
+    while not store.objects.create(f"{prefix}{number:08d}.json", comparison):
         number += 1
     return number
 

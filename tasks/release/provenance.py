@@ -163,5 +163,5 @@ def provenance_of(release: Release, store: Store) -> dict:
 
 
 def data_report(loaded: Loaded, store: Store) -> dict:
-    """The data report that the load step made."""
+    """The load step's data report."""
     return orjson.loads(store.file(loaded.artifact, "report.json").read_bytes())

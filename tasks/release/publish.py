@@ -1,9 +1,8 @@
 """Publish: stage, verify, reveal, at every target that the recipe names.
 
-Each step asks whether it was done already, so a run that was killed on any line is finished by the
-next one. The right to reveal is an entry of the model's log
-(tasks/release/deployment_log.py), whose number is the fence that keeps a slower publisher from
-undoing a later one.
+Each step checks whether it was done already, so the next run finishes one that was killed at any
+point. The right to reveal is an entry of the deployment log (tasks/release/deployment_log.py),
+whose fencing number keeps a slower publisher from undoing a later one.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ def publish_missing(
 
 @contextlib.contextmanager
 def _staged(release: Release, targets: list[Target], store: Store) -> Iterator[Path]:
-    """The release's files in a folder, and staged at every target."""
+    """Stage a release at every target; yields a folder with its files."""
     with store.scratch() as scratch:
         folder = release_folder(release, store, scratch / "release")
         for target in targets:
@@ -94,19 +93,19 @@ def _staged(release: Release, targets: list[Target], store: Store) -> Iterator[P
 
 def _reveal(entry: LogEntry, targets: list[Target], folder: Path) -> LogEntry:
     release = entry.release
-    shown = tuple(target.reveal(release, folder, entry.number) for target in targets)
-    for publication in shown:
+    publications = tuple(target.reveal(release, folder, entry.number) for target in targets)
+    for publication in publications:
         run_logger().info("published version %s at %s", release.version, publication.uri)
-    released = release.model_copy(update={"publications": shown})
+    released = release.model_copy(update={"publications": publications})
     return entry.model_copy(update={"release": released})
 
 
 def restore(release: Release, store: Store, private: bool) -> None:
-    """Bring a release's model back into the store from where it was published, if the store lost
-    it: it may be the baseline, whose data are long gone.
+    """Restore a release's model from where it was published, if the store lost it: it may be the
+    baseline, whose data no longer exist.
 
     Raises:
-        StorageFailed: No publication has those bytes any more.
+        StorageFailed: No publication has its files any more.
     """
     if store.holds(release.artifact):
         return
@@ -121,9 +120,9 @@ def restore(release: Release, store: Store, private: bool) -> None:
                 return
     raise StorageFailed(
         f"release {release.name} {release.version}",
-        "no whole copy, neither in the store nor where it was published",
+        "no complete copy, neither in the store nor where it was published",
         "the deployed model, to compare the candidate with",
-        "bring its files back to one of its places, or announce another release",
+        "restore its files at one of its targets, or release another model",
     )
 
 

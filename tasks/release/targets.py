@@ -1,7 +1,7 @@
 """Where releases are published: a folder, an S3 prefix, or a Hub repository.
 
-Each target does the same four things, every one of them safe to repeat: check access, stage the
-files where nobody looks yet, verify them by reading back, reveal them.
+Each target does the same four things, all of them safe to repeat: check access, stage the files
+where no consumer reads yet, verify them by reading back, reveal them.
 """
 
 from __future__ import annotations
@@ -26,33 +26,34 @@ PROBE = ".burnish-probe"
 
 
 class Target(Protocol):
-    """A place where releases go."""
+    """A place where releases are published."""
 
     def check_access(self) -> None:
-        """Refuse early what would fail at the end. Raises NoAccess, NotFound or StorageFailed."""
+        """Check that a release could be written. Raises NoAccess, NotFound or StorageFailed."""
         ...
 
     def holds(self, release: Release) -> Publication | None:
-        """Where the release can be fetched from here; None where it was not yet revealed."""
+        """Where the release can be fetched from this target; None if it is not revealed here."""
         ...
 
     def stage(self, release: Release, folder: Path) -> None:
-        """Bring the files there, without anybody being shown them."""
+        """Upload the files, without revealing them."""
         ...
 
     def reveal(self, release: Release, folder: Path, fence: int) -> Publication:
-        """Verify by reading back, then show. A publisher with a higher fence is never undone.
+        """Verify by reading back, then reveal. A publisher with a higher fencing number is never
+        undone.
 
         Raises:
-            BaselineMoved: A later publisher was here.
+            BaselineMoved: A later publisher has revealed another release.
         """
         ...
 
     def fetch(self, release: Release, folder: Path) -> None:
-        """Bring the release's files back, README.md included, into an empty folder.
+        """Download the release's files, README.md included, into an empty folder.
 
         Raises:
-            BurnishError: They are not all there.
+            BurnishError: Not all of them are there.
         """
         ...
 
@@ -61,7 +62,7 @@ def open_target(uri: str, private: bool) -> Target:
     """The target that a recipe names.
 
     Raises:
-        BadRecipe: The URI is of no known kind.
+        BadRecipe: It is no URI of a repository on the Hub.
     """
     if uri.startswith("hf://"):
         return HubTarget(uri, private)
@@ -71,8 +72,8 @@ def open_target(uri: str, private: bool) -> Target:
 class ObjectTarget:
     """A folder or S3 prefix.
 
-    <name>/<version>/…              the files, ready for from_pretrained; manifest.json last
-    <name>/latest/<channel>.json    the pointer: version, digest, path and fence
+    <name>/<version>/…              the files, as from_pretrained reads them; manifest.json last
+    <name>/latest/<channel>.json    the pointer: version, digest, path and fencing number
     """
 
     def __init__(self, uri: str) -> None:
@@ -137,7 +138,7 @@ class ObjectTarget:
         found = self.objects.read(f"{_home(release)}/{MANIFEST}")
         manifest = Manifest.model_validate_json(found[0]) if found else None
         if manifest is None or manifest.digest != release.digest:
-            # An empty list of files would verify, whatever lies there.
+            # An empty list of files would always pass verification.
             raise StorageFailed(
                 f"{self.uri}/{_home(release)}",
                 "no manifest" if manifest is None else "the manifest of another release",
@@ -167,7 +168,7 @@ class ObjectTarget:
 
 
 class HubTarget:
-    """A model repository on the Hub: one commit against the parent that was seen, then a tag.
+    """A model repository on the Hub: one commit on the parent that was read, then a tag.
 
     Large files are uploaded before, and become visible only with the commit.
     """
@@ -224,7 +225,7 @@ class HubTarget:
                 endpoint=api.endpoint,
                 token=api.token,
             )
-        # What the client and the Hub themselves put there.
+        # The client and the Hub add these.
         shutil.rmtree(folder / ".cache", ignore_errors=True)
         (folder / ".gitattributes").unlink(missing_ok=True)
 
@@ -261,13 +262,13 @@ class HubTarget:
         if different := self._differences(folder, commit):
             raise HubFailed(
                 f"{self.uri} at {commit[:8]}",
-                f"{', '.join(different)} not as sent",
+                f"{', '.join(different)} differ from what was sent",
                 "the files of the release",
-                "start the run again: what is already there is not sent again",
+                "start the run again: files that are there are not sent again",
             )
 
     def _differences(self, folder: Path, commit: str) -> list[str]:
-        """Paths whose content on the Hub is not the folder's, by the hashes that the Hub keeps."""
+        """Paths whose content on the Hub differs from the folder's, by the Hub's hashes."""
         there = {
             item.path: item.lfs.sha256 if item.lfs else item.blob_id
             for item in hub_api().list_repo_tree(self.repo, revision=commit, recursive=True)
@@ -305,7 +306,7 @@ def _compare(entry: FileEntry, copy: Path, where: str) -> None:
     if copy.stat().st_size != entry.size or sha256 != entry.sha256:
         raise StorageFailed(
             f"{where}/{entry.path}",
-            "other bytes than were written",
+            "bytes that differ from what was written",
             f"SHA-256 {entry.sha256[:12]}…",
             "remove that version there, and start the run again",
         )

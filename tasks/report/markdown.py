@@ -14,59 +14,57 @@ from tasks.runtime.hardware import GB
 _DAY, _HOUR, _MINUTE = 86_400, 3_600, 60
 
 
-def forecast_markdown(told: Forecast, load: Workload) -> str:
-    """The run report's section on what training will take.
-
-    Args:
-        told: The forecast.
-        load: How much there is to do.
-    """
-    lines = [_work_sentence(load)]
-    if told.unknown:
-        lines.append(f"Its memory could not be told: {told.unknown}.")
+def forecast_markdown(forecast: Forecast, work: Workload) -> str:
+    """The section on the memory and time that training needs."""
+    lines = [_work_sentence(work)]
+    if forecast.unknown:
+        lines.append(f"Its memory could not be forecast: {forecast.unknown}.")
         return "\n\n".join(lines)
-    lines.append(_memory_sentence(told))
-    rows = [(part, size_words(size)) for part, size in told.parts.items() if size]
-    lines.append(markdown_table(("memory at the fullest moment", "bytes"), rows))
+    lines.append(_memory_sentence(forecast))
+    rows = [(part, size_words(size)) for part, size in forecast.parts.items() if size]
+    lines.append(markdown_table(("part of memory at the peak", "bytes"), rows))
     return "\n\n".join(lines)
 
 
-def _memory_sentence(told: Forecast) -> str:
-    how = "computed twice (checkpointing)" if told.checkpointing else "kept"
+def _memory_sentence(forecast: Forecast) -> str:
+    how = "recomputed (checkpointing)" if forecast.checkpointing else "kept"
     sentence = (
-        f"**{size_words(told.peak)}** at the fullest moment, with {told.micro_batch_tokens:,} "
-        f"tokens at once and activations {how}; {told.trained_parameters:,} weights are trained."
+        f"**{size_words(forecast.peak)}** at the peak, with {forecast.micro_batch_tokens:,} "
+        f"tokens per forward pass and activations {how}; "
+        f"{forecast.trained_parameters:,} parameters are trained."
     )
-    if told.shipping_host:
+    if forecast.shipping_host:
         sentence += (
-            f" Merging the adapter afterwards takes {size_words(told.shipping_host)} of the "
+            f" Merging the adapter afterwards takes {size_words(forecast.shipping_host)} of the "
             "machine's own memory."
         )
-    if not told.memory:
-        return f"{sentence} How much the device has is not known."
-    where = "card" if told.device == "cuda" else "machine"
+    if not forecast.memory:
+        return f"{sentence} The device's memory is unknown."
+    where = "card" if forecast.device == "cuda" else "machine"
     sentence += (
-        f" The {where} has {size_words(told.memory)}, of which {size_words(told.reserve)} are left "
-        f"alone."
+        f" The {where} has {size_words(forecast.memory)}, with a reserve of "
+        f"{size_words(forecast.reserve)}."
     )
-    if must_be_tight(told):
-        sentence += " Memory is given back as soon as it is free, which takes longer."
+    if must_be_tight(forecast):
+        sentence += " Freed memory is returned to the system at once, which is slower."
     return sentence
 
 
-def _work_sentence(load: Workload) -> str:
-    much = f"{load.tokens:,} tokens, {load.epochs} times"
-    words = f"{much}, in {load.steps:,} steps on {load.device_kind}"
-    if load.seconds is None:
-        return f"{words}: how long that takes is not known, for it was never measured there."
+def _work_sentence(work: Workload) -> str:
+    amount = (
+        f"{work.tokens:,} tokens per epoch, {work.epochs} epochs, {work.steps:,} steps on "
+        f"{work.device_kind}"
+    )
+    if work.seconds is None:
+        return f"{amount}. The time is unknown until a similar training was measured there."
     return (
-        f"{words}: about {_time_words(load.seconds)}, at the {load.tokens_per_second:,.0f} tokens "
-        "a second of the last such training."
+        f"{amount}. About {_time_words(work.seconds)}, at the {work.tokens_per_second:,.0f} tokens "
+        "per second of the last similar training."
     )
 
 
 def size_words(size: int) -> str:
-    """A number of bytes for people."""
+    """A number of bytes with a readable unit."""
     return f"{size / GB:,.2f} GB" if size >= GB else f"{size / 10**6:,.1f} MB"
 
 
@@ -78,10 +76,10 @@ def _time_words(seconds: float) -> str:
 
 
 def benchmarks_markdown(candidate: Benchmarked, baseline: Benchmarked | None) -> str:
-    """The results side by side, for the report."""
+    """Both models' benchmark results side by side."""
     rows = []
     for task, metrics in candidate.results.items():
-        theirs = baseline.results.get(task, {}) if baseline else {}
+        reference = baseline.results.get(task, {}) if baseline else {}
         for name, value in metrics.items():
             if "_stderr" in name:
                 continue
@@ -90,13 +88,13 @@ def benchmarks_markdown(candidate: Benchmarked, baseline: Benchmarked | None) ->
                 (
                     task,
                     name,
-                    _shown(theirs.get(name), theirs.get(error)),
+                    _shown(reference.get(name), reference.get(error)),
                     _shown(value, metrics.get(error)),
                     str(candidate.examples.get(task, "")),
                 )
             )
     table = markdown_table(("task", "metric", "baseline", "candidate", "examples"), rows)
-    return f"For information: the gate does not look at these.\n\n{table}"
+    return f"For information only: the gate does not use these.\n\n{table}"
 
 
 def _shown(value: float | None, error: float | None) -> str:
@@ -122,8 +120,8 @@ def samples_markdown(samples: Sequence[dict[str, Any]]) -> str:
             text = _shortened(segment["text"].replace("```", "'''"))
             lines += [f"{mark} {line}" for line in text.removesuffix("\n").split("\n")]
         shown.append("```text\n" + "\n".join(lines) + "\n```")
-    said = f"Lines with {TARGET} are training targets; lines with {CONTEXT} are context only."
-    return "\n\n".join([said, *shown])
+    legend = f"Lines with {TARGET} are training targets; lines with {CONTEXT} are context only."
+    return "\n\n".join([legend, *shown])
 
 
 def _shortened(text: str, most: int = 800) -> str:
@@ -132,27 +130,27 @@ def _shortened(text: str, most: int = 800) -> str:
 
 
 def data_markdown(now: dict[str, Any], before: dict[str, Any] | None) -> str:
-    """The data report: rows, labels or forms, what was dropped, what looks wrong, and what changed
-    since the deployed release.
+    """The data report: rows, labels or row formats, what was dropped, warnings, and what
+    changed since the deployed release.
 
     Args:
         now, before: `report.json` of the dataset, and of the deployed release's; None before the
             first release.
     """
-    # Data for language models have forms, and no labels.
+    # Data for language models have row formats, and no labels.
     counted = now["labels"] if "labels" in now else {"rows": now["rows"]}
     table = [
         (name, *(f"{count:,}" for count in counts.values())) for name, counts in counted.items()
     ]
     lines = [
-        f"- {now['rows_read']:,} rows were read, {sum(now['rows'].values()):,} are kept.",
+        f"- {now['rows_read']:,} rows were read, {sum(now['rows'].values()):,} were kept.",
         f"- {now['duplicates_dropped']:,} exact duplicates were dropped.",
         f"- {sum(now['leaks_dropped'].values()):,} examples were dropped because their inputs are "
-        "also in a split that judges.",
+        "also in the validation or test split.",
         *(_label_lines(now) if "labels" in now else _form_lines(now)),
         f"- {now['near_duplicates']['estimate']:,} of {now['near_duplicates']['of']:,} validation "
         "and test examples closely resemble a training example (an estimate).",
-        f"- Characters a text: {_percentiles(now['characters'])}.",
+        f"- Characters per text: {_percentiles(now['characters'])}.",
         f"- {data_changes(now, before)}",
         *(f"- Warning: {warning}." for warning in now["warnings"]),
     ]
@@ -169,10 +167,10 @@ def _label_lines(now: dict[str, Any]) -> list[str]:
 
 def _form_lines(now: dict[str, Any]) -> list[str]:
     forms = ", ".join(f"{count:,} {form}" for form, count in now["forms"].items())
-    lines = [f"- Rows were recognised as: {forms}."]
+    lines = [f"- Row formats: {forms}."]
     if now["answer_characters"]:
         lines.append(f"- {now['several_answers']['inputs']:,} inputs have several answers.")
-        lines.append(f"- Characters an answer: {_percentiles(now['answer_characters'])}.")
+        lines.append(f"- Characters per answer: {_percentiles(now['answer_characters'])}.")
     return lines
 
 
@@ -186,18 +184,18 @@ def data_changes(now: dict[str, Any], before: dict[str, Any] | None) -> str:
         return "Nothing is deployed yet to compare with."
     more = sum(now["rows"].values()) - sum(before["rows"].values())
     if "labels" not in now or "labels" not in before:
-        return f"Since the deployed release: {more:+,} kept rows."
+        return f"Since the deployed release: {more:+,} rows."
     new = sorted(set(now["labels"]) - set(before["labels"]))
     gone = sorted(set(before["labels"]) - set(now["labels"]))
     return (
-        f"Since the deployed release: {more:+,} kept rows"
+        f"Since the deployed release: {more:+,} rows"
         + (f"; new labels: {', '.join(new)}" if new else "; no new labels")
-        + (f"; vanished labels: {', '.join(gone)}." if gone else "; none vanished.")
+        + (f"; removed labels: {', '.join(gone)}." if gone else "; no removed labels.")
     )
 
 
 def verdict_markdown(verdict: Verdict) -> str:
-    """The gate table, and every rule in words."""
+    """The verdict: its summary, a table of the rules, and a sentence for each."""
     table = markdown_table(
         ("", "rule", "candidate", "baseline", "difference"),
         [_rule_row(rule) for rule in verdict.rules],
@@ -222,7 +220,7 @@ def _number(value: float | None, form: str = ".4f") -> str:
 
 
 def release_facts(entry: LogEntry) -> list[tuple[str, str]]:
-    """Where a release lies, and its event."""
+    """A release's version, where it is published, and its event."""
     release = entry.release
     places = [publication.uri for publication in release.publications] or [release.artifact.uri]
     return [

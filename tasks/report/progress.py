@@ -1,4 +1,4 @@
-"""Training progress as log lines and a progress artifact."""
+"""Training progress, as log lines and a progress artifact."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ SECONDS_BETWEEN_LOGS = 10.0
 
 
 class TrainingProgress:
-    """Training's progress lines, as log lines and a progress artifact.
+    """Shows the progress lines of a training program.
 
     Attributes:
-        tokens_per_second: As last said; 0 before.
+        tokens_per_second: The last one reported; 0 before.
     """
 
     def __enter__(self) -> TrainingProgress:
@@ -40,7 +40,7 @@ class TrainingProgress:
             self._set(100.0)
 
     def update(self, line: dict[str, Any]) -> None:
-        """Take one progress line of the training program."""
+        """Show one progress line of the training program."""
         self.tokens_per_second = line.get("tokens_per_second") or self.tokens_per_second
         if "step" in line and ("loss" in line or "eval_loss" in line):
             self._history.append(line)
@@ -61,11 +61,11 @@ class TrainingProgress:
             else:
                 update_progress_artifact(self._artifact, percent)
         except Exception as error:
-            run_logger().debug("the progress could not be shown: %s", error)
+            run_logger().debug("could not show the progress: %s", error)
 
 
 def progress_sentence(line: dict[str, Any]) -> str:
-    """A progress line of the training program, for people; empty if it measures nothing."""
+    """A progress line of the training program as a sentence; empty if it has no figures."""
     names = {
         "loss": "loss {:.4f}",
         "learning_rate": "learning rate {:.2e}",

@@ -1,7 +1,4 @@
-"""What people look at: the run's report, its loss curve and gate table, and training's progress.
-
-The report is one artifact on the run's page, written from the first second and kept true.
-"""
+"""The run report: one artifact on the run's page, written from the start and kept current."""
 
 from __future__ import annotations
 
@@ -24,6 +21,9 @@ from tasks.runtime.logs import KnownCauses, run_logger
 
 for _name in ("prefect.task_runs", "prefect.flow_runs", "prefect.engine"):
     logging.getLogger(_name).addFilter(KnownCauses())
+
+
+FINISHED_STEPS = "Finished steps are not repeated."
 
 
 class Section(StrEnum):
@@ -54,7 +54,7 @@ class RunReport:
     def __init__(self, name: str, run_id: str, deployed: bool) -> None:
         self.name, self.run_id, self.deployed = name, run_id, deployed
         self.outcome = "Running"
-        self.explanation = "The run has begun."
+        self.explanation = "The run has started."
         self.rows: list[tuple[str, str, str]] = []
         self.sections: dict[Section, str] = {}
         self.facts: list[tuple[str, str]] = []
@@ -64,18 +64,20 @@ class RunReport:
         self._artifact = None
 
     def status(self, what: str) -> None:
-        """Say what the run is doing now."""
+        """Set what the run is doing now."""
         self.explanation = what
         run_logger().info(what)
         self.show()
 
     def add_step(self, name: str, result: StepResult, what: str) -> None:
-        """Note a step's result, and whether it was made now or reused."""
-        made = result.provenance
-        if made and made.run_id == self.run_id:
-            how = f"made in {made.seconds:.1f} s"
+        """Add a step's result, and whether this run produced or reused it."""
+        provenance = result.provenance
+        if provenance is None:
+            how = "reused"
+        elif provenance.run_id == self.run_id:
+            how = f"done in {provenance.seconds:.1f} s"
         else:
-            how = f"reused, from run {made.run_name} of {made.at}" if made else "reused"
+            how = f"reused from run {provenance.run_name}, {provenance.at}"
         self.rows.append((name, how, what))
         run_logger().info("%s: %s (%s)", name, what, how)
 
@@ -88,7 +90,7 @@ class RunReport:
         self.sections[Section(section)] = markdown
 
     def warn(self, *sentences: str) -> None:
-        """Add what a person should know, once each, however often the run is gone through."""
+        """Add warnings, each only once even if the run makes several passes."""
         for sentence in sentences:
             if sentence not in self.warnings:
                 self.warnings.append(sentence)
@@ -101,12 +103,12 @@ class RunReport:
         self.facts.append((name, value))
 
     def end(self, outcome: str, explanation: str) -> None:
-        """Say how the run ended."""
+        """Set how the run ended."""
         self.outcome, self.explanation = outcome, explanation
         self.show()
 
     def fail(self, error: BurnishError) -> None:
-        """Say what broke, whether anything became visible, and what to do."""
+        """Report a failure: its cause, what is visible to consumers, and what to do."""
         self.section(
             Section.WHAT_BROKE,
             "\n".join(
@@ -122,23 +124,23 @@ class RunReport:
             ),
         )
         if curve := loss_curve(error.history):
-            self.section(Section.TRAINING, f"Until it failed:\n\n{curve}")
+            self.section(Section.TRAINING, f"Until the failure:\n\n{curve}")
         self.end("Failed", f"{error.cause}: {error}")
 
     def next_action(self, error: BurnishError) -> str:
-        """What to do about a failure, with the exact command."""
+        """What to do after a failure, with the exact command."""
         if error.in_recipe:
-            return "correct the recipe and start a new run: a retry has the same recipe."
-        again = (
+            return "correct the recipe and start a new run: a retry uses the same recipe."
+        retry = (
             f"press Retry on the run's page, or run `prefect flow-run retry {self.run_id}`"
             if self.deployed
             else "start the same command again"
         )
-        when = "a retry may help" if error.retry_helps else "once the cause is mended, retry"
-        return f"{when}: {again}. What was finished is not done again."
+        when = "a retry may help" if error.retry_helps else "fix the cause, then retry"
+        return f"{when}: {retry}. {FINISHED_STEPS}"
 
     def markdown(self) -> str:
-        """The report as it stands on the run's page."""
+        """The report for the run's page."""
         parts = [f"# {self.name}: {self.outcome}", self.explanation]
         parts.append("\n".join(f"- **{name}**: {value}" for name, value in self.facts))
         for section in Section:
@@ -149,16 +151,15 @@ class RunReport:
         return "\n\n".join(filter(None, parts)) + "\n"
 
     def text(self) -> str:
-        """The summary for a terminal."""
+        """The report for a terminal."""
         lines = [f"{self.name}: {self.outcome}. {self.explanation}", ""]
         lines += [f"  {name:<10} {what}  [{how}]" for name, how, what in self.rows]
         lines += [f"  {name:<10} {value}" for name, value in self.facts]
         return "\n".join(lines)
 
     def show(self) -> None:
-        """Bring the artifact on the run's page up to date.
-
-        A report that cannot be written is no reason to lose a run.
+        """Update the artifact on the run's page. A run does not fail because its report cannot be
+        written.
         """
         try:
             if self._artifact is None:
@@ -169,16 +170,16 @@ class RunReport:
                 with get_client(sync_client=True) as client:
                     client.update_artifact(self._artifact, ArtifactUpdate(data=self.markdown()))
         except Exception as error:
-            run_logger().warning("the report could not be written: %s", error)
+            run_logger().warning("could not write the report: %s", error)
 
 
 def close_report(run_id: Any, outcome: str, explanation: str) -> None:
-    """Say in the report of a run that ended without a word how it ended.
+    """Complete the report of a run that ended without reporting it, such as one that was killed.
 
     Args:
         run_id: The flow run.
         outcome: The name of its last state.
-        explanation: Markdown: what happened, what is visible, what to do.
+        explanation: What happened, what is visible, and what to do, as markdown.
     """
     mine = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
     with get_client(sync_client=True) as client:
@@ -186,5 +187,5 @@ def close_report(run_id: Any, outcome: str, explanation: str) -> None:
             if (found.key or "").startswith("report-"):
                 heading, _, rest = str(found.data).partition("\n")
                 title = f"{heading.partition(':')[0]}: {outcome}"
-                text = f"{title}\n\n{explanation}\n\nBefore that: {rest.strip()}\n"
+                text = f"{title}\n\n{explanation}\n\nBefore: {rest.strip()}\n"
                 client.update_artifact(found.id, ArtifactUpdate(data=text))

@@ -1,4 +1,7 @@
-"""One sentence per step, for the report's table of steps."""
+"""One sentence per step, for the report's table of steps.
+
+Shards count as new only in the run that read or tokenized them: a reused result names its own run.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from tasks.contracts.results import (
 def llm_judge_sentence(compared: Comparisons) -> str:
     return (
         f"{compared.llm_judge}: preferred {compared.preferred:.4f}, {compared.wins} wins, "
-        f"{compared.ties} ties ({compared.turned} turned with the order, {compared.unreadable} "
+        f"{compared.ties} ties ({compared.turned} changed with the order, {compared.unreadable} "
         f"without a verdict), {compared.losses} losses"
     )
 
@@ -34,14 +37,14 @@ def tokenize_sentence(tokenized: Tokenized, run_id: str) -> str:
     )
     left_out = f", {tokenized.left_out:,} left out" if tokenized.left_out else ""
     return (
-        f"{tokenized.tokens:,} tokens{targets}, {tokenized.truncated:,} texts cut{left_out}; "
+        f"{tokenized.tokens:,} tokens{targets}, {tokenized.truncated:,} texts truncated{left_out}; "
         f"{_shards(tokenized, 'tokenized', run_id)}"
     )
 
 
 def _shards(result: Loaded | Tokenized, verb: str, run_id: str) -> str:
     new = result.new_shards if result.provenance and result.provenance.run_id == run_id else 0
-    return f"{new} of {result.shards} shards {verb} anew"
+    return f"{new} of {result.shards} shards newly {verb}"
 
 
 def finetune_sentence(finetuned: Finetuned) -> str:

@@ -265,7 +265,7 @@ class TestAGgufBase:
     def test_has_its_row_in_the_report_and_its_place_in_the_provenance(self, gguf):
         state = gguf.run(training__max_length=48, training__epochs=1)
         assert state.name == "Released", state.message
-        assert "| gguf | made in " in report_of(state)
+        assert "| gguf | done in " in report_of(state)
         assert "LlamaForCausalLM in float32" in report_of(state)
         assert gguf.provenance()["steps"]["gguf"]["artifact"]
 

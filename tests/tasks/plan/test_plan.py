@@ -7,7 +7,7 @@ import sysconfig
 import pytest
 
 from tasks.plan import plan as plan_module
-from tasks.plan.plan import COMPILE_TOKENS, SAID, make_plan, processor_flags
+from tasks.plan.plan import COMPILE_TOKENS, FROM_RECIPE, make_plan, processor_flags
 from tests.tasks.plan.conftest import forecast_of, plan_inputs
 
 
@@ -22,7 +22,7 @@ class TestPicks:
     def test_the_recipe_overrides_them(self, monkeypatch):
         monkeypatch.setattr(plan_module, "processor_flags", lambda: {"avx512_bf16"})
         plan = make_plan(plan_inputs(training={"precision": "fp32"}))
-        assert (plan.precision, plan.why["precision"]) == ("fp32", SAID)
+        assert (plan.precision, plan.why["precision"]) == ("fp32", FROM_RECIPE)
 
     def test_a_gpu_gets_its_own_optimizer_and_attention(self, monkeypatch):
         monkeypatch.setattr(plan_module, "count_gpus", lambda: 1)
@@ -49,7 +49,7 @@ class TestCheckpointing:
         plan = make_plan(
             plan_inputs(task="instruction", settings={"checkpointing": "off"}, forecast=forecast)
         )
-        assert not plan.checkpointing and plan.why["checkpointing"] == SAID
+        assert not plan.checkpointing and plan.why["checkpointing"] == FROM_RECIPE
 
 
 class TestLigerKernels:
@@ -78,9 +78,9 @@ class TestLigerKernels:
         [
             (0, True, {}, "need a GPU"),
             (1, False, {}, "not installed"),
-            (1, True, {"architecture": "GPT2LMHeadModel"}, "to suit GPT2LMHeadModel"),
+            (1, True, {"architecture": "GPT2LMHeadModel"}, "do not support GPT2LMHeadModel"),
             (1, True, {"task": "text-classification"}, "language models only"),
-            (2, True, {"settings": {"sharding": "fsdp"}}, "shared out"),
+            (2, True, {"settings": {"sharding": "fsdp"}}, "sharded model"),
         ],
     )
     def test_are_left_out_otherwise_with_a_reason(self, machine, gpus, liger, changes, why):
@@ -91,7 +91,7 @@ class TestLigerKernels:
     def test_are_as_the_recipe_says(self, machine):
         machine()
         plan = self.plan_of(settings={"kernels": "none"})
-        assert (plan.kernels, plan.why["kernels"]) == ("none", SAID)
+        assert (plan.kernels, plan.why["kernels"]) == ("none", FROM_RECIPE)
 
     def test_are_part_of_the_key(self, machine):
         machine()

@@ -218,7 +218,7 @@ class TestMemory:
         assert error.value.where == "model.ship"
         assert "30.0 GB of the machine's memory" in error.value.found
         assert error.value.expected == (
-            "at most 28.0 GB (32.0 GB of the machine, less 4.0 GB left alone)"
+            "at most 28.0 GB (32.0 GB of the machine, less a reserve of 4.0 GB)"
         )
         assert error.value.fix == "set model.ship to adapter, or use a machine of 34.4 GB"
 

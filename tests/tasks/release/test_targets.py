@@ -105,7 +105,7 @@ class TestFolderAndBucket:
     def test_what_was_spoilt_on_the_way_is_not_revealed(self, target, folder):
         target.stage(release(), folder)
         target.objects.write(f"news/{'a' * 12}/model.safetensors", b"spoilt")
-        with pytest.raises(StorageFailed, match="other bytes than were written"):
+        with pytest.raises(StorageFailed, match="bytes that differ from what was written"):
             target.reveal(release(), folder, 1)
         assert target.objects.read("news/latest/production.json") is None
 
