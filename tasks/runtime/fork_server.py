@@ -1,11 +1,11 @@
-"""Programs forked off a process that has loaded their libraries: the parent's side of
+"""Programs as forks of a process that has already loaded their libraries: the parent's side of
 `tasks.runtime.fork_server_program`.
 
-A fresh process spends seconds of a core on the import of torch and transformers, and a run starts
-five of them. Here one process, the host, imports them once, and each program is a fork of it. Where
-that cannot be, programs are fresh processes: without Linux, with a GPU (a library may touch CUDA
-when it is imported, and CUDA does not survive a fork), or with `BURNISH_PROGRAM_HOST=off` in the
-environment, which also helps with debugging.
+A fresh process spends seconds of CPU time on importing torch and transformers, and a run starts
+five programs. So one process, the fork server, imports them once, and each program is a fork of it.
+Programs are fresh processes instead where forking does not work: without Linux, with a GPU (a
+library may initialize CUDA when it is imported, and CUDA does not survive a fork), or with
+`BURNISH_FORK_SERVER=off` in the environment, which also helps with debugging.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MODELS = (
     "torch",
     "safetensors.torch",
     "transformers.models.auto.tokenization_auto",
-    # Its imports are nearly all that other architectures have, too.
+    # Other architectures import little beyond what this one does.
     "transformers.models.bert.modeling_bert",
 )
 _TRAINING = ("bitsandbytes", "sklearn.metrics", "peft", "evaluate", "transformers.trainer")
@@ -43,44 +43,46 @@ LIBRARIES = {
     "tasks.base_model.inspect_program": _MODELS,
     "tasks.tokenize.classification_program": _MODELS,
     "tasks.tokenize.language_program": _MODELS,
-    # It goes through a step of training, and that follows it.
+    # It traces a training step, and training follows it.
     "tasks.plan.forecast_program": (*_MODELS, *_TRAINING),
     "tasks.finetune.gguf_export_program": _MODELS,
     "tasks.finetune.program": (*_MODELS, *_TRAINING),
     "tasks.evaluate.classification_program": _MODELS,
     "tasks.evaluate.language_program": _MODELS,
-    # lm_eval itself is imported by it alone: few runs need that.
+    # Without lm_eval, which few runs need: the program imports it.
     "tasks.evaluate.benchmark_program": (*_MODELS, *_TRAINING),
 }
-"""What must be imported before a program is forked. The host knows no other modules: ours are
-imported by each program itself. On two cores, with a host that has loaded them, these took 0.3 to 2
-seconds for a tiny model in place of 4 to 9; a program that is forked before they are there imports
-them once more than the host does, and took longer than a fresh process."""
+"""What must be imported before a program is forked. The server imports nothing else: each program
+imports our own modules itself. On two cores, programs for a tiny model took 0.3 to 2 s as forks of
+a server that had loaded these libraries, and 4 to 9 s as fresh processes. Forked any earlier, a
+program would import the same libraries once more, in parallel with the server: that took longer
+than a fresh process."""
 
 FRESH = frozenset({"tasks.evaluate.benchmark_check_program"})
-"""Programs that need none of it: fresh they took 2 seconds, and 5 behind the host's first imports.
-It comes first in a run, which may end without any other program."""
+"""Programs that need none of these libraries and are not forked. This one took 2 s as a fresh
+process, and 5 s when it waited for the server's first imports: it comes first in a run, which may
+end without any other program."""
 
-_SECONDS_BETWEEN_LOOKS = 0.5
-# The first changes with each test; the others are set by scikit-learn when it is imported, which
-# may be at any time, and each program that imports it sets them too.
+_POLL_SECONDS = 0.5
+# Variables that may differ between the server and a program. pytest sets the first for each test.
+# scikit-learn sets the others when it is imported, also in a program.
 _NOT_COMPARED = {"PYTEST_CURRENT_TEST", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"}
 
 
 class ForkServer:
-    """A host process. It ends when its socket does: with `close`, or with this process.
+    """A fork server's process. It ends when its socket is closed, by `close` or with this process.
 
     Attributes:
-        environment: What it was started with. Libraries read variables when they are imported, so
-            that its programs can have no other.
-        process: For its end.
+        environment: The environment that it was started with. Its programs can have no other:
+            libraries read variables when they are imported.
+        process: The server itself.
     """
 
     def __init__(self, environment: dict[str, str]) -> None:
         self.environment = environment
-        self._jobs, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._jobs, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         libraries = dict.fromkeys(name for names in LIBRARIES.values() for name in names)
-        with theirs:
+        with server_end:
             self.process = subprocess.Popen(
                 [
                     sys.executable,
@@ -90,14 +92,20 @@ class ForkServer:
                     str(os.getpid()),
                     *libraries,
                 ],
-                stdin=theirs,
+                stdin=server_end,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env=environment,
             )
 
     def send(self, module: str, job_file: Path, fds: list[int]) -> None:
-        """Give it a job, with the program's standard streams and status socket."""
+        """Have a program forked.
+
+        Args:
+            module: The program's module.
+            job_file: Its argument.
+            fds: Descriptors of its standard input, output and error, and of its status socket.
+        """
         job = {
             "module": module,
             "job_file": str(job_file),
@@ -107,75 +115,76 @@ class ForkServer:
         socket.send_fds(self._jobs, [json.dumps(job).encode()], fds)
 
     def close(self) -> None:
-        """Give it no more jobs: it ends with the last of its programs."""
+        """Send no more jobs. The server ends when the last of its programs has ended."""
         self._jobs.close()
 
 
 class ForkedProgram:
-    """A program that the host forks; like a `subprocess.Popen`, as far as `run_program` needs it.
+    """A program that the server forks, with the part of `subprocess.Popen` that `run_program` uses.
 
     Attributes:
-        pid: None until it was forked.
-        returncode: As of `Popen`. Of a program whose host died, the host's.
-        stdin, stdout: This process's ends of its pipes.
+        pid: None until the program has been forked.
+        returncode: As in `Popen`; the server's if the server died.
+        stdin, stdout: This process's ends of the program's pipes.
     """
 
-    def __init__(self, host: ForkServer, module: str, job_file: Path, stderr: int) -> None:
+    def __init__(self, server: ForkServer, module: str, job_file: Path, stderr: int) -> None:
         self.pid: int | None = None
         self.returncode: int | None = None
-        self._host, self._module, self._pidfd = host, module, -1
-        with contextlib.ExitStack() as theirs:
+        self._server, self._module, self._pidfd = server, module, -1
+        with contextlib.ExitStack() as child_ends:
             stdin, written = os.pipe()
-            theirs.callback(os.close, stdin)
+            child_ends.callback(os.close, stdin)
             self.stdin = open(written, "wb", buffering=0)  # noqa: SIM115
             read, stdout = os.pipe()
-            theirs.callback(os.close, stdout)
+            child_ends.callback(os.close, stdout)
             self.stdout = open(read, "rb", buffering=0)  # noqa: SIM115
             self._status, status = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            theirs.enter_context(status)
-            host.send(module, job_file, [stdin, stdout, stderr, status.fileno()])
+            child_ends.enter_context(status)
+            server.send(module, job_file, [stdin, stdout, stderr, status.fileno()])
 
     def poll(self) -> int | None:
-        """Its return code, if it has ended."""
-        while self.returncode is None and self._listen(0.0):
+        """The return code, or None while the program runs."""
+        while self.returncode is None and self._receive(0.0):
             pass
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end.
+        """Wait until the program has ended, and return its return code.
 
         Raises:
-            subprocess.TimeoutExpired: It has not come.
+            subprocess.TimeoutExpired: It still runs.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.poll() is None:
-            left = _SECONDS_BETWEEN_LOOKS if deadline is None else deadline - time.monotonic()
+            left = _POLL_SECONDS if deadline is None else deadline - time.monotonic()
             if left <= 0:
                 raise subprocess.TimeoutExpired(self._module, timeout)
-            # Short waits: an exception that is set on this thread only fires between them.
-            self._listen(min(left, _SECONDS_BETWEEN_LOOKS))
+            # Short waits: an exception that is set on this thread is only raised between them.
+            self._receive(min(left, _POLL_SECONDS))
         return self.returncode
 
     def terminate(self) -> None:
-        """Ask it to stop."""
+        """Send SIGTERM."""
         self._send(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it."""
+        """Send SIGKILL."""
         self._send(signal.SIGKILL)
 
     def _send(self, number: int) -> None:
         if self.poll() is not None:
             return
         if self.pid is None:
-            # The host, busy with imports, will find nobody listening, and not begin.
+            # The server still imports libraries. It will find the status socket closed, and not
+            # fork.
             self._finish(-number)
         else:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
 
-    def _listen(self, timeout: float) -> bool:
-        """Take one message of the host, if one comes in time."""
+    def _receive(self, timeout: float) -> bool:
+        """Handle one message from the server. Returns False if none arrived in time."""
         try:
             self._status.settimeout(timeout)
             message, fds, *_ = socket.recv_fds(self._status, 64, 1)
@@ -188,11 +197,11 @@ class ForkedProgram:
         elif message:
             self._finish(os.waitstatus_to_exitcode(int(message)))
         else:
-            self._bereft()
+            self._end_without_server()
         return True
 
-    def _bereft(self) -> None:
-        """The host has died, or could not fork: the program must not outlive that."""
+    def _end_without_server(self) -> None:
+        """The server died, or could not fork: the program must not outlive it."""
         if self.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -200,8 +209,8 @@ class ForkedProgram:
             ended.register(self._pidfd, select.POLLIN)
             ended.poll()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._host.process.wait(1.0)
-        self._finish(self._host.process.returncode or 1)
+            self._server.process.wait(1.0)
+        self._finish(self._server.process.returncode or 1)
 
     def _finish(self, code: int) -> None:
         self.returncode = code
@@ -210,54 +219,64 @@ class ForkedProgram:
             os.close(self._pidfd)
 
 
-_host: ForkServer | None = None
+_server: ForkServer | None = None
 _lock = threading.Lock()
 
 
 def start(
     module: str, job_file: Path, stderr: int, environment: dict[str, str]
 ) -> ForkedProgram | None:
-    """Have a program forked, without waiting for it.
+    """Start a program as a fork of the server, without waiting.
 
     Args:
         module: The program's module.
         job_file: Its argument.
-        stderr: A descriptor for its standard error.
-        environment: Its environment; another one than before needs another host.
+        stderr: Descriptor of its standard error.
+        environment: Its environment. If it differs from the server's, a new server is started.
 
     Returns:
-        The program; None where it must be a fresh process.
+        The program, or None if it must be a fresh process.
     """
     if module in FRESH:
         return None
     with _lock, contextlib.suppress(OSError):
-        if host := _running(environment):
-            return ForkedProgram(host, module, job_file, stderr)
+        if server := _server_for(environment):
+            return ForkedProgram(server, module, job_file, stderr)
     return None
 
 
 def preload(environment: dict[str, str]) -> None:
-    """Start the host, if there can be one, without waiting for it."""
+    """Start the server, where programs are forked, without waiting until it has loaded libraries.
+
+    Args:
+        environment: The programs' environment.
+    """
     with _lock, contextlib.suppress(OSError):
-        _running(environment)
+        _server_for(environment)
 
 
-def _running(environment: dict[str, str]) -> ForkServer | None:
-    global _host
-    if os.environ.get("BURNISH_PROGRAM_HOST") == "off" or not _possible():
+def current_server() -> ForkServer | None:
+    """The server that was started last by this process."""
+    return _server
+
+
+def _server_for(environment: dict[str, str]) -> ForkServer | None:
+    global _server
+    if os.environ.get("BURNISH_FORK_SERVER") == "off" or not can_fork():
         return None
     environment = {name: environment[name] for name in environment.keys() - _NOT_COMPARED}
-    if _host and (_host.process.poll() is not None or _host.environment != environment):
-        _host.close()
-        # Else it would stay behind as a zombie.
-        threading.Thread(target=_host.process.wait, daemon=True).start()
-        _host = None
-    _host = _host or ForkServer(environment)
-    return _host
+    if _server and (_server.process.poll() is not None or _server.environment != environment):
+        _server.close()
+        # Without this wait it would be left as a zombie.
+        threading.Thread(target=_server.process.wait, daemon=True).start()
+        _server = None
+    _server = _server or ForkServer(environment)
+    return _server
 
 
 @functools.cache
-def _possible() -> bool:
+def can_fork() -> bool:
+    """Whether programs can be forked on this machine: it has pidfds and no GPU."""
     try:
         os.close(os.pidfd_open(os.getpid()))
     except (AttributeError, OSError):
@@ -267,19 +286,19 @@ def _possible() -> bool:
 
 @atexit.register
 def _stop() -> None:
-    # Waited for, so that whoever measures this process finds the programs' time in it.
-    if _host:
-        _host.process.kill()
-        _host.process.wait()
+    # Waiting adds the programs' CPU time to what this process reports of its children.
+    if _server:
+        _server.process.kill()
+        _server.process.wait()
 
 
 def _forget() -> None:
-    """A process that this one forks has no part in its host."""
-    global _host, _lock
+    """Give up the server in a process that this one forks: it belongs to the parent."""
+    global _server, _lock
     _lock = threading.Lock()
-    if _host:
-        _host.close()
-    _host = None
+    if _server:
+        _server.close()
+    _server = None
 
 
 if hasattr(os, "register_at_fork"):

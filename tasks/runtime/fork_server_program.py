@@ -1,15 +1,17 @@
-"""The program host: imports what programs need once, and forks a process for each program.
+"""The fork server: imports what programs need once, and forks a process for each program.
 
     python -P -m tasks.runtime.fork_server_program PARENT LIBRARY...
 
-Its standard input is a socket. Each message on it is a job, in JSON: `module`, `job_file`, `cwd`,
-and `needs`, the libraries to be there before the fork. Four descriptors come with it: the program's
-standard input, output and error, and a socket for its status, on which the host sends the program's
-pid with its pidfd, and at last its wait status. Where nobody listens there any more, the program is
-killed. `tasks.runtime.fork_server` is the parent's side.
+PARENT is the process that the server must not outlive. Standard input is a socket. Each message on
+it is a job, in JSON: `module`, `job_file`, `cwd`, and `needs`, the libraries to import before the
+fork. Four descriptors come with it: the program's standard input, output and error, and a status
+socket, on which the server sends the program's pid with its pidfd, and in the end its wait status.
+If the other end of the status socket is closed, the program is killed. `tasks.runtime.fork_server`
+is the parent's side.
 
-A fork has only the thread that called it, so libraries are imported here and never used: threads
-that an import starts (OpenBLAS, jemalloc) know about forks, those of a computation may not.
+A fork inherits only the thread that called it. So libraries are imported here but never used:
+threads that an import starts (OpenBLAS, jemalloc) are made for forks, those of a computation may
+not be.
 """
 
 from __future__ import annotations
@@ -29,17 +31,17 @@ import traceback
 from functools import partial
 from typing import Any, BinaryIO, NoReturn
 
-_SECONDS_BETWEEN_PARENT_CHECKS = 5.0
-_STOPS = (signal.SIGTERM, signal.SIGINT)
+_PARENT_CHECK_SECONDS = 5.0
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Host:
-    """Takes jobs until its socket ends, and stays until their programs have ended.
+class Server:
+    """Takes jobs until its socket is closed, and stays until their programs have ended.
 
     Args:
-        jobs: Where they come from.
-        parent: The process without which nothing here is wanted.
-        libraries: What to import while there is nothing else to do.
+        jobs: The socket on which jobs arrive.
+        parent: The process that the server must not outlive.
+        libraries: What to import while there is no job.
     """
 
     def __init__(self, jobs: socket.socket, parent: int, libraries: list[str]) -> None:
@@ -48,20 +50,21 @@ class Host:
         self._selector.register(jobs, selectors.EVENT_READ, self._take)
 
     def serve(self) -> None:
-        """Do all the work."""
-        # A process forked by the parent may hold the socket open: the parent's id tells as well.
+        """Serve until there is nothing left to do, or the parent is gone."""
+        # A process forked by the parent may hold the socket open, so check the parent itself too.
         while os.getppid() == self._parent and self._selector.get_map():
-            wait = 0.0 if self._libraries else _SECONDS_BETWEEN_PARENT_CHECKS
+            wait = 0.0 if self._libraries else _PARENT_CHECK_SECONDS
             ready = self._selector.select(wait)
             if ready:
-                # One at a time: what it does may close another one.
+                # One at a time: handling an event may close the file of another.
                 ready[0][0].data()
             elif self._libraries:
                 self._load(self._libraries[:1])
 
     def _load(self, libraries: list[str]) -> None:
         for name in libraries:
-            # What cannot be imported fails again in the program that needs it, and is told there.
+            # A library that cannot be imported fails again, and visibly, in the program that needs
+            # it.
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
         self._libraries = [name for name in self._libraries if name not in libraries]
@@ -84,11 +87,11 @@ class Host:
                 os.close(fd)
 
     def _fork(self, job: dict[str, Any], fds: list[int], status: socket.socket) -> None:
-        # Garbage collection would write to, and so copy, most of what is shared.
+        # A garbage collection would write to most of the shared pages, and so copy them.
         gc.freeze()
         pid = os.fork()
         if not pid:
-            self._become(job, fds, status)
+            self._run_program(job, fds, status)
         process = open(os.pidfd_open(pid), "rb", buffering=0)  # noqa: SIM115
         with contextlib.suppress(OSError):
             socket.send_fds(status, [str(pid).encode()], [process.fileno()])
@@ -110,11 +113,11 @@ class Host:
         process.close()
         status.close()
 
-    def _become(self, job: dict[str, Any], fds: list[int], status: socket.socket) -> NoReturn:
-        """Go on as the program, as if it were a fresh process."""
+    def _run_program(self, job: dict[str, Any], fds: list[int], status: socket.socket) -> NoReturn:
+        """Run the program in the forked process, as if this were a fresh one."""
         code: Any = 1
         try:
-            # A program must not keep open what tells of the ends of others.
+            # The program must not hold other programs' status sockets open.
             for key in list(self._selector.get_map().values()):
                 key.fileobj.close()
             self._selector.close()
@@ -122,7 +125,7 @@ class Host:
             for number, fd in enumerate(fds):
                 os.dup2(fd, number)
                 os.close(fd)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
             os.chdir(job["cwd"])
             sys.argv = [job["module"], job["job_file"]]
             importlib.invalidate_caches()
@@ -141,7 +144,7 @@ class Host:
 
 
 if __name__ == "__main__":
-    # A signal to the whole group is for the programs, and their parent decides what comes of it.
-    # Blocked rather than ignored, so that one for a program that has just been forked is not lost.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
-    Host(socket.socket(fileno=0), int(sys.argv[1]), sys.argv[2:]).serve()
+    # A signal to the process group is meant for the programs; their parent decides what follows.
+    # Blocked, not ignored: a program that has just been forked must not lose it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    Server(socket.socket(fileno=0), int(sys.argv[1]), sys.argv[2:]).serve()

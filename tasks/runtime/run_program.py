@@ -1,12 +1,11 @@
 """Runs a program in a process of its own: the parent's side of `tasks.runtime.program`.
 
-Programs load torch, and may crash, run out of memory or hang; the flow must survive that and say
-which it was. A program also reads data and models from outside, so it gets no credentials.
+A program loads torch, and may crash, run out of memory or hang; the flow must survive that and name
+the cause. A program also reads data and models from outside, so it gets no credentials.
 
-The process is forked off one that has loaded torch (`tasks.runtime.fork_server`), or a fresh one
-where that cannot be, or where the environment says `BURNISH_PROGRAM_HOST=off`. A program
-that trains on several processes is a fresh one, `tasks.runtime.ranks_program`, which starts the
-others.
+The process is a fork of one that has loaded torch (`tasks.runtime.fork_server`), or a fresh one
+where forking does not work or `BURNISH_FORK_SERVER=off` is set. If several processes train
+together, the program is a fresh `tasks.runtime.ranks_program`, which starts them.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ class TestNothingChanged:
             "except SystemExit as ended:\n"
             "    print('status', ended.code)\n"
             "print(sorted({'torch', 'transformers', 'scipy', 'sklearn'} & set(sys.modules)))\n"
-            "print(fork_server._host)\n"
+            "print(fork_server.current_server())\n"
         )
         shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert shown.stdout.endswith("status 0\n[]\nNone\n"), shown.stdout + shown.stderr

@@ -131,7 +131,7 @@ def _training(pid: int) -> list[psutil.Process]:
     found = []
     for child in psutil.Process(pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if any(file.path.endswith("/train.log") for file in child.open_files()):
+            if any(file.path.endswith("/finetune.log") for file in child.open_files()):
                 found.append(child)
     return found
 

@@ -62,7 +62,7 @@ class TestTheSameJob:
     ):
         data, results = shards([news]), []
         for way in ("on", "off"):
-            monkeypatch.setenv("BURNISH_PROGRAM_HOST", way)
+            monkeypatch.setenv("BURNISH_FORK_SERVER", way)
             job = train_job(data=data, training={"epochs": 1})
             result = run_program("tasks.finetune.program", job, scratch=tmp_path / way)
             results.append((result, content(job["out"])))

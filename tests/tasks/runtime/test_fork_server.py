@@ -1,4 +1,4 @@
-"""The host that programs are forked off: its life, and what its programs inherit."""
+"""The fork server: when it starts and ends, and what its programs inherit."""
 
 import json
 import os
@@ -23,15 +23,16 @@ from tests.tasks.base_model.test_gguf_step import write_gguf
 from tests.tasks.runtime.test_run_program import HEADER, gone
 from tests.tasks.samples import write_jsonl
 
-pytestmark = pytest.mark.skipif(not fork_server._possible(), reason="programs are not forked here")
+pytestmark = pytest.mark.skipif(not fork_server.can_fork(), reason="programs are not forked here")
 
 PROGRAM = f"""{HEADER}
 def main(job, reporter):
-    reporter.progress(always=True, pid=os.getpid(), host=os.getppid())
+    reporter.progress(always=True, pid=os.getpid(), parent=os.getppid())
     open(job["began"], "w").close()
     while job.get("until") and not os.path.exists(job["until"]):
         time.sleep(0.01)
-    return {{"pid": os.getpid(), "host": os.getppid(), "descriptors": os.listdir("/proc/self/fd")}}
+    descriptors = os.listdir("/proc/self/fd")
+    return {{"pid": os.getpid(), "parent": os.getppid(), "descriptors": descriptors}}
 
 run(main)
 """
@@ -65,7 +66,7 @@ run(main)
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with the program `follower`, and a host that loads nothing."""
+    """A folder with the program `follower`; the fork server loads no libraries."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(fork_server, "LIBRARIES", {})
     (tmp_path / "follower.py").write_text(PROGRAM)
@@ -74,7 +75,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def follow(folder):
-    """Runs `follower`, by default until it is told that it may end."""
+    """Runs `follower`, by default until the file `<name>-end` exists."""
 
     def run(name="one", until=True, **options):
         job = {"began": str(folder / f"{name}-began")}
@@ -109,22 +110,22 @@ def appears(path, seconds=60.0):
         time.sleep(0.01)
 
 
-class TestTheHost:
-    def test_serves_one_program_after_the_other(self, follow):
+class TestTheServer:
+    def test_forks_one_program_after_the_other(self, follow):
         first, second = follow("one", until=False), follow("two", until=False)
-        assert first["host"] == second["host"] == fork_server._host.process.pid
+        assert first["parent"] == second["parent"] == fork_server.current_server().process.pid
         assert first["pid"] != second["pid"]
 
-    def test_serves_two_at_once_and_neither_holds_what_the_other_has(self, follow, folder):
+    def test_forks_two_at_once_and_neither_holds_the_files_of_the_other(self, follow, folder):
         one = InBackground(follow, "one")
         appears(folder / "one-began")
         two = follow("two", until=False)
         (folder / "one-end").touch()
         one.join()
-        assert one.result["host"] == two["host"]
+        assert one.result["parent"] == two["parent"]
         assert len(two["descriptors"]) <= len(one.result["descriptors"])
 
-    def test_is_another_one_for_another_environment_and_stays_for_what_runs(
+    def test_is_replaced_when_the_environment_changes_and_ends_after_its_last_program(
         self, follow, folder, monkeypatch
     ):
         one = InBackground(follow, "one")
@@ -133,83 +134,83 @@ class TestTheHost:
         two = follow("two", until=False)
         (folder / "one-end").touch()
         one.join()
-        assert one.result["host"] != two["host"]
-        assert gone(one.result["host"])
+        assert one.result["parent"] != two["parent"]
+        assert gone(one.result["parent"])
 
-    def test_starts_before_it_is_needed(self, follow):
+    def test_can_be_started_in_advance(self, follow):
         preload()
-        pid = fork_server._host.process.pid
-        assert follow(until=False)["host"] == pid
+        pid = fork_server.current_server().process.pid
+        assert follow(until=False)["parent"] == pid
 
-    def test_can_be_switched_off(self, follow, monkeypatch):
-        monkeypatch.setenv("BURNISH_PROGRAM_HOST", "off")
-        before = fork_server._host
+    def test_can_be_turned_off(self, follow, monkeypatch):
+        monkeypatch.setenv("BURNISH_FORK_SERVER", "off")
+        before = fork_server.current_server()
         preload()
-        assert follow(until=False)["host"] == os.getpid()
-        assert fork_server._host is before
+        assert follow(until=False)["parent"] == os.getpid()
+        assert fork_server.current_server() is before
 
-    def test_is_not_used_beside_a_gpu(self, follow, monkeypatch):
+    def test_is_not_used_where_there_is_a_gpu(self, follow, monkeypatch):
         monkeypatch.setattr(fork_server, "has_gpu", lambda: True)
-        fork_server._possible.cache_clear()
+        fork_server.can_fork.cache_clear()
         try:
-            assert follow(until=False)["host"] == os.getpid()
+            assert follow(until=False)["parent"] == os.getpid()
         finally:
-            fork_server._possible.cache_clear()
+            fork_server.can_fork.cache_clear()
 
-    def test_leaves_the_signals_of_the_group_to_its_programs(self, follow):
-        pid = follow(until=False)["host"]
+    def test_ignores_signals_that_are_meant_for_its_programs(self, follow):
+        pid = follow(until=False)["parent"]
         for number in (signal.SIGTERM, signal.SIGINT):
             os.kill(pid, number)
-        assert follow("two", until=False)["host"] == pid
+        assert follow("two", until=False)["parent"] == pid
 
     def test_is_not_shared_with_a_process_that_this_one_forks(self, follow):
-        follow(until=False)
+        server = follow(until=False)["parent"]
         pid = os.fork()
         if not pid:
-            os._exit(
-                0 if fork_server._host is None and fork_server._lock.acquire(blocking=False) else 1
-            )
+            signal.alarm(60)
+            preload()
+            os._exit(int(fork_server.current_server().process.pid == server))
         assert os.waitpid(pid, 0)[1] == 0
-        assert follow("two", until=False)["host"] == fork_server._host.process.pid
+        assert follow("two", until=False)["parent"] == server
 
 
-class TestTheEnd:
-    def test_of_the_host_ends_its_program_and_the_next_one_gets_another(self, follow):
+class TestEnds:
+    def test_a_killed_server_takes_its_program_with_it_and_is_replaced(self, follow):
         seen = []
 
         def kill(facts):
             seen.append(facts)
-            os.kill(facts["host"], signal.SIGKILL)
+            os.kill(facts["parent"], signal.SIGKILL)
 
         with pytest.raises(OutOfHostMemory):
             follow("one", on_progress=kill)
-        # An orphan is reaped by someone else, who may take his time.
-        assert gone(seen[0]["pid"]) and gone(seen[0]["host"], 0.5)
-        assert follow("two", until=False)["host"] != seen[0]["host"]
+        # The program is an orphan now: another process reaps it, perhaps later.
+        assert gone(seen[0]["pid"]) and gone(seen[0]["parent"])
+        assert follow("two", until=False)["parent"] != seen[0]["parent"]
 
-    def test_of_the_host_by_a_crash_is_told_with_the_signal(self, follow):
+    def test_a_crash_of_the_server_is_reported_with_its_signal(self, follow):
         with pytest.raises(CodeFailed, match="SIGABRT"):
-            follow(on_progress=lambda facts: os.kill(facts["host"], signal.SIGABRT))
+            follow(on_progress=lambda facts: os.kill(facts["parent"], signal.SIGABRT))
 
-    def test_of_a_wait_for_a_busy_host_leaves_nothing_to_begin(self, follow, folder):
-        pid = follow("one", until=False)["host"]
+    def test_a_program_that_timed_out_while_the_server_was_busy_never_starts(self, follow, folder):
+        pid = follow("one", until=False)["parent"]
         os.kill(pid, signal.SIGSTOP)
         try:
             with pytest.raises(TimedOut):
                 follow("two", until=False, time_limit=0.5)
         finally:
             os.kill(pid, signal.SIGCONT)
-        assert follow("three", until=False)["host"] == pid
+        assert follow("three", until=False)["parent"] == pid
         assert not (folder / "two-began").exists()
 
     @pytest.mark.parametrize("how", ["killed", "finished"])
-    def test_of_the_parent_is_that_of_the_host(self, folder, how):
+    def test_the_server_ends_with_its_parent(self, folder, how):
         code = (
             "import sys; from pathlib import Path; from tasks.runtime import fork_server\n"
             "fork_server.LIBRARIES = {}\n"
             "from tasks.runtime.run_program import run_program\n"
             f"job, scratch = {{'began': {str(folder / 'began')!r}}}, Path({str(folder)!r})\n"
-            "print(run_program('follower', job, scratch=scratch)['host'], flush=True)\n"
+            "print(run_program('follower', job, scratch=scratch)['parent'], flush=True)\n"
             f"{'import time; time.sleep(60)' if how == 'killed' else ''}"
         )
         paths = os.pathsep.join([str(ROOT), str(folder)])
@@ -228,7 +229,7 @@ class TestTheEnd:
 
 @pytest.fixture
 def language_job(tmp_path, tiny_lm):
-    """Makes a small job for a program of language models, which writes below the given folder."""
+    """Makes a small job for a language-model program, which writes below the given folder."""
     chats = [
         {
             "messages": [
@@ -334,8 +335,8 @@ def own_task(folder):
     return folder
 
 
-class TestThePrograms:
-    def test_are_all_known(self):
+class TestPrograms:
+    def test_each_has_its_libraries_declared_or_is_fresh(self):
         found = {
             ".".join(file.relative_to(ROOT).with_suffix("").parts)
             for file in (ROOT / "tasks").glob("*/*program.py")
@@ -343,9 +344,9 @@ class TestThePrograms:
         }
         assert found == fork_server.LIBRARIES.keys() | fork_server.FRESH
 
-    def test_may_need_to_be_fresh(self, follow, monkeypatch):
+    def test_a_fresh_one_is_not_forked(self, follow, monkeypatch):
         monkeypatch.setattr(fork_server, "FRESH", {"follower"})
-        assert follow(until=False)["host"] == os.getpid()
+        assert follow(until=False)["parent"] == os.getpid()
 
     @pytest.mark.slow
     @pytest.mark.parametrize(
@@ -365,20 +366,22 @@ class TestThePrograms:
             ),
         ],
     )
-    def test_give_the_same_as_fresh_ones(self, language_job, tmp_path, monkeypatch, name):
+    def test_a_fork_gives_the_same_result_as_a_fresh_process(
+        self, language_job, tmp_path, monkeypatch, name
+    ):
         found = []
-        for way in ("on", "off"):
-            monkeypatch.setenv("BURNISH_PROGRAM_HOST", way)
-            job = language_job(name, tmp_path / way)
+        for setting in ("on", "off"):
+            monkeypatch.setenv("BURNISH_FORK_SERVER", setting)
+            job = language_job(name, tmp_path / setting)
             result = run_program(f"tasks.{name}", job, scratch=tmp_path / "s")
-            files = sorted((tmp_path / way / "out").rglob("*"))
+            files = sorted((tmp_path / setting / "out").rglob("*"))
             found.append((result, [(file.name, file.read_bytes()) for file in files]))
         assert found[0] == found[1]
         assert found[0][0] or found[0][1]
 
 
-class TestWhatIsInherited:
-    def test_works_in_threads_as_in_a_fresh_process(self, tmp_path, monkeypatch):
+class TestThreads:
+    def test_libraries_compute_with_threads_as_in_a_fresh_process(self, tmp_path, monkeypatch):
         (tmp_path / "in_threads.py").write_text(THREADS)
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         libraries = fork_server.LIBRARIES["tasks.finetune.program"]
@@ -386,9 +389,9 @@ class TestWhatIsInherited:
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             monkeypatch.setenv(name, "2")
         found = []
-        for way in ("on", "on", "off"):
-            monkeypatch.setenv("BURNISH_PROGRAM_HOST", way)
-            job = {"loaded": way == "on"}
+        for setting in ("on", "on", "off"):
+            monkeypatch.setenv("BURNISH_FORK_SERVER", setting)
+            job = {"loaded": setting == "on"}
             found.append(run_program("in_threads", job, scratch=tmp_path / "s", time_limit=120))
         assert found[0] == found[1] == found[2]
         assert found[0]["threads"][0] == 2

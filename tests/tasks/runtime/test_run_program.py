@@ -17,10 +17,10 @@ HEADER = "import os, signal, sys, time\nfrom tasks.runtime.program import run\n"
 
 @pytest.fixture(params=["fresh", "forked"])
 def way(request, monkeypatch):
-    """How programs get their processes; forked ones off a host that has loaded nothing."""
+    """How programs get their processes: fresh, or as forks of a server without libraries."""
     if request.param == "fresh":
-        monkeypatch.setenv("BURNISH_PROGRAM_HOST", "off")
-    elif not fork_server._possible():
+        monkeypatch.setenv("BURNISH_FORK_SERVER", "off")
+    elif not fork_server.can_fork():
         pytest.skip("programs are not forked here")
     monkeypatch.setattr(fork_server, "LIBRARIES", {})
     return request.param
