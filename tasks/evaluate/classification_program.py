@@ -32,7 +32,7 @@ from transformers.utils import logging
 
 from tasks.evaluate import released_model
 from tasks.models import classifier
-from tasks.models.load_errors import reading_shipped
+from tasks.models.load_errors import release_load_errors
 from tasks.runtime.program import Reporter, run
 
 _OWN_COLUMNS = ("hash_hi", "hash_lo", "text", "text_pair", "label")
@@ -178,7 +178,7 @@ def _load(job: dict[str, Any], folder: Path, device: str) -> Any:
             device=device,
         )
         return model
-    with reading_shipped("AutoModelForSequenceClassification"):
+    with release_load_errors("AutoModelForSequenceClassification"):
         if job["kind"] == "adapter":
             return _load_adapter(job, folder, device)
         return AutoModelForSequenceClassification.from_pretrained(

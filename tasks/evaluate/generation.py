@@ -49,7 +49,7 @@ class Generator:
         self._model, self._pad = model, pad
         self._device = model.device
         self._ends = torch.tensor(sorted(ends), device=self._device)
-        self._last_only = {"logits_to_keep": 1} if causal.keeps_logits(model) else {}
+        self._last_only = {"logits_to_keep": 1} if causal.accepts_logits_to_keep(model) else {}
 
     @torch.inference_mode()
     def write(

@@ -60,7 +60,7 @@ from tasks.contracts.errors import BadModel, BadRecipe
 from tasks.evaluate import answer_metrics, released_model
 from tasks.evaluate.generation import Generator
 from tasks.models import causal
-from tasks.models.load_errors import reading_shipped
+from tasks.models.load_errors import release_load_errors
 from tasks.runtime.program import Reporter, run
 from tasks.training import losses
 
@@ -390,7 +390,7 @@ def load(job: dict[str, Any], folder: Path, device: str) -> torch.nn.Module:
         base = causal.load_causal(
             Path(job["base"]), dtype=dtype, quantization=job["quantization"], device=device
         )
-        with reading_shipped("PeftModel"):
+        with release_load_errors("PeftModel"):
             return released_model.put_adapter(base, folder)
     try:
         return causal.load_causal(folder, dtype=dtype, device=device)

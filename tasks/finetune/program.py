@@ -136,7 +136,7 @@ def ship(job: dict[str, Any], adapter: Path) -> None:
         model = task.merge(model)
         adapter_.save_merged(model, out)
     else:
-        adapter_.save_shipped_adapter(model, adapter, out, job["base_pin"], job["quantization"])
+        adapter_.export_adapter(model, adapter, out, job["base_pin"], job["quantization"])
     task.finish(model, out)
 
 

@@ -1,9 +1,9 @@
-"""LoRA layers in one piece: what the adapter adds is added where the base's product lies.
+"""Fused LoRA layers: base and adapter are one operation that accumulates in place.
 
-peft computes x Wᵀ and s (x Aᵀ) Bᵀ apart, and autograd adds them up, forward and backward: each
-sum reads and writes tensors of the layer's full width several times over, which takes a good part
-of the time of the products themselves. Here both are one operation (as in Unsloth's kernels),
-which accumulates in place. The numbers are peft's, but for rounding.
+peft computes x Wᵀ and s (x Aᵀ) Bᵀ separately, and autograd adds them in the forward and the
+backward pass. Each sum reads and writes tensors of the layer's full width several times, which
+takes a considerable part of the time of the products themselves. Here both are one operation, as
+in Unsloth's kernels. The results equal peft's except for rounding.
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ import torch
 
 
 def fuse(model: torch.nn.Module) -> int:
-    """Let a model's LoRA layers compute in one piece, where that is what peft would compute.
+    """Fuse the LoRA layers of a model, in place.
 
-    Left as they are: variants (DoRA), several adapters, and layers that are trained themselves.
+    Variants (DoRA), layers with several adapters and layers whose base is trained are left as they
+    are.
 
     Args:
-        model: With its adapter inside. No process holds only a share of it.
+        model: A model with an adapter, not sharded.
 
     Returns:
-        How many layers do.
+        The number of fused layers.
     """
-    layers = [module for module in model.modules() if _is_plain(module)]
+    layers = [module for module in model.modules() if _can_fuse(module)]
     for layer in layers:
-        layer.forward = _Fused(layer)
+        layer.forward = _FusedForward(layer)
     return len(layers)
 
 
-class _Fused:
-    """A layer's forward pass.
+class _FusedForward:
+    """The forward pass of one LoRA layer.
 
     Args:
-        layer: peft's.
+        layer: The layer of peft.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -50,7 +51,7 @@ class _Fused:
         if torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))
         dropped = self._dropout(x)
-        return _Sum.apply(
+        return _FusedLora.apply(
             x,
             None if dropped is x else dropped,
             self._down.weight.to(x.dtype),
@@ -60,8 +61,8 @@ class _Fused:
         )
 
 
-class _Sum(torch.autograd.Function):
-    """x Wᵀ + b + s (z Aᵀ) Bᵀ, where z is x, or x with dropout. W and b are frozen."""
+class _FusedLora(torch.autograd.Function):
+    """x Wᵀ + b + s (z Aᵀ) Bᵀ, where z is x, or x after dropout. W and b are frozen."""
 
     @staticmethod
     def forward(
@@ -73,33 +74,33 @@ class _Sum(torch.autograd.Function):
         scale: float,
         base: torch.nn.Module,
     ) -> torch.Tensor:
-        read = (x if dropped is None else dropped).flatten(0, -2)
-        low = read @ down.T
-        made = base(x)
-        made.flatten(0, -2).addmm_(low, up.T, alpha=scale)
-        ctx.save_for_backward(read, low, down, up)
+        inputs = (x if dropped is None else dropped).flatten(0, -2)
+        low = inputs @ down.T
+        out = base(x)
+        out.flatten(0, -2).addmm_(low, up.T, alpha=scale)
+        ctx.save_for_backward(inputs, low, down, up)
         ctx.scale, ctx.base, ctx.shape, ctx.drops = scale, base, x.shape, dropped is not None
-        return made
+        return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        read, low, down, up = ctx.saved_tensors
-        gradient = gradient.flatten(0, -2)
-        of_low = (gradient @ up).mul_(ctx.scale)
-        of_up = (gradient.T @ low).mul_(ctx.scale)
-        of_x, of_dropped = None, None
+    def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        inputs, low, down, up = ctx.saved_tensors
+        grad_out = grad_out.flatten(0, -2)
+        grad_low = (grad_out @ up).mul_(ctx.scale)
+        grad_up = (grad_out.T @ low).mul_(ctx.scale)
+        grad_x, grad_dropped = None, None
         if ctx.needs_input_grad[0]:
-            of_x = gradient @ _weight(ctx.base, gradient.dtype)
+            grad_x = grad_out @ _weight(ctx.base, grad_out.dtype)
             if not ctx.drops:
-                of_x.addmm_(of_low, down)
-            of_x = of_x.view(ctx.shape)
+                grad_x.addmm_(grad_low, down)
+            grad_x = grad_x.view(ctx.shape)
         if ctx.needs_input_grad[1]:
-            of_dropped = (of_low @ down).view(ctx.shape)
-        return of_x, of_dropped, of_low.T @ read, of_up, None, None
+            grad_dropped = (grad_low @ down).view(ctx.shape)
+        return grad_x, grad_dropped, grad_low.T @ inputs, grad_up, None, None
 
 
 def _weight(base: Any, dtype: torch.dtype) -> torch.Tensor:
-    """(out, in): a frozen layer's weights, dequantised where they are in 4 bits."""
+    """The weights of a frozen layer, dequantized if they are 4-bit: (out, in)."""
     weight = base.weight
     if not hasattr(weight, "quant_state"):
         return weight.to(dtype)
@@ -108,10 +109,10 @@ def _weight(base: Any, dtype: torch.dtype) -> torch.Tensor:
     return dequantize_4bit(weight.view(-1, 1), weight.quant_state).to(dtype)
 
 
-def _is_plain(module: Any) -> bool:
+def _can_fuse(module: Any) -> bool:
     if not hasattr(module, "lora_A") or len(module.active_adapters) != 1:
         return False
-    # peft and bitsandbytes take seconds to import: whoever has such a layer has imported them.
+    # Not isinstance: peft and bitsandbytes take seconds to import.
     base, name = module.get_base_layer(), module.active_adapters[0]
     return (
         (type(base) is torch.nn.Linear or hasattr(base.weight, "quant_state"))

@@ -1,8 +1,8 @@
-"""Attention for examples that lie one behind the other in one row, each seeing itself alone.
+"""Attention for packed batches: examples are concatenated in one row and attend to themselves only.
 
-Registered with transformers as `packed`. A model called with `packed_arguments(lengths)` runs its
-attention example by example: no padding, no mask, and no example sees another. Without these
-arguments every row is one example.
+Registered with transformers as `packed`. A model called with `packed_arguments(lengths)` computes
+its attention example by example, without padding or mask. Without these arguments every row is one
+example.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
 NAME = "packed"
-# What some models want of their attention beyond scaled dot products.
+# Arguments by which models ask for more than scaled dot products.
 _UNSUPPORTED_OPTIONS = ("softcap", "s_aux", "position_bias", "head_mask")
 
 
-class _How(NamedTuple):
-    """What of `attend`'s arguments all ways to compute it take alike."""
+class _Options(NamedTuple):
+    """Those arguments of `attend` that every implementation takes."""
 
     dropout: float
     scaling: float | None
@@ -28,22 +28,24 @@ class _How(NamedTuple):
 
 
 class UnsupportedAttention(Exception):
-    """The model's attention is more than scaled dot products of what came before."""
+    """The model needs more than causal attention with scaled dot products."""
 
 
 def register() -> None:
-    """Make the attention known to transformers. Doing it twice does no harm."""
+    """Register the attention with transformers. Calling it twice is harmless."""
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, _no_mask)
 
 
 def packed_arguments(lengths: list[int], device: str) -> dict[str, Any]:
-    """What a model must be called with, besides `input_ids`: by the names of transformers'
-    FlashAttention arguments, so that FlashAttention understands them as well.
+    """The arguments of a packed batch besides `input_ids`.
+
+    They have the names of transformers' FlashAttention arguments, so FlashAttention accepts them
+    too.
 
     Args:
-        lengths: Tokens of each example, in their order.
-        device: Where the model is.
+        lengths: Tokens of each example, in order.
+        device: The model's device.
     """
     ends = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)).to(device)
     positions = np.concatenate([np.arange(length) for length in lengths])
@@ -68,76 +70,83 @@ def attend(
     sliding_window: int | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int = 0,
-    **options: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each example; the signature is that of `AttentionInterface`.
 
     Args:
         module: The attention layer.
-        query: (rows, heads, tokens, size).
-        key, value: The same, with as many heads or a divisor of their number.
-        attention_mask: Always None: `_no_mask` made it.
-        dropout: Of the attention weights.
-        scaling: Of the scores; None for 1 / sqrt(size).
-        sliding_window: How many tokens each token sees, itself among them; None for all.
-        cu_seq_lens_q: int32: where each example of the only row begins, and the end of the last.
-        max_length_q: Tokens in the longest example.
-        **options: What other kinds of attention need.
+        query: (rows, heads, tokens, head size).
+        key, value: The same shape; the number of heads may be a divisor of that of query.
+        attention_mask: Always None, as `_no_mask` returns it.
+        dropout: Dropout probability of the attention weights.
+        scaling: Factor of the scores; None for 1 / sqrt(head size).
+        sliding_window: Tokens that each token attends to, including itself; None for all.
+        cu_seq_lens_q: int32: start of each example in the only row, and the end of the last;
+            None if every row is one example.
+        max_length_q: Tokens of the longest example.
+        **others: Arguments of other kinds of attention.
 
     Returns:
-        (rows, tokens, heads, size), and None for the weights.
+        (rows, tokens, heads, head size), and None in place of the attention weights.
 
     Raises:
-        UnsupportedAttention: See `UnsupportedAttention`.
+        UnsupportedAttention: A mask or another kind of attention is required.
     """
-    asked = [name for name in _UNSUPPORTED_OPTIONS if options.get(name) is not None]
-    if asked or attention_mask is not None or getattr(module, "is_causal", True) is False:
-        raise UnsupportedAttention(", ".join(asked) or "a mask")
-    how, ends = _How(dropout, scaling, sliding_window), cu_seq_lens_q
+    unsupported = [name for name in _UNSUPPORTED_OPTIONS if others.get(name) is not None]
+    if unsupported or attention_mask is not None or getattr(module, "is_causal", True) is False:
+        raise UnsupportedAttention(", ".join(unsupported) or "a mask")
+    options, ends = _Options(dropout, scaling, sliding_window), cu_seq_lens_q
     if ends is None:
-        return _plain(query, key, value, how).transpose(1, 2), None
+        return _one_example_per_row(query, key, value, options).transpose(1, 2), None
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if query.is_cuda:
-        return _on_cuda(query, key, value, how, ends, max_length_q), None
-    return _one_by_one(query, key, value, how, ends), None
+        return _on_cuda(query, key, value, options, ends, max_length_q), None
+    return _one_by_one(query, key, value, options, ends), None
 
 
-# Lengths are read: what cannot be compiled. On CUDA it may be possible, and was not tried.
+# Reading the lengths breaks the compiled graph. It may be avoidable on CUDA; this was not tried.
 @torch.compiler.disable
 def _one_by_one(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: _How, ends: torch.Tensor
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    options: _Options,
+    ends: torch.Tensor,
 ) -> torch.Tensor:
     lengths = ends.diff().tolist()
-    # Split, not sliced: the gradient of a split is one concatenation, that of each slice a whole
-    # tensor of zeros around it.
+    # Split, not sliced: the backward pass of a split is one concatenation; that of a slice fills a
+    # tensor of full size with zeros.
     parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    done = [_plain(*part, how).transpose(1, 2) for part in parts]
+    done = [_one_example_per_row(*part, options).transpose(1, 2) for part in parts]
     return torch.cat(done, dim=1)
 
 
-def _plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: _How) -> torch.Tensor:
+def _one_example_per_row(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: _Options
+) -> torch.Tensor:
     length = query.shape[2]
     mask = None
-    if how.window is not None and how.window < length:
-        place = torch.arange(length, device=query.device)
-        behind = place[:, None] - place
-        mask = (behind >= 0) & (behind < how.window)
+    if options.window is not None and options.window < length:
+        position = torch.arange(length, device=query.device)
+        distance = position[:, None] - position
+        mask = (distance >= 0) & (distance < options.window)
     return F.scaled_dot_product_attention(
         query,
         key,
         value,
         attn_mask=mask,
-        dropout_p=how.dropout,
-        scale=how.scaling,
+        dropout_p=options.dropout,
+        scale=options.scaling,
         is_causal=mask is None,
         enable_gqa=key.shape[1] != query.shape[1],
     )
 
 
-def _varlen_works(query: torch.Tensor) -> bool:
-    # FlashAttention's own limits.
+def _supports_varlen(query: torch.Tensor) -> bool:
+    # The limits of FlashAttention.
     return (
         query.dtype in (torch.bfloat16, torch.float16)
         and query.shape[-1] <= 256
@@ -151,12 +160,12 @@ def _on_cuda(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    how: _How,
+    options: _Options,
     ends: torch.Tensor,
     longest: int,
 ) -> torch.Tensor:
-    if how.dropout or not _varlen_works(query):
-        return _one_by_one(query, key, value, how, ends)
+    if options.dropout or not _supports_varlen(query):
+        return _one_by_one(query, key, value, options, ends)
     from torch.nn.attention.varlen import varlen_attn
 
     flat = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
@@ -166,9 +175,9 @@ def _on_cuda(
         ends,
         longest,
         longest,
-        scale=how.scaling,
-        # How far each token sees to the left and to the right; -1 is without limit.
-        window_size=(-1 if how.window is None else how.window - 1, 0),
+        scale=options.scaling,
+        # Tokens to the left and to the right; -1 means no limit.
+        window_size=(-1 if options.window is None else options.window - 1, 0),
         enable_gqa=key.shape[1] != query.shape[1],
     )
     return done[None]

@@ -1,1 +1,1 @@
-"""What the programs are made of: models, tokens, batches, losses and training's loop."""
+"""Load, adapt, merge and save models for the programs."""

@@ -1,4 +1,4 @@
-"""LoRA adapters: attach, save, load."""
+"""Attach, save, load and export LoRA adapters."""
 
 from __future__ import annotations
 
@@ -16,16 +16,21 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from tasks.contracts.errors import BadRecipe
-from tasks.models.weights import silence_dropout
+from tasks.models.weights import disable_base_dropout
 
 
 def linear_modules(model: torch.nn.Module, heads: Iterable[str]) -> list[str]:
-    """Full names of the linear layers that an adapter may target, in the model's order."""
+    """Full names of the linear layers that an adapter can target, in the model's order.
+
+    Args:
+        model: The base model.
+        heads: Modules whose layers are left out.
+    """
     inside = tuple(f"{head}." for head in heads)
     return [
         name
         for name, module in model.named_modules()
-        # GPT-2 and its kin write their linear layers as Conv1D.
+        # GPT-2 and similar models implement linear layers as Conv1D.
         if isinstance(module, torch.nn.Linear | Conv1D) and not f"{name}.".startswith(inside)
     ]
 
@@ -36,22 +41,22 @@ def attach_lora(
     heads: Iterable[str],
     seed: int,
     task_type: str = "SEQ_CLS",
-    apart: Iterable[str] = (),
+    exclude: Iterable[str] = (),
 ) -> torch.nn.Module:
-    """Wrap a model in a new adapter; adapter and head train in fp32, all else is frozen.
+    """Wrap a model in a new adapter. Adapter and head train in fp32; the rest is frozen.
 
     Args:
         model: The base model.
         lora: `LoraRecipe` as plain values.
-        heads: Modules that are trained in full, besides `lora["modules_to_save"]`.
-        seed: Of the adapter's first values.
-        task_type: As peft names it.
-        apart: Modules that get no adapter, besides those that are trained in full.
+        heads: Modules that are trained in full, in addition to `lora["modules_to_save"]`.
+        seed: Seed of the adapter's initial values.
+        task_type: peft's task type.
+        exclude: More modules that get no adapter.
 
     Raises:
         BadRecipe: A target or module to save does not exist.
     """
-    # peft takes seconds to import, and what only examines or scores needs none of it.
+    # peft takes seconds to import, and programs that only inspect or score do not need it.
     from peft import LoraConfig, get_peft_model
 
     heads = sorted({*heads, *lora["modules_to_save"]})
@@ -62,11 +67,11 @@ def attach_lora(
         lora_dropout=lora["dropout"],
         use_rslora=lora.get("rslora", False),
         use_dora=lora.get("dora", False),
-        target_modules=_targets(model, lora["target_modules"], [*heads, *apart]),
-        modules_to_save=_known(model, heads),
+        target_modules=_targets(model, lora["target_modules"], [*heads, *exclude]),
+        modules_to_save=_existing(model, heads),
     )
-    silence_dropout(model)
-    # Drawn from a seed of its own: what was drawn for the head must not move it.
+    disable_base_dropout(model)
+    # Seeded separately: random numbers drawn for the head must not change the adapter.
     torch.manual_seed(seed)
     wrapped = get_peft_model(model, config)
     for parameter in wrapped.parameters():
@@ -76,14 +81,14 @@ def attach_lora(
 
 
 def save_adapter(model: torch.nn.Module, file: Path) -> None:
-    """Write the trained tensors (adapter and head) to one safetensors file, whole or not at all."""
-    # peft takes seconds to import, and what only examines or scores needs none of it.
+    """Save the trained tensors (adapter and head) to one safetensors file, atomically."""
+    # Slow to import, see `attach_lora`.
     from peft import get_peft_model_state_dict
 
     state = {
         name: tensor.detach().to("cpu", torch.float32).contiguous()
         for name, tensor in sorted(
-            get_peft_model_state_dict(model, state_dict=held_in_full(model)).items()
+            get_peft_model_state_dict(model, state_dict=unsharded_state(model)).items()
         )
     }
     partial = file.with_suffix(".partial")
@@ -91,12 +96,12 @@ def save_adapter(model: torch.nn.Module, file: Path) -> None:
     partial.replace(file)
 
 
-def held_in_full(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
-    """The tensors of a shared model that each process has in full: its adapter's.
+def unsharded_state(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
+    """The tensors of a sharded model that every process holds in full: those of its adapter.
 
     Returns:
-        They by name; None for a model that is not shared. To save the others, peft would put them
-        together in every process.
+        Tensors by name; None for a model that is not sharded. To save sharded tensors, peft would
+        gather them in every process.
     """
     state = model.state_dict()
     full = {name: tensor for name, tensor in state.items() if not isinstance(tensor, DTensor)}
@@ -104,38 +109,38 @@ def held_in_full(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
 
 
 def load_adapter(model: torch.nn.Module, file: Path) -> None:
-    """Read what `save_adapter` wrote into a model of the same shape."""
-    # peft takes seconds to import, and what only examines or scores needs none of it.
+    """Load tensors saved by `save_adapter` into a model with the same adapter."""
+    # Slow to import, see `attach_lora`.
     from peft import set_peft_model_state_dict
 
     set_peft_model_state_dict(model, load_file(file))
 
 
 def save_merged(model: PreTrainedModel, folder: Path) -> None:
-    """Write an ordinary model as safetensors, without a trace of where its base lay."""
+    """Save a model without an adapter as safetensors, without the path of its base."""
     model.config._name_or_path = ""
     model.eval().save_pretrained(folder, max_shard_size="5GB")
-    open_to_readers(folder)
+    make_readable(folder)
 
 
-def open_to_readers(folder: Path) -> None:
-    """Let others read what was written: safetensors makes files that only their owner can."""
+def make_readable(folder: Path) -> None:
+    """Make the files of a folder readable for all: safetensors creates them for the owner only."""
     for file in folder.iterdir():
         file.chmod(0o644)
 
 
-def save_shipped_adapter(
+def export_adapter(
     model: torch.nn.Module, adapter: Path, folder: Path, pin: dict[str, str], quantization: str
 ) -> None:
-    """Write adapter, head and configuration, with the base by reference.
+    """Export adapter, head and configuration, with a reference to the base.
 
     Args:
-        model: The adapter's model, for its configuration.
-        adapter: What `save_adapter` wrote.
-        folder: Where to.
+        model: The model with the adapter, for its configuration.
+        adapter: The file written by `save_adapter`.
+        folder: The target folder.
         pin: The base's `uri` and `digest`.
-        quantization: How the base was quantised when the adapter was trained on it: on any other
-            base the adapter is another model.
+        quantization: Quantization of the base in training. On a base with another quantization the
+            adapter gives another model.
     """
     name, revision = _base_reference(pin)
     config = model.peft_config["default"].to_dict() | {
@@ -155,7 +160,7 @@ def save_shipped_adapter(
     if hasattr(plain, "quantization_config"):
         del plain.quantization_config
     plain.save_pretrained(folder)
-    open_to_readers(folder)
+    make_readable(folder)
 
 
 def _targets(model: PreTrainedModel, wanted: Iterable[str], heads: list[str]) -> list[str]:
@@ -167,14 +172,14 @@ def _targets(model: PreTrainedModel, wanted: Iterable[str], heads: list[str]) ->
     if unused or not chosen:
         raise BadRecipe(
             "lora.target_modules",
-            f"no linear module named {', '.join(unused) or 'at all'}",
+            f"no linear layer named {', '.join(unused)}" if unused else "no linear layers",
             f"some of: {', '.join(sorted({name.rpartition('.')[2] for name in linear}))}",
-            "name modules of this model, or say all-linear",
+            "name linear layers of this model, or set it to all-linear",
         )
     return chosen
 
 
-def _known(model: PreTrainedModel, heads: list[str]) -> list[str]:
+def _existing(model: PreTrainedModel, heads: list[str]) -> list[str]:
     names = [name for name, _ in model.named_modules()]
     for head in heads:
         if not any(f".{name}".endswith(f".{head}") for name in names):
@@ -182,13 +187,13 @@ def _known(model: PreTrainedModel, heads: list[str]) -> list[str]:
                 "lora.modules_to_save",
                 f"no module named {head}",
                 "modules of the base model",
-                "leave it out: the new classification head is always trained in full",
+                "leave it out: a new classification head is always trained in full",
             )
     return heads
 
 
 def _base_reference(pin: dict[str, str]) -> tuple[str, str | None]:
-    """What a consumer resolves the base by: never a path of the machine it was trained on."""
+    """Name and revision by which a consumer resolves the base: never a path on this machine."""
     uri = pin["uri"]
     if uri.startswith("hf://"):
         name, _, revision = uri.removeprefix("hf://").partition("@")

@@ -1,4 +1,4 @@
-"""Causal language models for the programs: reading a base, its adapter, merging, what ships."""
+"""Load causal language models, attach adapters, and probe what an architecture supports."""
 
 from __future__ import annotations
 
@@ -19,10 +19,15 @@ from transformers.distributed import DistributedConfig
 from tasks.contracts.errors import BadModel, BadRecipe
 from tasks.kernels import packed_attention
 from tasks.models import adapter, weights
-from tasks.models.load_errors import reading_base
+from tasks.models.load_errors import base_load_errors
 
-# What a configuration calls what is done to logits after the head.
-_AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier")
+# Configuration fields for operations on the logits after the head.
+_AFTER_HEAD_FIELDS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "output_multiplier",
+)
 
 
 def load_causal(
@@ -32,34 +37,35 @@ def load_causal(
     quantization: str = "none",
     device: str = "cpu",
     attention: str = "sdpa",
-    shares: int = 1,
+    shards: int = 1,
 ) -> PreTrainedModel:
-    """Read a causal language model.
+    """Load a causal language model.
 
     Args:
         folder: The model.
-        dtype: Of the weights that are not quantised; `auto` for that of the files.
-        quantization: `none` or `nf4` (with double quantisation). The output embedding never is.
+        dtype: Dtype of unquantized weights; `auto` for that of the files.
+        quantization: `none` or `nf4` (with double quantization). The output embedding is never
+            quantized.
         device: `cpu` or `cuda`.
         attention: The attention implementation of transformers, or `packed`.
-        shares: How many processes hold the model together, each a share of every layer (FSDP2).
-            What is added to it later, each has in full.
+        shards: Number of processes over which every layer is sharded (FSDP2). Parameters added
+            later are not sharded.
 
     Returns:
         The model, in evaluation mode.
 
     Raises:
-        BadModel: The weights cannot be read, or are not this architecture's.
+        BadModel: The weights cannot be loaded, or belong to another architecture.
     """
     packed_attention.register()
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
-    if shares > 1:
-        options["distributed_config"] = DistributedConfig(fsdp_size=shares)
+    if shards > 1:
+        options["distributed_config"] = DistributedConfig(fsdp_size=shards)
     elif device != "cpu" or quantization == "nf4":
-        options["device_map"] = {"": weights.place(device)}
-    with reading_base("AutoModelForCausalLM"):
+        options["device_map"] = {"": weights.local_device(device)}
+    with base_load_errors("AutoModelForCausalLM"):
         if quantization == "nf4":
-            options["quantization_config"] = weights.nf4(dtype, [_head_name(folder)])
+            options["quantization_config"] = weights.nf4_config(dtype, [_head_name(folder)])
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             output_loading_info=True,
@@ -73,28 +79,28 @@ def load_causal(
             "model.uri",
             f"{len(lost)} tensors missing, such as {sorted(map(str, lost))[0]}",
             f"all weights of a {type(model).__name__}",
-            "check that config.json and the weights belong together, and that the model is a "
-            "language model with its head",
+            "check that config.json and the weights belong together, and that the model has a "
+            "language modeling head",
         )
-    weights.guard_4bit(model)
+    weights.keep_4bit_trainable(model)
     if quantization == "nf4" and device == "cpu":
-        _let_go_of_files(model)
+        _copy_mapped_weights(model)
     return model.eval()
 
 
 def head_name(model: PreTrainedModel) -> str:
-    """Name of the module that makes logits of hidden states."""
+    """The name of the module that computes logits from hidden states."""
     head = model.get_output_embeddings()
     return next(name for name, module in model.named_modules() if module is head)
 
 
 def attach_lora(model: PreTrainedModel, lora: dict[str, Any], seed: int) -> torch.nn.Module:
-    """Wrap a language model in a new adapter, which trains in fp32; all else is frozen.
+    """Wrap a language model in a new adapter, which trains in fp32; the rest is frozen.
 
     Args:
-        model: From `load_causal`.
+        model: A model from `load_causal`.
         lora: `LoraRecipe` as plain values.
-        seed: Of the adapter's first values.
+        seed: Seed of the adapter's initial values.
 
     Raises:
         BadRecipe: A target or module to save does not exist, or the head is a target.
@@ -104,17 +110,17 @@ def attach_lora(model: PreTrainedModel, lora: dict[str, Any], seed: int) -> torc
         raise BadRecipe(
             "lora.target_modules",
             f"{head}, the output embedding",
-            "linear layers within the model",
+            "linear layers of the decoder",
             "leave it out; to train it in full, name it in lora.modules_to_save",
         )
-    return adapter.attach_lora(model, lora, (), seed, task_type="CAUSAL_LM", apart=(head,))
+    return adapter.attach_lora(model, lora, (), seed, task_type="CAUSAL_LM", exclude=(head,))
 
 
 @contextlib.contextmanager
 def headless(model: PreTrainedModel) -> Iterator[None]:
-    """Within it, what a language model returns as its logits is what enters its head."""
+    """Make a language model return the inputs of its head as its logits, inside the context."""
     head = model.get_output_embeddings()
-    head.forward = _itself
+    head.forward = _identity
     try:
         yield
     finally:
@@ -122,17 +128,18 @@ def headless(model: PreTrainedModel) -> Iterator[None]:
 
 
 def head_is_linear(model: PreTrainedModel, device: str) -> bool:
-    """Whether logits are the head's weights times what enters it, with nothing after, and the
-    head is frozen: then they need not be made for tokens that nobody learns.
+    """Whether the head is frozen and logits are its weights times its inputs, nothing else.
+
+    Logits then need not be computed for tokens that are not targets. Tested by a forward pass.
 
     Args:
-        model: The base model, without an adapter's wrapper.
-        device: Where it is.
+        model: The base model, without the adapter's wrapper.
+        device: The device that it is on.
     """
     head = model.get_output_embeddings()
     if not _is_plain(head):
         return False
-    (text,) = _texts(model, device, 7)
+    (text,) = _probe_inputs(model, device, 7)
     with torch.no_grad():
         logits = model(input_ids=text, use_cache=False).logits
         with headless(model):
@@ -140,36 +147,36 @@ def head_is_linear(model: PreTrainedModel, device: str) -> bool:
         if hidden.shape[-1] != head.weight.shape[-1]:
             return False
         own = torch.nn.functional.linear(hidden, head.weight, getattr(head, "bias", None))
-    return close(own, logits)
+    return nearly_equal(own, logits)
 
 
 def head_looks_linear(model: PreTrainedModel) -> bool:
-    """What `head_is_linear` finds out, as far as a model without weights can tell.
+    """`head_is_linear` for a model without weights, judged by its configuration.
 
     Args:
-        model: The base model, without an adapter's wrapper.
+        model: The base model, without the adapter's wrapper.
     """
     config = model.config.get_text_config()
-    changed = any(getattr(config, name, None) not in (None, 1.0) for name in _AFTER_THE_HEAD)
+    changed = any(getattr(config, name, None) not in (None, 1.0) for name in _AFTER_HEAD_FIELDS)
     return _is_plain(model.get_output_embeddings()) and not changed
 
 
-def keeps_logits(model: PreTrainedModel) -> bool:
-    """Whether the model can be asked for some positions' logits only."""
+def accepts_logits_to_keep(model: PreTrainedModel) -> bool:
+    """Whether the model can compute the logits of selected positions only."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
-def packs(model: PreTrainedModel, device: str) -> bool:
-    """Whether examples one behind the other get the very hidden states that they get alone.
+def supports_packing(model: PreTrainedModel, device: str) -> bool:
+    """Whether packed examples get the same hidden states as each example alone.
 
-    Asked of the model itself, as it will train: there are models that ignore positions, or whose
-    layers carry a state from token to token.
+    Tested by forward passes with the settings of training: some models ignore position ids, and
+    the layers of others carry a state from token to token.
 
     Args:
-        model: The base model, without an adapter's wrapper.
-        device: Where it is.
+        model: The base model, without the adapter's wrapper.
+        device: The device that it is on.
     """
-    texts = _texts(model, device, 5, 9, 3)
+    texts = _probe_inputs(model, device, 5, 9, 3)
     packed = {
         "input_ids": torch.cat(texts, 1),
         **packed_attention.packed_arguments([5, 9, 3], device),
@@ -180,12 +187,17 @@ def packs(model: PreTrainedModel, device: str) -> bool:
             together = model(**packed, use_cache=False).logits
     except (packed_attention.UnsupportedAttention, TypeError):
         return False
-    return close(together, torch.cat(alone, 1))
+    return nearly_equal(together, torch.cat(alone, 1))
 
 
-def runs(model: PreTrainedModel, device: str) -> bool:
-    """Whether the model's attention is scaled dot products and nothing more."""
-    (text,) = _texts(model, device, 7)
+def supports_plain_attention(model: PreTrainedModel, device: str) -> bool:
+    """Whether the model runs with `packed_attention`, which computes scaled dot products only.
+
+    Args:
+        model: The base model, without the adapter's wrapper.
+        device: The device that it is on.
+    """
+    (text,) = _probe_inputs(model, device, 7)
     try:
         with torch.no_grad(), headless(model):
             model(input_ids=text, use_cache=False)
@@ -194,28 +206,28 @@ def runs(model: PreTrainedModel, device: str) -> bool:
     return True
 
 
-def sample_states(model: PreTrainedModel, device: str) -> torch.Tensor:
-    """What enters the head for a few tokens, always the same.
+def probe_hidden_states(model: PreTrainedModel, device: str) -> torch.Tensor:
+    """The inputs of the head for a few fixed tokens: (1, tokens, hidden size).
 
     Args:
-        model: The base model, without an adapter's wrapper.
-        device: Where it is.
+        model: The base model, without the adapter's wrapper.
+        device: The device that it is on.
     """
-    (text,) = _texts(model, device, 7)
+    (text,) = _probe_inputs(model, device, 7)
     with torch.no_grad(), headless(model):
         return model(input_ids=text, use_cache=False).logits
 
 
-def close(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two ways to compute the same differ by rounding alone."""
-    # bf16 has 8 bits: a few roundings, but no other tokens.
+def nearly_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two results differ by rounding only."""
+    # bf16 has 8 significant bits: the tolerance covers a few roundings, but not other inputs.
     tolerance = 1e-4 if one.dtype == torch.float32 else 0.05
     one, other = one.float(), other.float()
     return bool((one - other).abs().max() <= tolerance * (1 + other.abs().max()))
 
 
 def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList | None:
-    """The list of a model's layers: the longest list of like modules in it."""
+    """A model's decoder layers: its longest list of modules of one type; None if it has none."""
     lists = [
         module
         for module in model.modules()
@@ -224,29 +236,35 @@ def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList | None:
     return max(lists, key=len, default=None)
 
 
-def settle_generation(model: PreTrainedModel, ends: list[int], pad: int | None) -> None:
-    """Set how the model is to generate: as its base says, and ending where answers end.
+def set_generation_config(
+    model: PreTrainedModel, stop_tokens: list[int], pad_token: int | None
+) -> None:
+    """Add stop tokens and a pad token to the generation configuration of a model's base.
 
     Args:
         model: The base or the merged model.
-        ends: Tokens that end an answer.
-        pad: The token to pad with.
+        stop_tokens: Ids of the tokens that end an answer.
+        pad_token: Id of the pad token; used if the configuration has none.
     """
     config = model.generation_config
-    if ends:
-        config.eos_token_id = ends if len(ends) > 1 else ends[0]
+    if stop_tokens:
+        config.eos_token_id = stop_tokens if len(stop_tokens) > 1 else stop_tokens[0]
     if config.pad_token_id is None:
-        config.pad_token_id = pad
+        config.pad_token_id = pad_token
     try:
         config.validate(strict=True)
     except ValueError:
-        # A temperature without sampling, most often: such files exist, but cannot be written.
+        # Usually a temperature without sampling: transformers loads such files, but refuses to
+        # save them.
         config.do_sample = True
 
 
-def _let_go_of_files(model: PreTrainedModel) -> None:
-    """Copy what was not quantised: it lies in the mapped files, and as long as anything does, all
-    that was read of them to be quantised stays in memory with it."""
+def _copy_mapped_weights(model: PreTrainedModel) -> None:
+    """Copy the weights that were not quantized out of the memory-mapped files.
+
+    As long as one tensor refers to a mapped file, all pages that were read to quantize the others
+    stay in memory too.
+    """
     for parameter in model.parameters():
         if not hasattr(parameter, "quant_state"):
             parameter.data = parameter.data.clone()
@@ -258,8 +276,8 @@ def _head_name(folder: Path) -> str:
         return head_name(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
 
 
-def _texts(model: PreTrainedModel, device: str, *lengths: int) -> list[torch.Tensor]:
-    """Tokens drawn from all that the model knows, always the same."""
+def _probe_inputs(model: PreTrainedModel, device: str, *lengths: int) -> list[torch.Tensor]:
+    """Random tokens of the given lengths, the same on every call: (1, length) each."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     draw = torch.Generator().manual_seed(1)
     return [torch.randint(vocabulary, (1, n), generator=draw).to(device) for n in lengths]
@@ -271,5 +289,5 @@ def _is_plain(head: Any) -> bool:
     )
 
 
-def _itself(hidden: torch.Tensor) -> torch.Tensor:
+def _identity(hidden: torch.Tensor) -> torch.Tensor:
     return hidden

@@ -1,7 +1,7 @@
-"""Models for the programs: reading a base, attaching an adapter, writing what ships.
+"""Load sequence classifiers, and load and save tokenizers.
 
-Loading never runs a model's own code and never reads a pickle. What is written is the same bytes
-for the same weights, wherever it is written to.
+Loading never runs a model's own code and never reads a pickle. Saving gives the same bytes for the
+same content, whatever the folder.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from transformers import (
 
 from tasks.chat.tokenizer import read_tokenizer
 from tasks.contracts.errors import BadModel
-from tasks.models.load_errors import reading_base
-from tasks.models.weights import guard_4bit, nf4, place
+from tasks.models.load_errors import base_load_errors
+from tasks.models.weights import keep_4bit_trainable, local_device, nf4_config
 
-# Left in the tokenizer's settings by whoever loaded or saved it last: they say how that was done,
-# not what the tokenizer is, and differ from machine to machine.
+# Settings that the last call of load or save left behind: they describe that call, not the
+# tokenizer, and differ between machines.
 _CALL_SETTINGS = (
     "max_length",
     "stride",
@@ -40,8 +40,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Read a fast tokenizer that can pad.
 
     Raises:
-        BadModel: The tokenizer cannot be read, is slow, or has no pad token: choosing one for it
-            would be a guess that training, scoring and serving might each make differently.
+        BadModel: The tokenizer cannot be read, is slow, or has no pad token. Choosing one for it
+            would be a guess, and training, scoring and serving might guess differently.
     """
     tokenizer = read_tokenizer(folder)
     if tokenizer.pad_token is None:
@@ -49,8 +49,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             "model.uri",
             "a tokenizer without a pad token",
             "a pad token, for batches of unequal length",
-            "set pad_token in its tokenizer_config.json to a token that is not used otherwise, or "
-            "add one (tokenizer.add_special_tokens({'pad_token': '[PAD]'})) and resize the "
+            "set pad_token in its tokenizer_config.json to an unused token, or add one "
+            "(tokenizer.add_special_tokens({'pad_token': '[PAD]'})) and resize the "
             "model's embeddings",
         )
     return tokenizer
@@ -59,14 +59,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def save_tokenizer(
     tokenizer: PreTrainedTokenizerBase, folder: Path, max_length: int | None = None
 ) -> None:
-    """Write a tokenizer, whatever it was used for before.
+    """Save a tokenizer without traces of earlier calls.
 
     Args:
         tokenizer: A fast tokenizer.
-        folder: Where to.
-        max_length: Tokens that a consumer's `truncation=True` shall cut to.
+        folder: The target folder.
+        max_length: Tokens to which `truncation=True` cuts; None keeps the tokenizer's own value.
     """
-    # The last call's truncation and padding are part of the saved file unless they are reset.
+    # Truncation and padding of the last call would be saved with it.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     for name in _CALL_SETTINGS:
@@ -88,19 +88,19 @@ def load_classifier(
     device: str = "cpu",
     attention: str = "sdpa",
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Read a base model with a head for the given labels.
+    """Load a base model with a classification head for the given labels.
 
-    The head is new, drawn from the seed, unless the base already classifies into the very same
-    labels in the same order.
+    The head is initialized from the seed, unless the base already classifies into the same labels
+    in the same order.
 
     Args:
         folder: The base model.
         labels: The labels, in the order of their ids.
-        seed: Of the new head.
-        fresh_head: Draw a new head even then.
-        dtype: Of the weights that are not quantised; `auto` for that of the files.
-        quantization: `none` or `nf4` (with double quantisation).
-        head_modules: Modules that are never quantised.
+        seed: Seed of a new head.
+        fresh_head: Whether to initialize a new head in any case.
+        dtype: Dtype of unquantized weights; `auto` for that of the files.
+        quantization: `none` or `nf4` (with double quantization).
+        head_modules: Modules that are not quantized.
         device: `cpu`, `cuda` or `meta`.
         attention: The attention implementation of transformers.
 
@@ -108,28 +108,28 @@ def load_classifier(
         The model, in evaluation mode, and the names of its head's modules.
 
     Raises:
-        BadModel: The weights cannot be read, or are not this architecture's.
+        BadModel: The weights cannot be loaded, or belong to another architecture.
     """
     labels = list(labels)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
     if device != "cpu" or quantization == "nf4":
-        options["device_map"] = {"": place(device)}
+        options["device_map"] = {"": local_device(device)}
     if quantization == "nf4":
-        options["quantization_config"] = nf4(dtype, head_modules)
+        options["quantization_config"] = nf4_config(dtype, head_modules)
     torch.manual_seed(seed)
-    model, missing = _read(folder, labels, options)
+    model, missing = _load(folder, labels, options)
     heads = _new_modules(model, missing)
     if device != "meta" and (fresh_head or _labels_of(folder) != labels):
-        _draw_anew(model, heads, seed)
-    guard_4bit(model)
+        _initialize(model, heads, seed)
+    keep_4bit_trainable(model)
     return model, heads
 
 
-def _read(
+def _load(
     folder: Path, labels: list[str], options: dict[str, Any]
 ) -> tuple[PreTrainedModel, set[str]]:
-    """The model, and the names of the tensors that its files lack."""
-    with reading_base("AutoModelForSequenceClassification"):
+    """The model, and the names of the tensors that its files lack or have in another shape."""
+    with base_load_errors("AutoModelForSequenceClassification"):
         model, report = AutoModelForSequenceClassification.from_pretrained(
             folder,
             id2label=dict(enumerate(labels)),
@@ -148,7 +148,8 @@ def _read(
 
 
 def _new_modules(model: PreTrainedModel, missing: set[str]) -> list[str]:
-    """The head: what lies outside the base, and what the base's files lack (a pooler, often)."""
+    """The modules of the head: those outside the base, and those that its files lack (often a
+    pooler)."""
     prefix = model.base_model_prefix
     outside = {
         name
@@ -169,15 +170,15 @@ def _new_modules(model: PreTrainedModel, missing: set[str]) -> list[str]:
 
 def _labels_of(folder: Path) -> list[str]:
     config = json.loads((folder / "config.json").read_text())
-    return [str(label) for _, label in sorted(config.get("id2label", {}).items(), key=_number)]
+    return [str(label) for _, label in sorted(config.get("id2label", {}).items(), key=_label_id)]
 
 
-def _number(item: tuple[str, str]) -> int:
+def _label_id(item: tuple[str, str]) -> int:
     return int(item[0])
 
 
 @torch.no_grad()
-def _draw_anew(model: PreTrainedModel, heads: list[str], seed: int) -> None:
+def _initialize(model: PreTrainedModel, heads: list[str], seed: int) -> None:
     torch.manual_seed(seed)
     for head in heads:
         for module in model.get_submodule(head).modules():

@@ -1,4 +1,4 @@
-"""Several training processes: join, wait for each other, agree."""
+"""Coordinate several training processes: join, wait for each other, agree."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any, TypeVar
 
 from tasks.runtime.ranks import count, local_rank, rank
 
-Made = TypeVar("Made")
+T = TypeVar("T")
 
-# Far more than the first process needs for anything while the others wait: that one has died is
-# noticed by the agent that started them.
-_LONGEST_WAIT = datetime.timedelta(days=1)
+# Far longer than the main process needs for anything that the others wait for. A process that
+# died is noticed by the agent that started them, not by this timeout.
+_TIMEOUT = datetime.timedelta(days=1)
 
 
 def join(device: str) -> None:
-    """Meet the other processes.
+    """Join the process group; with one process, do nothing.
 
     Args:
-        device: `cpu` or `cuda`: decides how they will talk.
+        device: `cpu` (gloo) or `cuda` (NCCL).
     """
     if count() == 1:
         return
@@ -29,11 +29,11 @@ def join(device: str) -> None:
         torch.cuda.set_device(local_rank())
     if not torch.distributed.is_initialized():
         backend = "gloo" if device == "cpu" else "nccl"
-        torch.distributed.init_process_group(backend, timeout=_LONGEST_WAIT)
+        torch.distributed.init_process_group(backend, timeout=_TIMEOUT)
 
 
 def leave() -> None:
-    """Part from the others: from here on, each goes on alone."""
+    """Wait for the other processes and leave the process group."""
     if count() > 1:
         import torch
 
@@ -41,20 +41,20 @@ def leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def wait_for_all() -> None:
-    """Go on when all have come here."""
+def barrier() -> None:
+    """Wait until every process has reached this point."""
     if count() > 1:
         import torch
 
         torch.distributed.barrier()
 
 
-def any_of(flags: list[bool], device: Any) -> list[bool]:
-    """For each flag, whether it is set in any process. All processes must ask.
+def any_process(flags: list[bool], device: Any) -> list[bool]:
+    """For each flag, whether it is set in any process. Every process must call this.
 
     Args:
-        flags: This process's.
-        device: Of the tensors that travel.
+        flags: The flags of this process.
+        device: The device of the tensor that is reduced.
     """
     if count() == 1:
         return flags
@@ -65,12 +65,12 @@ def any_of(flags: list[bool], device: Any) -> list[bool]:
     return [bool(value) for value in table.tolist()]
 
 
-def main_process_first(make: Callable[[bool], Made]) -> Made:
-    """Have something shared made by the first process, then opened by the others.
+def main_process_first(make: Callable[[bool], T]) -> T:
+    """Create something shared in the main process, then open it in the others.
 
     Args:
-        make: Told whether to make it, or to open what was made.
+        make: Called with True to create it and with False to open it.
     """
     made = make(True) if rank() == 0 else None
-    wait_for_all()
+    barrier()
     return make(False) if made is None else made

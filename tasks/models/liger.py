@@ -1,4 +1,4 @@
-"""Fused kernels in the place of a model's own (Liger, arXiv:2410.10989)."""
+"""Replace parts of a model with Liger's fused kernels (arXiv:2410.10989)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from transformers.utils import is_liger_kernel_available
 from tasks.contracts.errors import BadModel, BadRecipe
 from tasks.models import causal
 
-# Not those of the loss: `tasks.training.losses` makes no logits for tokens that nobody learns.
-_PARTS = {
+# Not the losses: `tasks.training.losses` computes logits for target tokens only.
+_KERNELS = {
     "rope": True,
     "rms_norm": True,
     "swiglu": True,
@@ -20,37 +20,37 @@ _PARTS = {
 }
 
 
-def fuse(model: PreTrainedModel, device: str) -> None:
-    """Put Liger's rotary embedding, norm and gated MLP in the place of a model's own.
+def apply_liger(model: PreTrainedModel, device: str) -> None:
+    """Replace a model's rotary embedding, norms and gated MLP with Liger's kernels.
 
-    Some of it is put into the module of transformers that the model is from, for good: into this
-    process's.
+    Some of them are patched into transformers' module of this architecture, so they stay for the
+    life of the process.
 
     Args:
-        model: A base, without an adapter.
-        device: Where it is.
+        model: A base model without an adapter.
+        device: The device that it is on.
 
     Raises:
-        BadRecipe: The kernels are not here.
-        BadModel: The model says something else with them. An MLP of another activation, for
-            example, would be given theirs without a word.
+        BadRecipe: liger-kernel is not installed.
+        BadModel: The model's hidden states change. Liger would, for example, silently replace an
+            MLP with another activation.
     """
     if not is_liger_kernel_available():
         raise BadRecipe(
             "plan.kernels",
-            "liger, on a worker without it",
+            "liger, on a worker without liger-kernel",
             "liger-kernel where the training runs",
             "install liger-kernel there, or set plan.kernels to none",
         )
     # Slow to import, and only needed here.
     from transformers.integrations.liger import apply_liger_kernel
 
-    before = causal.sample_states(model, device)
-    apply_liger_kernel(model, dict(_PARTS))
-    if not causal.close(causal.sample_states(model, device), before):
+    before = causal.probe_hidden_states(model, device)
+    apply_liger_kernel(model, dict(_KERNELS))
+    if not causal.nearly_equal(causal.probe_hidden_states(model, device), before):
         raise BadModel(
             "model.uri",
-            f"a {type(model).__name__} that says something else with Liger's kernels",
-            "the same hidden states, but for rounding",
+            f"a {type(model).__name__} whose hidden states change with Liger's kernels",
+            "equal hidden states, except for rounding",
             "set plan.kernels to none",
         )

@@ -1,4 +1,4 @@
-"""Telling files that are broken from a machine that is short of something."""
+"""Tell broken model files from a machine that lacks memory or disk."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from tasks.contracts.errors import BadModel, CodeFailed, describe
 
 
 @contextlib.contextmanager
-def reading(loader: str, where: str, fix: str) -> Iterator[None]:
-    """Within it, files that cannot be loaded raise `BadModel`.
+def load_errors(loader: str, where: str, fix: str) -> Iterator[None]:
+    """Raise `BadModel` for files that cannot be loaded inside the context.
 
     Args:
         loader: The class of transformers or peft that loads them.
-        where: What is to blame for them, as in `BurnishError`.
+        where: The field or object at fault, as in `BurnishError`.
         fix: What to do about it.
     """
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         if type(describe(error)) is not CodeFailed:
-            raise  # Typed already, or out of memory or disk: no fault of the model.
+            raise  # Already typed, or out of memory or disk: the model is not at fault.
         raise BadModel(
             where,
             f"weights that cannot be loaded ({one_line(error)})",
@@ -32,21 +32,21 @@ def reading(loader: str, where: str, fix: str) -> Iterator[None]:
         ) from error
 
 
-def reading_base(loader: str) -> contextlib.AbstractContextManager[None]:
-    """`reading` of a base model."""
-    return reading(
+def base_load_errors(loader: str) -> contextlib.AbstractContextManager[None]:
+    """`load_errors` for a base model."""
+    return load_errors(
         loader,
         "model.uri",
-        "check that the model's files are whole, and that transformers has its architecture",
+        "check that the model's files are complete and that transformers supports its architecture",
     )
 
 
-def reading_shipped(loader: str) -> contextlib.AbstractContextManager[None]:
-    """`reading` of a model that was trained here."""
-    return reading(loader, "the model", "start the run again: what is damaged is made anew")
+def release_load_errors(loader: str) -> contextlib.AbstractContextManager[None]:
+    """`load_errors` for a model that was trained here."""
+    return load_errors(loader, "the model", "start the run again: damaged files are rebuilt")
 
 
 def one_line(error: BaseException) -> str:
-    """An error's kind and the first line of what it says."""
+    """The type of an error and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

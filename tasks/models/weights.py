@@ -1,4 +1,4 @@
-"""Precision, quantization and placement of a model's weights."""
+"""Precision, quantization and device of a model's weights."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
-def place(device: str) -> str:
-    """A device as this process has it: of several processes, each has a GPU of its own.
+def local_device(device: str) -> str:
+    """The device of this process: each of several training processes has its own GPU.
 
     Args:
         device: `cpu`, `cuda` or `meta`.
@@ -28,22 +28,22 @@ def place(device: str) -> str:
     return f"cuda:{ranks.local_rank()}" if several else device
 
 
-def guard_4bit(model: torch.nn.Module) -> None:
+def keep_4bit_trainable(model: torch.nn.Module) -> None:
     """Keep 4-bit layers trainable on processors with AVX512-BF16.
 
-    There, bitsandbytes repacks the weights at the first forward in evaluation mode, and training
-    after that silently loses the gradients through them.
+    On these, bitsandbytes repacks the weights at the first forward pass in evaluation mode, and
+    later training silently loses the gradients through them.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
-def silence_dropout(model: PreTrainedModel) -> None:
-    """Turn off dropout within the base, and leave it in the head.
+def disable_base_dropout(model: PreTrainedModel) -> None:
+    """Turn off dropout in the base, but not in the head.
 
-    The base is frozen, so there is nothing in it to regularise (the adapter has a dropout of its
-    own, by recipe); drawing the random masks took a third of a training step on a CPU.
+    The base is frozen, so there is nothing to regularize (the adapter has its own dropout, set in
+    the recipe). Drawing the masks took a third of a training step on a CPU.
     """
     base = getattr(model, model.base_model_prefix, model)
     for module in base.modules():
@@ -55,7 +55,7 @@ def silence_dropout(model: PreTrainedModel) -> None:
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """Number format of the largest tensor in a folder's safetensors files."""
+    """The dtype of the largest tensor in a folder's safetensors files."""
     largest, found = 0, "F32"
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
@@ -67,12 +67,12 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return STORED_DTYPES.get(found, torch.float32)
 
 
-def nf4(dtype: torch.dtype | str, skip: Iterable[str]) -> BitsAndBytesConfig:
-    """Quantisation to 4 bits with double quantisation (QLoRA, arXiv:2305.14314).
+def nf4_config(dtype: torch.dtype | str, skip: Iterable[str]) -> BitsAndBytesConfig:
+    """4-bit NormalFloat with double quantization (QLoRA, arXiv:2305.14314).
 
     Args:
-        dtype: That the layers compute in; `auto` for fp32.
-        skip: Modules that are never quantised.
+        dtype: Compute dtype; `auto` for fp32.
+        skip: Modules that are not quantized.
     """
     return BitsAndBytesConfig(
         load_in_4bit=True,

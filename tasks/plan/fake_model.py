@@ -41,7 +41,7 @@ def meta_model(
         from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
         head = causal.head_name(model)
-        replace_with_bnb_linear(model, [head], weights.nf4(dtype, [head]))
+        replace_with_bnb_linear(model, [head], weights.nf4_config(dtype, [head]))
         model.is_loaded_in_4bit = True
     return causal.attach_lora(model, lora, 0)
 

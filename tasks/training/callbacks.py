@@ -143,13 +143,13 @@ class BestEpoch(TrainerCallback):
         """Put the best so far into the checkpoint."""
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         # Each process has a file of its own in it.
-        distributed.wait_for_all()
+        distributed.barrier()
         if self._first:
             shutil.copytree(self._folder, checkpoint / "best", dirs_exist_ok=True)
             # The last file that is written: a checkpoint without it is half a checkpoint.
             (checkpoint / _COMPLETE).touch()
         # Else one that leaves takes the first with it, before it is done.
-        distributed.wait_for_all()
+        distributed.barrier()
 
     def _better(self, found: dict[str, float]) -> bool:
         if not self.metrics:
@@ -241,7 +241,7 @@ class CheckpointCallback(TrainerCallback):
     def _agree(self, args: TrainingArguments, due: bool = False) -> bool:
         """All processes stop together, or none. The same for a checkpoint being due."""
         # What was agreed is kept apart: a request that comes now is not known to the others.
-        due, self._stopping = distributed.any_of([due, self._reporter.stopping], args.device)
+        due, self._stopping = distributed.any_process([due, self._reporter.stopping], args.device)
         return due
 
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:

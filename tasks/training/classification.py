@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
 from tasks.models import adapter, classifier, distributed, weights
-from tasks.models.merge import bring_home, merge, read_on
+from tasks.models.merge import dequantize_to_host, merge, merge_device
 from tasks.runtime import ranks
 from tasks.training.callbacks import CLASSIFICATION, arguments, diverged
 from tasks.training.classification_batches import (
@@ -54,17 +54,17 @@ class Classification:
         return distributed.main_process_first(gathered)
 
     def model(self, merging: bool = False) -> Any:
-        """Base and new adapter: as it trains, or on the dequantised base in host memory, to be
+        """Base and new adapter: as it trains, or on the dequantized base in host memory, to be
         merged.
 
-        An adapter that was trained on a quantised base belongs to that base's rounded weights:
+        An adapter that was trained on a quantized base belongs to that base's rounded weights:
         merged into the original ones it is another model.
         """
         job = self._job
         plan, seed = job["plan"], job["training"]["seed"]
         dtype, device = weights.DTYPES[plan["precision"]], plan["device"]
         if merging:
-            device = read_on(device, job["quantization"])
+            device = merge_device(device, job["quantization"])
         base, found = classifier.load_classifier(
             Path(job["base"]),
             job["labels"],
@@ -76,7 +76,7 @@ class Classification:
             attention=plan["attention"],
         )
         if merging:
-            base = bring_home(base, dtype)
+            base = dequantize_to_host(base, dtype)
         base.config.pad_token_id = self._tokenizer().pad_token_id
         return adapter.attach_lora(base, job["lora"], {*found, *job["head_modules"]}, seed)
 

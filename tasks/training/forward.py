@@ -66,7 +66,7 @@ class Forward:
         )
 
     def _of_logits(self, model: torch.nn.Module, batch: Batch, predict: bool) -> losses.Tokens:
-        if self.packing and causal.keeps_logits(self._base):
+        if self.packing and causal.accepts_logits_to_keep(self._base):
             logits = model(
                 **batch.inputs, use_cache=False, logits_to_keep=batch.target_positions
             ).logits[0]
@@ -80,13 +80,15 @@ class Forward:
         base = self._base
         base.eval()
         with self._precision():
-            self.packing = plan["packing"] and causal.packs(base, self._device)
+            self.packing = plan["packing"] and causal.supports_packing(base, self._device)
             if plan["packing"] and not self.packing:
                 warnings.append(
                     "packing was left out: this architecture's examples would see each other"
                 )
             if not self.packing and base.config._attn_implementation == packed_attention.NAME:
-                base.set_attn_implementation("sdpa" if causal.runs(base, self._device) else "eager")
+                base.set_attn_implementation(
+                    "sdpa" if causal.supports_plain_attention(base, self._device) else "eager"
+                )
             self._fused = plan["sharding"] != "fsdp" and causal.head_is_linear(base, self._device)
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:

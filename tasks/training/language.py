@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from tasks.chat.stop_tokens import stop_token_ids, training_tokenizer
 from tasks.models import adapter, causal, classifier, distributed, liger, weights
-from tasks.models.merge import bring_home, merge, read_on
+from tasks.models.merge import dequantize_to_host, merge, merge_device
 from tasks.runtime import ranks
 from tasks.training.callbacks import arguments, diverged
 from tasks.training.forward import Forward
@@ -61,28 +61,28 @@ class Language:
         return distributed.main_process_first(gathered)
 
     def model(self, merging: bool = False) -> Any:
-        """Base and new adapter: as it trains, or on the dequantised base in host memory, to be
+        """Base and new adapter: as it trains, or on the dequantized base in host memory, to be
         merged.
 
-        An adapter that was trained on a quantised base belongs to that base's rounded weights, in
+        An adapter that was trained on a quantized base belongs to that base's rounded weights, in
         the number format that they were computed in: merged into others it is another model.
         """
         job, plan = self._job, self._job["plan"]
         dtype, device = weights.DTYPES[plan["precision"]], plan["device"]
         if merging:
-            device = read_on(device, job["quantization"])
+            device = merge_device(device, job["quantization"])
         base = causal.load_causal(
             Path(job["base"]),
             dtype=dtype,
             quantization=job["quantization"],
             device=device,
             attention=plan["attention"],
-            shares=plan["world_size"] if plan["sharding"] == "fsdp" else 1,
+            shards=plan["world_size"] if plan["sharding"] == "fsdp" else 1,
         )
         if merging:
-            base = bring_home(base, dtype)
+            base = dequantize_to_host(base, dtype)
         elif plan["kernels"] == "liger":
-            liger.fuse(base, device)
+            liger.apply_liger(base, device)
         return causal.attach_lora(base, job["lora"], job["training"]["seed"])
 
     def trainer(
@@ -128,7 +128,7 @@ class Language:
         self._settle_generation(base)
         base.generation_config.save_pretrained(out)
         classifier.save_tokenizer(self._tokenizer(), out, self._job["training"]["max_length"])
-        adapter.open_to_readers(out)
+        adapter.make_readable(out)
 
     def _trainer_class(self) -> type[LanguageTrainer]:
         return LanguageTrainer
@@ -139,7 +139,7 @@ class Language:
     def _settle_generation(self, model: PreTrainedModel) -> None:
         tokenizer = self._tokenizer()
         ends = stop_token_ids(tokenizer, model.generation_config)
-        causal.settle_generation(model, ends, tokenizer.pad_token_id)
+        causal.set_generation_config(model, ends, tokenizer.pad_token_id)
 
     def _arguments(self, examples: int) -> Any:
         job = self._job
@@ -230,7 +230,7 @@ class LanguageTrainer(Trainer):
         return found
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict or adapter.held_in_full(self.model))
+        super()._save(output_dir, state_dict or adapter.unsharded_state(self.model))
 
     def batches(self, data: TokenExamples) -> Iterator[Batch]:
         """This process's share of a split, the longest first."""

@@ -71,7 +71,7 @@ def preference_loss(
     reference_rejected: torch.Tensor,
     beta: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290, equation 7).
+    """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290, equation 7).
 
     Args:
         chosen, rejected: (pairs): log-likelihood of each answer under the model, in nats.

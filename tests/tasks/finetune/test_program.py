@@ -469,7 +469,7 @@ class TestMetrics:
 
 class TestTargets:
     def test_that_match_nothing_are_refused(self, train_job):
-        with pytest.raises(BadRecipe, match="no linear module named q_proj") as caught:
+        with pytest.raises(BadRecipe, match="no linear layer named q_proj") as caught:
             finetune_program._task(train_job(lora={"target_modules": ["q_proj"]})).model()
         assert "query" in caught.value.expected
 

@@ -1,4 +1,4 @@
-"""LoRA layers in one piece against peft's own."""
+"""Fused LoRA layers give the results of peft's own."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ IDS = torch.randint(300, (2, 9), generator=torch.Generator().manual_seed(3))
 
 @pytest.fixture
 def adapted(tiny_lm):
-    """Makes the same model with the same adapter, which is not zero, as often as it is asked."""
+    """Makes a model with an adapter that is not zero; the same for equal arguments."""
 
     def make(precision=torch.float32, quantization="none", **options):
         model = causal.load_causal(tiny_lm, dtype=precision, quantization=quantization)
@@ -53,10 +53,10 @@ def difference(found, expected):
     )
 
 
-class TestALayerInOnePiece:
+class TestFusedLayer:
     @pytest.mark.parametrize("dropout", [0.0, 0.3])
     @pytest.mark.parametrize("quantization", ["none", "nf4"])
-    def test_computes_what_peft_does(self, adapted, quantization, dropout):
+    def test_gives_the_loss_and_gradients_of_peft(self, adapted, quantization, dropout):
         expected = trained(adapted(quantization=quantization, dropout=dropout))
         model = adapted(quantization=quantization, dropout=dropout)
         assert fused_lora.fuse(model) == 14
@@ -65,7 +65,7 @@ class TestALayerInOnePiece:
         assert difference(found[1], expected[1]) < 1e-5
 
     @pytest.mark.parametrize("quantization", ["none", "nf4"])
-    def test_differs_in_bf16_by_no_more_than_rounding(self, adapted, quantization):
+    def test_differs_in_bf16_by_rounding_only(self, adapted, quantization):
         half = torch.bfloat16
         exact = trained(adapted(quantization=quantization))
         peft = trained(adapted(half, quantization), half)
@@ -76,7 +76,7 @@ class TestALayerInOnePiece:
         assert found[0] == pytest.approx(exact[0], rel=0.01)
         assert difference(found[1], exact[1]) < 1.5 * difference(peft[1], exact[1])
 
-    def test_keeps_to_peft_while_adapters_are_off(self, adapted):
+    def test_respects_disabled_adapters(self, adapted):
         model = adapted()
         with torch.no_grad(), model.disable_adapter():
             expected = model(input_ids=IDS).logits
@@ -85,7 +85,7 @@ class TestALayerInOnePiece:
         with torch.no_grad():
             assert not torch.equal(model(input_ids=IDS).logits, expected)
 
-    def test_is_computed_again_where_activations_are_not_kept(self, adapted):
+    def test_works_with_gradient_checkpointing(self, adapted):
         expected = trained(adapted(dropout=0.3))
         model = adapted(dropout=0.3)
         fused_lora.fuse(model)
@@ -94,7 +94,7 @@ class TestALayerInOnePiece:
         assert found[0] == expected[0]
         assert difference(found[1], expected[1]) < 1e-5
 
-    def test_drops_nothing_when_it_is_not_training(self, adapted):
+    def test_applies_no_dropout_in_evaluation(self, adapted):
         model = adapted(dropout=0.9).eval()
         with torch.no_grad():
             expected = model(input_ids=IDS).logits
@@ -102,11 +102,11 @@ class TestALayerInOnePiece:
             torch.testing.assert_close(model(input_ids=IDS).logits, expected)
 
 
-class TestALayerThatIsMoreThanThat:
-    def test_is_left_as_it_is(self, adapted):
+class TestUnsupportedLayer:
+    def test_with_dora_is_not_fused(self, adapted):
         assert fused_lora.fuse(adapted(dora=True)) == 0
 
-    def test_so_is_one_whose_base_trains(self, adapted):
+    def test_with_a_trained_base_is_not_fused(self, adapted):
         model = adapted()
         for parameter in model.parameters():
             parameter.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""Attention example by example: what each gets is what it gets alone."""
+"""Packed attention: each example of a batch gets the results that it gets alone."""
 
 from copy import deepcopy
 
@@ -70,9 +70,9 @@ def registered():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-class TestAPackedBatch:
+class TestPackedBatch:
     def both(self, shape):
-        """The packed model, and the logits of each example alone by transformers' own way."""
+        """The packed model, a plain one, and the plain logits of each example alone."""
         packed, plain = (model_of(shape, name) for name in ("packed", "eager"))
         alone = torch.cat([plain(input_ids=text, use_cache=False).logits for text in texts()], 1)
         return packed, plain, alone
@@ -96,17 +96,17 @@ class TestAPackedBatch:
             assert (one.grad - other.grad).abs().max() < 1e-5 * scale, name
 
 
-class TestWithoutLengths:
-    def test_each_row_is_an_example(self):
+class TestUnpackedBatch:
+    def test_each_row_is_one_example(self):
         packed, plain = (model_of("llama", name) for name in ("packed", "sdpa"))
         rows = torch.randint(97, (3, 9), generator=torch.Generator().manual_seed(4))
         one, other = (model(input_ids=rows, use_cache=False).logits for model in (packed, plain))
         assert torch.allclose(one, other, atol=1e-5)
 
 
-class TestOtherAttention:
-    @pytest.mark.parametrize("wish", [{"softcap": 50.0}, {"s_aux": torch.ones(2)}])
-    def test_is_refused(self, wish):
+class TestUnsupportedAttention:
+    @pytest.mark.parametrize("option", [{"softcap": 50.0}, {"s_aux": torch.ones(2)}])
+    def test_is_refused(self, option):
         query = torch.randn(1, 2, 3, 8)
         with pytest.raises(packed_attention.UnsupportedAttention):
-            packed_attention.attend(torch.nn.Module(), query, query, query, None, **wish)
+            packed_attention.attend(torch.nn.Module(), query, query, query, None, **option)

@@ -1,5 +1,7 @@
-"""Fused kernels: what is asked of Liger, and what becomes of a model that they do not suit. Liger
-itself needs a GPU, and is played here."""
+"""Liger's kernels: which are applied, and models that they change are refused.
+
+Liger itself needs a GPU; a stand-in takes its place here.
+"""
 
 from pathlib import Path
 
@@ -18,8 +20,8 @@ def base(tiny_lm):
 
 
 @pytest.fixture
-def played(monkeypatch):
-    """Has Liger's place taken by something else."""
+def stand_in(monkeypatch):
+    """Replaces Liger by the given function."""
 
     def play(apply):
         monkeypatch.setattr(kernels, "is_liger_kernel_available", lambda: True)
@@ -28,26 +30,26 @@ def played(monkeypatch):
     return play
 
 
-class TestFusing:
-    def test_leaves_the_loss_to_us(self, base, played):
+class TestApplyLiger:
+    def test_the_loss_is_not_replaced(self, base, stand_in):
         asked = {}
-        played(lambda model, config: asked.update(config, model=model))
-        kernels.fuse(base, "cpu")
+        stand_in(lambda model, config: asked.update(config, model=model))
+        kernels.apply_liger(base, "cpu")
         assert asked.pop("model") is base
         losses = {"cross_entropy", "fused_linear_cross_entropy"}
         assert {name for name, wanted in asked.items() if wanted} >= {"rope", "rms_norm", "swiglu"}
         assert not any(asked[name] for name in losses)
 
-    def test_that_changes_what_the_model_says_is_refused(self, base, played):
+    def test_a_model_whose_hidden_states_change_is_refused(self, base, stand_in):
         def other_activation(model, config):
             for layer in model.model.layers:
                 layer.mlp.act_fn = torch.nn.ReLU()
 
-        played(other_activation)
-        with pytest.raises(BadModel, match="something else with Liger's kernels"):
-            kernels.fuse(base, "cpu")
+        stand_in(other_activation)
+        with pytest.raises(BadModel, match="hidden states change with Liger's kernels"):
+            kernels.apply_liger(base, "cpu")
 
-    def test_is_refused_where_the_kernels_are_not(self, base, monkeypatch):
+    def test_is_refused_if_liger_is_not_installed(self, base, monkeypatch):
         monkeypatch.setattr(kernels, "is_liger_kernel_available", lambda: False)
         with pytest.raises(BadRecipe, match=r"plan\.kernels"):
-            kernels.fuse(base, "cpu")
+            kernels.apply_liger(base, "cpu")
