@@ -1,16 +1,21 @@
-"""The losses of a training, as they are kept and judged."""
+"""The loss history of a training run, and a check that the loss moved."""
 
 from __future__ import annotations
 
 from transformers import TrainerState
 
 _KEPT_IN_HISTORY = ("step", "epoch", "loss", "learning_rate", "grad_norm")
-# Losses that differ by less than this share, with no gradient at all, have not moved.
-_STILL = 1e-3
+# A relative change of the loss below this, without any gradient, counts as no change.
+_MIN_CHANGE = 1e-3
 
 
 def history(state: TrainerState, names: tuple[str, ...]) -> list[dict[str, float]]:
-    """What is kept of a training's log: losses, and the metrics of each epoch."""
+    """The entries of the Trainer's log with losses or metrics of an epoch.
+
+    Args:
+        state: The Trainer's state at the end.
+        names: The metrics of the validation split.
+    """
     wanted = (*_KEPT_IN_HISTORY, *(f"eval_{name}" for name in names))
     entries = [
         {name: float(entry[name]) for name in wanted if name in entry}
@@ -20,7 +25,7 @@ def history(state: TrainerState, names: tuple[str, ...]) -> list[dict[str, float
 
 
 def unmoved(entries: list[dict[str, float]]) -> str | None:
-    """A warning, if a training's loss never moved and there was no gradient.
+    """A warning if the loss never moved and no gradient was measured; else None.
 
     Args:
         entries: From `history`.
@@ -32,6 +37,6 @@ def unmoved(entries: list[dict[str, float]]) -> str | None:
     first, last = (
         sum(entry["loss"] for entry in part) / third for part in (logged[:third], logged[-third:])
     )
-    if abs(first - last) > _STILL * abs(first):
+    if abs(first - last) > _MIN_CHANGE * abs(first):
         return None
     return f"the loss never moved ({first:.4g} to {last:.4g}) and no gradient reached the adapter"

@@ -1,9 +1,9 @@
-"""Losses of language models, without ever holding the logits of more than a few hundred tokens.
+"""Losses of language models, computed without holding the logits of all tokens at once.
 
-The loss of a token is its negative log-likelihood, in nats. What the head costs is the same for
-all tokens, so it is only asked for those that are learnt; and since the output embedding is
-frozen, the gradient with respect to its input is known as soon as the logits are: it is computed
-at once, chunk by chunk, and the logits are forgotten (the idea of Liger, arXiv:2410.10989).
+The loss of a token is its negative log-likelihood in nats. The head costs the same for every token,
+so it is computed for target tokens only. Since the output embedding is frozen, the gradient with
+respect to its input is known as soon as the logits are: it is computed chunk by chunk in the
+forward pass, and the logits are discarded (the idea of Liger, arXiv:2410.10989).
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-# Logits at once, in bytes: more leave a processor's caches, and fewer rows read the head's weights
-# too often for what they do with them. On a GPU, enough rows to keep its matrix units busy.
+# Bytes of logits in a chunk. On a CPU, larger chunks do not fit its caches, and smaller ones read
+# the head's weights too often. On a GPU, there must be enough rows to keep its matrix units busy.
 BYTES_AT_ONCE = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
-_LEAST_ROWS, _MOST_ROWS = 192, 8192
+MIN_ROWS, MAX_ROWS = 192, 8192
+"""Bounds of the tokens in a chunk."""
 
 
 class Tokens(NamedTuple):
-    """What a model said of some tokens.
+    """The losses of target tokens.
 
     Attributes:
-        nats: float32 (tokens): the negative log-likelihood of each.
-        right: bool (tokens): whether it was the likeliest; None where that was not asked for.
+        nats: float32 (tokens): negative log-likelihood of each token.
+        right: bool (tokens): whether it was the most likely token; None if not requested.
     """
 
     nats: torch.Tensor
@@ -38,14 +39,14 @@ def head_losses(
     bias: torch.Tensor | None = None,
     predict: bool = False,
 ) -> Tokens:
-    """Losses of tokens from what enters a frozen output embedding.
+    """Losses of tokens from the inputs of a frozen output embedding.
 
     Args:
-        hidden: (tokens, size): the head's inputs.
-        targets: int64 (tokens): the token that follows each.
-        weight: (vocabulary, size); no gradient is computed for it.
-        bias: (vocabulary), or None.
-        predict: Whether to say which targets were the most likely token.
+        hidden: (tokens, hidden size): inputs of the head.
+        targets: int64 (tokens): the target token of each.
+        weight: (vocabulary, hidden size); it gets no gradient.
+        bias: (vocabulary), or None; it gets no gradient.
+        predict: Whether to compute `right`.
     """
     if hidden.dtype != weight.dtype:
         hidden = hidden.to(weight.dtype)
@@ -54,7 +55,13 @@ def head_losses(
 
 
 def logit_losses(logits: torch.Tensor, targets: torch.Tensor, predict: bool = False) -> Tokens:
-    """Losses of tokens from their logits: (tokens, vocabulary)."""
+    """Losses of tokens from their logits.
+
+    Args:
+        logits: (tokens, vocabulary).
+        targets: int64 (tokens): the target token of each.
+        predict: Whether to compute `right`.
+    """
     rows = _rows(logits.device.type, logits.shape[-1])
     parts = [
         F.cross_entropy(part.float(), wanted, reduction="none")
@@ -71,16 +78,16 @@ def preference_loss(
     reference_rejected: torch.Tensor,
     beta: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290, equation 7).
+    """The loss of direct preference optimization (DPO; arXiv:2305.18290, equation 7).
 
     Args:
         chosen, rejected: (pairs): log-likelihood of each answer under the model, in nats.
-        reference_chosen, reference_rejected: The same under the reference model.
-        beta: How strongly the model is held to the reference.
+        reference_chosen, reference_rejected: (pairs): the same under the reference model.
+        beta: Strength of the pull towards the reference model.
 
     Returns:
-        The loss of each pair, and the margin of its implicit rewards: beta times the difference
-        of the two log-ratios.
+        The loss of each pair, and its margin of implicit rewards: beta times the difference of the
+        two log-ratios.
     """
     margin = beta * ((chosen - reference_chosen) - (rejected - reference_rejected))
     return -F.logsigmoid(margin), margin
@@ -107,7 +114,7 @@ class _HeadLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, nats: torch.Tensor, _right: torch.Tensor) -> tuple[Any, ...]:
         (gradient,) = ctx.saved_tensors
-        # Of one token: its own row, times what the rest of the graph makes of its loss.
+        # Each token has its own row, scaled by the gradient of its loss.
         return gradient * nats[:, None].to(gradient.dtype), None, None, None, None
 
 
@@ -119,7 +126,7 @@ def _by_chunks(
     gradient: torch.Tensor | None,
     predict: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fill `gradient` (of each loss with respect to its own row of `hidden`); see `Tokens`."""
+    """Compute `Tokens`, and fill `gradient`: that of each loss w.r.t. its own row of `hidden`."""
     nats = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
     right = torch.empty(len(hidden) if predict else 0, dtype=torch.bool, device=hidden.device)
     rows = _rows(hidden.device.type, weight.shape[0])
@@ -131,15 +138,16 @@ def _by_chunks(
             logits += bias
         if predict:
             right[part] = logits.argmax(-1) == wanted[:, 0]
-        chances = torch.log_softmax(logits, -1, dtype=torch.float32)
-        nats[part] = -chances.gather(-1, wanted)[:, 0]
+        log_probs = torch.log_softmax(logits, -1, dtype=torch.float32)
+        nats[part] = -log_probs.gather(-1, wanted)[:, 0]
         if gradient is not None:
             # d(-log p[target]) / d(logits) = p - onehot(target)
-            chances.exp_().scatter_add_(-1, wanted, chances.new_full(wanted.shape, -1.0))
-            torch.mm(chances.to(weight.dtype), weight, out=gradient[part])
+            probs = log_probs.exp_()
+            probs.scatter_add_(-1, wanted, probs.new_full(wanted.shape, -1.0))
+            torch.mm(probs.to(weight.dtype), weight, out=gradient[part])
     return nats, right
 
 
 def _rows(device: str, vocabulary: int) -> int:
     most = BYTES_AT_ONCE.get(device, BYTES_AT_ONCE["cuda"]) // (4 * vocabulary)
-    return min(_MOST_ROWS, max(_LEAST_ROWS, most))
+    return min(MAX_ROWS, max(MIN_ROWS, most))

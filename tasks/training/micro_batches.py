@@ -1,4 +1,4 @@
-"""Fill optimizer steps with micro-batches of like length."""
+"""Order examples into optimizer steps, and cut steps into micro-batches by tokens."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tasks.training.language_batches import Example
 class Steps:
     """The examples of each optimizer step, for one process, as a batch sampler.
 
-    The order is a function of seed and epoch alone, so that a resumed epoch goes on with the very
-    steps that the interrupted one had left. All processes together do what one alone would do.
+    The order depends on seed and epoch only, so a resumed epoch continues with the steps that the
+    interrupted one had left. All processes together take the same steps as one process alone.
 
     Args:
         lengths: Tokens of each example.
-        batch_size: Examples of a step, over all processes.
-        seed: Of the order.
-        rank: Number of this process.
-        world_size: How many there are.
+        batch_size: Examples per step, over all processes.
+        seed: Seed of the order.
+        rank: Rank of this process.
+        world_size: Number of processes.
     """
 
     def __init__(
@@ -33,11 +33,11 @@ class Steps:
 
     @property
     def batch_sampler(self) -> Steps:
-        """Itself: the Trainer hands the epoch to the sampler inside a loader's batch sampler."""
+        """This sampler: the Trainer calls `set_epoch` on `batch_sampler.batch_sampler`."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0 on, that the next iteration is for."""
+        """Set the epoch of the next iteration, counted from 0."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -52,14 +52,14 @@ class Steps:
         order = draw.permutation(len(self._lengths))
         steps = np.split(order, range(self._batch_size, len(order), self._batch_size))
         if self._epoch == 0 and len(steps) > 1:
-            # The longest first: what does not fit into memory fails at once, not after hours. The
-            # last step may be short, and stays where it is.
+            # The longest example first: if it does not fit into memory, training fails at once
+            # and not after hours. The last step may be short and stays last.
             longest = max(range(len(steps) - 1), key=lambda n: self._lengths[steps[n]].max())
             steps[0], steps[longest] = steps[longest], steps[0]
         return steps
 
     def _share(self, step: np.ndarray) -> list[int]:
-        """This process's examples: longest first, each goes to whoever has the fewest tokens."""
+        """This process's examples: longest first, each to the process with the fewest tokens."""
         if self._world_size == 1:
             return step.tolist()
         loads = [(0, rank) for rank in range(self._world_size)]
@@ -75,23 +75,23 @@ class Steps:
 def fill(examples: list[Example], budget: int, packing: bool) -> list[list[Example]]:
     """Cut the examples of a step into micro-batches.
 
-    Packed: best-fit decreasing, which needs hardly more than the least number of micro-batches.
-    Padded: neighbors in length go together.
+    With packing, by best-fit decreasing, which needs hardly more micro-batches than the minimum.
+    With padding, examples of similar length share a micro-batch.
 
     Args:
-        examples: In any order.
-        budget: Tokens of a micro-batch, padding included. An example that is longer comes alone.
-        packing: Whether they will be packed.
+        examples: The examples, in any order.
+        budget: Tokens per micro-batch, padding included. A longer example gets its own.
+        packing: Whether the micro-batches will be packed.
     """
     ordered = sorted(examples, key=lambda example: (-example.widest, example.number))
     if not packing:
-        return _rows_of_like_width(ordered, budget)
+        return _padded_batches(ordered, budget)
     ordered.sort(key=lambda example: -example.tokens)
     bins: list[list[Example]] = []
     free: list[int] = []
     for example in ordered:
         need = example.tokens
-        fitting = [place for place, room in enumerate(free) if room >= need]
+        fitting = [index for index, room in enumerate(free) if room >= need]
         if fitting:
             best = min(fitting, key=free.__getitem__)
             bins[best].append(example)
@@ -103,17 +103,17 @@ def fill(examples: list[Example], budget: int, packing: bool) -> list[list[Examp
 
 
 def in_order(lengths: np.ndarray, budget: int, packing: bool) -> Iterator[list[int]]:
-    """Cut all examples of a split into micro-batches, the longest first; always the same way.
+    """Cut all examples of a split into micro-batches, the longest first, deterministically.
 
     Args:
         lengths: Tokens of each example.
-        budget: Tokens of a micro-batch, padding included.
-        packing: Whether they will be packed.
+        budget: Tokens per micro-batch, padding included.
+        packing: Whether the micro-batches will be packed.
     """
     batch: list[int] = []
     used = 0
     for number in np.argsort(-lengths, kind="stable").tolist():
-        # Padded, all are as wide as the first.
+        # With padding, every example is as wide as the first.
         need = int(lengths[number if packing or not batch else batch[0]])
         if batch and used + need > budget:
             yield batch
@@ -124,12 +124,12 @@ def in_order(lengths: np.ndarray, budget: int, packing: bool) -> Iterator[list[i
         yield batch
 
 
-def _rows_of_like_width(ordered: list[Example], budget: int) -> list[list[Example]]:
+def _padded_batches(ordered: list[Example], budget: int) -> list[list[Example]]:
     batches: list[list[Example]] = []
     for example in ordered:
         last = batches[-1] if batches else []
         rows = sum(len(each.parts) for each in [*last, example])
-        # The first of a batch is its widest.
+        # The first example of a batch is its widest.
         if last and rows * last[0].widest <= budget:
             last.append(example)
         else:

@@ -1,6 +1,6 @@
-"""Metrics of a classifier, as `evaluate` modules that need no network.
+"""Metrics of a classifier as `evaluate` modules that need no network.
 
-`evaluate.load("accuracy")` downloads a script from the Hub and runs it; these are classes here.
+`evaluate.load("accuracy")` downloads a script from the Hub and runs it; these are local classes.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ class _ClassMetric(evaluate.Metric):
 
 
 class Accuracy(_ClassMetric):
-    """Share of predictions that are right."""
+    """Share of correct predictions."""
 
-    description = "Share of predictions that are right."
+    description = "Share of correct predictions."
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         return {"accuracy": float(metrics.accuracy_score(references, predictions))}
 
 
 class Precision(_ClassMetric):
-    """Mean over the classes of the share of a class's predictions that are right."""
+    """Macro-averaged precision: correct predictions of a class among all its predictions."""
 
     description = "Macro-averaged precision; 0 for a class that is never predicted."
 
@@ -47,7 +47,7 @@ class Precision(_ClassMetric):
 
 
 class Recall(_ClassMetric):
-    """Mean over the classes of the share of a class's examples that are found."""
+    """Macro-averaged recall: correct predictions of a class among all its examples."""
 
     description = "Macro-averaged recall; 0 for a class without examples."
 
@@ -57,9 +57,9 @@ class Recall(_ClassMetric):
 
 
 class F1(_ClassMetric):
-    """Mean over the classes of the harmonic mean of precision and recall."""
+    """Macro-averaged F1: the harmonic mean of a class's precision and recall."""
 
-    description = "Macro-averaged F1; 0 for a class that is never right."
+    description = "Macro-averaged F1; 0 for a class without correct predictions."
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         value = metrics.f1_score(references, predictions, average="macro", zero_division=0.0)
@@ -67,10 +67,10 @@ class F1(_ClassMetric):
 
 
 class ClassificationMetrics:
-    """All of them at once.
+    """Computes accuracy, precision, recall and F1.
 
     Args:
-        scratch: A folder that `evaluate` may use; predictions stay in memory.
+        scratch: A cache folder for `evaluate`; predictions stay in memory.
     """
 
     def __init__(self, scratch: Path) -> None:
@@ -78,7 +78,7 @@ class ClassificationMetrics:
         self._metrics = [kind(**options) for kind in (Accuracy, Precision, Recall, F1)]
 
     def __call__(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
-        """Metric by name, each between 0 and 1."""
+        """The metrics by name, each between 0 and 1."""
         found: dict[str, float] = {}
         for metric in self._metrics:
             found |= metric.compute(predictions=predictions, references=references)
