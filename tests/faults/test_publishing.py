@@ -1,7 +1,7 @@
-"""A publisher that dies on any line: the next run finishes what it began, once.
+"""A publisher that dies at any write: the next run finishes its release, once.
 
-Death is an exception that nothing catches, thrown before or after each write to the store and to
-the target, from the moment that publishing begins.
+Death is an exception that nothing catches, raised before or after each write to the store and to
+the target, once publishing has begun.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tasks.release import publish as publish_
 from tasks.storage.objects import FolderObjects
 from tests.flows.conftest import Place
 
-NAME = "second"  # the same work under another name: only gate, publish and announce are done
+NAME = "second"  # the same work under another name: only gate, publish and announce run
 WRITES = 13
 
 
@@ -32,8 +32,7 @@ class Died(BaseException):
 
 
 class DyingObjects:
-    """Counts writes from the moment that publishing begins, and dies at one of them; whoever is
-    dead writes no more."""
+    """Counts writes once publishing has begun, and dies at one of them; no write follows."""
 
     def __init__(self, monkeypatch, at: int, after: bool) -> None:
         self.count, self.at, self.after, self.begun, self.dead = 0, at, after, False, False
@@ -93,7 +92,7 @@ class TestDeathWhilePublishing:
             assert dying.dead
         pointer = place.folder / "releases" / NAME / "latest/production.json"
         if pointer.exists():
-            # What is visible is whole, even before the log says so.
+            # What is visible is complete, even before the log announces it.
             folder = place.folder / "releases" / json.loads(pointer.read_text())["path"]
             assert (folder / "manifest.json").is_file()
         assert place.run(name=NAME).name in ("Released", "Up to date")
@@ -133,7 +132,7 @@ class TestSigkill:
 
 @pytest.mark.slow
 class TestTrainingIsKilled:
-    def test_a_killed_program_is_said_to_be_and_a_retry_succeeds(self, place, monkeypatch):
+    def test_is_reported_and_a_retry_succeeds(self, place, monkeypatch):
         from tasks.runtime import run_program
 
         start = run_program._start

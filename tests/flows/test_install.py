@@ -3,14 +3,14 @@
 With fastapi 0.155 the server does not start; with SQLAlchemy 2.1 its scheduler creates no runs.
 """
 
-import time
 from importlib import metadata
 
-import pytest
 from packaging.version import Version
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.schedules import CronSchedule
+
+from tests.waiting import wait_for
 
 
 class TestPins:
@@ -36,13 +36,9 @@ class TestServer:
                     DeploymentScheduleCreate(schedule=CronSchedule(cron="0 3 * * *"), active=True)
                 ],
             )
-            deadline = time.monotonic() + 60
-            while time.monotonic() < deadline:
-                runs = [run for run in client.read_flow_runs() if run.deployment_id == deployment]
-                if runs:
-                    break
-                time.sleep(0.5)
-            else:
-                pytest.fail("the scheduler created no run within a minute")
+            runs = wait_for(
+                lambda: [run for run in client.read_flow_runs() if run.deployment_id == deployment],
+                "a run that the scheduler created",
+            )
             assert {run.state.name for run in runs} == {"Scheduled"}
             client.delete_deployment(deployment)

@@ -66,7 +66,7 @@ class Place:
         return deployment_log.deployed(self.store, name, "production")
 
     def provenance(self, name: str = "tiny") -> dict:
-        """What the deployed release says of itself."""
+        """The deployed release's provenance."""
         return provenance_of(self.deployed(name).release, self.store)
 
 
@@ -98,7 +98,7 @@ class TestChat:
         assert more.name in ("Released", "Rejected"), more.message
         assert task_states(more)["finetune"] == "Completed"
 
-    def test_an_adapter_on_a_quantised_base_is_judged_as_it_ships(self, chat):
+    def test_an_adapter_on_a_quantized_base_is_scored_as_it_ships(self, chat):
         state = chat.run(model__ship="adapter", quantization="nf4", training__epochs=1)
         assert state.name == "Released", state.message
         files = {file.name for file in (chat.folder / "releases").rglob("*") if file.is_file()}
@@ -106,13 +106,13 @@ class TestChat:
 
 
 @pytest.mark.slow
-class TestTheGuardSet:
+class TestGuardSet:
     def test_is_scored_beside_the_test_examples_and_may_veto(self, chat):
         guard = write_jsonl(
             chat.folder / "guard.jsonl", [{"text": r["text"]} for r in some_rows(40)]
         )
-        asked = {"evaluation__guard__uri": str(guard), "training__epochs": 1}
-        state = chat.run(**asked, gate__guard_margin=0.9)
+        settings = {"evaluation__guard__uri": str(guard), "training__epochs": 1}
+        state = chat.run(**settings, gate__guard_margin=0.9)
         report = report_of(state)
         assert "40 examples, for completion" in report
         assert "On the guard set the loss is" in report and "for the base model" in report
@@ -121,14 +121,14 @@ class TestTheGuardSet:
         assert made["sources"]["guard"]["uri"] == str(guard) and made["guard_metrics"]["loss"]
         released = chat.deployed().event.data.verdict
         assert [rule.passed for rule in released.rules if rule.slice == "guard set"] == [True]
-        # Of the very same training, only the gate's question changes.
-        unforgiving = chat.run(**asked, name="other", gate__guard_margin=0.0001)
-        assert unforgiving.name == "Rejected", unforgiving.message
-        assert "no harm to the guard set" in unforgiving.message
-        assert task_states(unforgiving)["finetune"] == "Cached"
+        # The training is the same; only the gate's margin changes.
+        strict = chat.run(**settings, name="other", gate__guard_margin=0.0001)
+        assert strict.name == "Rejected", strict.message
+        assert "no harm to the guard set" in strict.message
+        assert task_states(strict)["finetune"] == "Cached"
 
 
-class TestTheJudge:
+class TestLlmJudge:
     @pytest.fixture
     def judge(self, monkeypatch):
         avoid_proxies(monkeypatch)
@@ -136,7 +136,7 @@ class TestTheJudge:
         with LlmJudgeServer() as server:
             yield server
 
-    def asked(self, judge):
+    def settings(self, judge):
         return {
             "evaluation__generate_tokens": 6,
             "evaluation__llm_judge__url": judge.url,
@@ -146,13 +146,13 @@ class TestTheJudge:
         }
 
     @pytest.mark.slow
-    def test_decides_where_it_is_asked_to_and_is_asked_once(self, chat, judge):
-        asked = self.asked(judge) | {
+    def test_decides_if_the_gate_uses_it_and_is_asked_once(self, chat, judge):
+        settings = self.settings(judge) | {
             "gate__metric": "preferred",
             "evaluation__llm_judge__max_examples": 12,
         }
         judge.rule = lambda first, second: "[[A]]"
-        biased = chat.run(**asked)
+        biased = chat.run(**settings)
         assert biased.name == "Rejected", biased.message
         assert "share of preferred answers better than the untrained base" in biased.message
         report = report_of(biased)
@@ -160,23 +160,23 @@ class TestTheJudge:
         count = len(judge.requests)
         assert 0 < count <= 24
 
-        again = chat.run(**asked)
+        again = chat.run(**settings)
         assert task_states(again)["llm-judge"] == "Cached" and len(judge.requests) == count
         files = [file for file in chat.folder.rglob("*") if file.is_file()]
         assert not [file for file in files if b"very-secret" in file.read_bytes()]
         assert "very-secret" not in report
 
-    def test_whose_key_is_missing_is_refused_before_training(self, chat, judge, monkeypatch):
+    def test_without_its_key_is_refused_before_training(self, chat, judge, monkeypatch):
         monkeypatch.delenv("JUDGE_KEY")
-        state = chat.run(**self.asked(judge))
+        state = chat.run(**self.settings(judge))
         assert state.name == "No access" and "JUDGE_KEY" in state.message
         assert task_states(state) == {}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs the extra `benchmarks`")
-class TestTheHarness:
-    def test_is_shown_beside_the_baseline(self, chat):
+class TestBenchmarks:
+    def test_are_shown_beside_the_baseline(self, chat):
         from tests.tasks.evaluate.test_benchmark_program import ROWS
         from tests.tasks.samples import SHIPS
 
@@ -198,7 +198,7 @@ class TestTheHarness:
             "acc" in made["benchmarks"]["ships"] and made["sources"]["benchmark_folder"]["digest"]
         )
 
-    def test_a_name_that_it_does_not_know_is_refused_before_anything_else(self, chat):
+    def test_with_an_unknown_name_are_refused_first(self, chat):
         state = chat.run(evaluation__benchmarks='["arc_easi"]')
         assert state.name == "Bad recipe", state.message
         assert "evaluation.benchmarks" in state.message and "'arc_easy'" in state.message
@@ -218,8 +218,8 @@ class TestCompletion:
 @pytest.mark.slow
 class TestPreference:
     def test_a_model_of_pairs_is_trained_and_decided_on(self, tmp_path, tiny_lm, prefect_env):
-        asked = questions(160)
-        rows = [{"prompt": row["q"], "chosen": row["a"], "rejected": "No."} for row in asked]
+        known = questions(160)
+        rows = [{"prompt": row["q"], "chosen": row["a"], "rejected": "No."} for row in known]
         place = Place(tmp_path, tiny_lm, "preference", rows)
         state = place.run()
         assert state.name in ("Released", "Rejected"), state.message
@@ -228,7 +228,7 @@ class TestPreference:
 
 @pytest.mark.slow
 class TestTwoProcesses:
-    def test_train_what_one_does(self, chat):
+    def test_train_the_same_model_as_one(self, chat):
         found = {}
         for name, count in (("one", 1), ("two", 2)):
             state = chat.run(name=name, plan__processes=count)
@@ -237,7 +237,7 @@ class TestTwoProcesses:
             found[name] = chat.provenance(name)
             assert found[name]["plan"]["world_size"] == count
         one, two = (chat.deployed(name).event.data for name in ("one", "two"))
-        # Each step's mean is over the same tokens, but its sum is in another order.
+        # Each step averages the same tokens, but sums them in another order.
         assert two.metrics["loss"] == pytest.approx(one.metrics["loss"], rel=1e-3)
         keys = {made["steps"]["finetune"]["key"] for made in found.values()}
         assert len(keys) == 2
@@ -247,7 +247,7 @@ class TestTwoProcesses:
 @pytest.fixture
 def gguf(tmp_path, prefect_env):
     """A place whose base model is a GGUF file."""
-    # One that transformers adds, had it not been there.
+    # transformers adds the first one if it is missing.
     tokens = ("<|endoftext|>", *ascii_letters, *digits, *".,'", "Ġ", "ab")
     base = write_gguf(tmp_path / "m.gguf", tokens=tokens)
     rows = [{"text": row["text"]} for row in some_rows(200)]
@@ -255,14 +255,14 @@ def gguf(tmp_path, prefect_env):
 
 
 class TestAGgufBase:
-    def test_is_refused_where_the_adapter_shall_ship(self, gguf):
+    def test_is_refused_if_an_adapter_shall_ship(self, gguf):
         state = gguf.run(model__ship="adapter")
         assert state.name == "Bad recipe", state.message
         assert "model.ship" in state.message and "GGUF" in state.message
         assert task_states(state) == {}
 
     @pytest.mark.slow
-    def test_has_its_row_in_the_report_and_its_place_in_the_provenance(self, gguf):
+    def test_is_in_the_report_and_in_the_provenance(self, gguf):
         state = gguf.run(training__max_length=48, training__epochs=1)
         assert state.name == "Released", state.message
         assert "| gguf | done in " in report_of(state)
@@ -271,7 +271,7 @@ class TestAGgufBase:
 
 
 class TestRefusals:
-    def test_a_conversation_that_nobody_answers_is_named(self, tmp_path, tiny_lm, prefect_env):
+    def test_a_conversation_without_an_answer_is_named(self, tmp_path, tiny_lm, prefect_env):
         good = {"messages": [{"role": "user", "content": "Hi"}]}
         place = Place(tmp_path, tiny_lm, "instruction", [good] * 3)
         state = place.run()

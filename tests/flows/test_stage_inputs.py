@@ -45,8 +45,8 @@ def recipe(**changes) -> Recipe:
     return Recipe.model_validate(data | changes)
 
 
-class TestTheFrontDoor:
-    def test_no_stage_imports_the_recipe(self):
+class TestTheRecipe:
+    def test_is_imported_by_no_stage(self):
         importing = [
             str(file.relative_to(TASKS.parent))
             for file in sorted(TASKS.rglob("*.py"))
@@ -54,7 +54,7 @@ class TestTheFrontDoor:
         ]
         assert importing == []
 
-    def test_this_is_noticed_however_it_is_imported(self, tmp_path):
+    def test_is_noticed_however_it_is_imported(self, tmp_path):
         file = tmp_path / "stage.py"
         for line in (
             "from tasks.contracts.recipe import Recipe",

@@ -1,4 +1,4 @@
-"""What is done before a run, to save it time."""
+"""Training's flow: what is preloaded before a run."""
 
 import pytest
 
@@ -7,19 +7,19 @@ from tasks.contracts.errors import NotFound
 from tasks.contracts.recipe import Recipe
 
 
-class TestForeseeing:
+class TestPreloading:
     @pytest.mark.parametrize(
         "problem", [NotFound("data.uri", "nothing", "a file", "name one"), PermissionError("no")]
     )
-    def test_leaves_it_to_the_run_to_tell_what_is_wrong(self, monkeypatch, problem):
-        asked = []
+    def test_leaves_errors_to_the_run(self, monkeypatch, problem):
+        resolved = []
 
         def resolve(uri, kind):
-            asked.append(uri)
+            resolved.append(uri)
             raise problem
 
         monkeypatch.setattr(train, "resolve", resolve)
         train.preload_if_data_changed(
             Recipe(name="news", data={"uri": "texts.csv"}, model={"uri": "package:some/model"})
         )
-        assert asked == ["texts.csv"]
+        assert resolved == ["texts.csv"]

@@ -1,4 +1,4 @@
-"""`make server`: a server, a worker and the deployments; a run from the form does the job."""
+"""`make server`: a server, a worker and the deployments; a run of the deployment does its work."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,10 +17,32 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from tasks.runtime.run_program import program_name
 from tests.flows.conftest import Place, report_of
 from tests.tasks.samples import some_rows, write_jsonl
+from tests.waiting import wait_for
 
-START_SECONDS, RUN_SECONDS = 180, 240
+# A server, a worker and a training may each take minutes on a busy machine.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
+LIMIT_SECONDS = 1200
+
+
+@dataclass
+class Served:
+    """A running `python -m infra.serve`, whose output goes to a file: an unread pipe fills up, and
+    would stop it."""
+
+    process: subprocess.Popen
+    output: Path
+
+    def wait_for(self, event: Any, what: str) -> Any:
+        """As `wait_for`; fails with the output as soon as the server ends."""
+
+        def checked() -> Any:
+            assert self.process.poll() is None, self.output.read_text()[-5000:]
+            return event()
+
+        return wait_for(checked, what, LIMIT_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -37,36 +59,47 @@ def served(tmp_path_factory):
         "PREFECT_HOME": str(home / "prefect"),
     }
     environment.pop("PREFECT_API_URL", None)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "infra.serve"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    with open(home / "output", "w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "infra.serve"],
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
     try:
         with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}):
-            _wait_for_worker()
-            yield process
+            server = Served(process, home / "output")
+            server.wait_for(worker_is_ready, "a worker that is ready")
+            yield server
     finally:
         process.kill()
 
 
-def _wait_for_worker():
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            with get_client(sync_client=True) as client:
-                pool = client.read_work_pool("cpu")
-                if pool.status and pool.status.value == "READY":
-                    return
-        except Exception:
-            time.sleep(1)
-        time.sleep(0.5)
-    raise AssertionError("no worker")
+def worker_is_ready() -> bool:
+    with contextlib.suppress(Exception), get_client(sync_client=True) as client:
+        pool = client.read_work_pool("cpu")
+        return bool(pool.status and pool.status.value == "READY")
+    return False
 
 
-@pytest.mark.slow
+def start_run(place: Place, **changes: Any) -> Any:
+    """Start a run of the deployment on some rows; returns its id."""
+    write_jsonl(place.data, some_rows(600))
+    recipe = place.recipe(**changes).model_dump(mode="json")
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("retrain/news")
+        run = client.create_flow_run_from_deployment(deployment.id, parameters={"recipe": recipe})
+    return run.id
+
+
+def state_of(run_id: Any) -> Any:
+    """The state of a run, with the run's id."""
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(run_id).state
+    state.state_details.flow_run_id = run_id
+    return state
+
+
 class TestServer:
     def test_the_deployment_is_there_with_its_schedule_off(self, served):
         with get_client(sync_client=True) as client:
@@ -75,79 +108,59 @@ class TestServer:
         assert deployment.parameters["recipe"]["name"] == "news"
         assert "GateRecipe" in deployment.parameter_openapi_schema["definitions"]
 
-    def test_a_run_of_the_deployment_releases_and_carries_its_report(
-        self, served, tmp_path, tiny_base
-    ):
+    def test_a_run_of_the_deployment_releases_and_has_its_report(self, served, tmp_path, tiny_base):
         place = Place(tmp_path, tiny_base)
-        write_jsonl(place.data, some_rows(600))
-        with get_client(sync_client=True) as client:
-            deployment = client.read_deployment_by_name("retrain/news")
-            run = client.create_flow_run_from_deployment(
-                deployment.id, parameters={"recipe": place.recipe().model_dump(mode="json")}
-            )
-            deadline = time.monotonic() + RUN_SECONDS
-            while time.monotonic() < deadline:
-                run = client.read_flow_run(run.id)
-                if run.state.is_final():
-                    break
-                time.sleep(1)
-        assert run.state.name == "Released", run.state
-        run.state.state_details.flow_run_id = run.id
-        assert "## Gate" in report_of(run.state)
+        run_id = start_run(place)
+        served.wait_for(lambda: state_of(run_id).is_final(), "the end of the run")
+        state = state_of(run_id)
+        assert state.name == "Released", state
+        assert "## Gate" in report_of(state)
         assert place.log()[-1].kind == "deployed"
 
     def test_the_report_of_a_run_that_was_killed_says_so(self, served, tmp_path, tiny_base):
-        place = Place(tmp_path, tiny_base)
-        write_jsonl(place.data, some_rows(600))
-        recipe = place.recipe(name="doomed", training__epochs=1000)
-        with get_client(sync_client=True) as client:
-            deployment = client.read_deployment_by_name("retrain/news")
-            run = client.create_flow_run_from_deployment(
-                deployment.id, parameters={"recipe": recipe.model_dump(mode="json")}
-            )
-            (trainer,) = _wait(lambda: _training(served.pid))
-            _flow_run_of(trainer).kill()
-            ended = _wait(lambda: client.read_flow_run(run.id).state.is_crashed())
-            assert ended
-            state = client.read_flow_run(run.id).state
-        state.state_details.flow_run_id = run.id
-        report = _wait(lambda: "doomed: Crashed" in report_of(state) and report_of(state))
+        run_id = start_run(Place(tmp_path, tiny_base), name="doomed", training__epochs=1000)
+
+        def training() -> list[psutil.Process]:
+            state = state_of(run_id)
+            assert not state.is_final(), f"it ended before it was killed: {state}"
+            return training_programs(served.process.pid)
+
+        (trainer,) = served.wait_for(training, "training")
+        flow_run_of(trainer).kill()
+        served.wait_for(lambda: state_of(run_id).is_crashed(), "the crash, seen by the worker")
+        report = served.wait_for(
+            lambda: "doomed: Crashed" in (text := report_of(state_of(run_id))) and text,
+            "the report of the crash",
+        )
         assert "Nothing was published. Deployed: nothing is deployed yet." in report
-        assert f"`prefect flow-run retry {run.id}`" in report
-        assert _wait(lambda: not trainer.is_running()), "the training program was left behind"
+        assert f"`prefect flow-run retry {run_id}`" in report
+        served.wait_for(lambda: not trainer.is_running(), "the end of the training program")
 
     def test_ends_with_everything_that_it_started(self, served):
-        started = psutil.Process(served.pid).children(recursive=True)
+        started = psutil.Process(served.process.pid).children(recursive=True)
         assert len(started) >= 2
-        served.send_signal(signal.SIGINT)
-        assert served.wait(60) == 0
-        _, left = psutil.wait_procs(started, timeout=20)
+        served.process.send_signal(signal.SIGINT)
+        assert served.process.wait(LIMIT_SECONDS) == 0
+        _, left = psutil.wait_procs(started, timeout=LIMIT_SECONDS)
         assert left == []
 
 
-def _training(pid: int) -> list[psutil.Process]:
-    """The training programs below a process, by the log that they write: one that was forked has
-    the command line of its host."""
+def training_programs(pid: int) -> list[psutil.Process]:
+    """The training programs below a process, by the log that they write: a forked program has the
+    command line of its fork server."""
+    log = f"/{program_name('tasks.finetune.program')}.log"
     found = []
     for child in psutil.Process(pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if any(file.path.endswith("/finetune.log") for file in child.open_files()):
+            if any(file.path.endswith(log) for file in child.open_files()):
                 found.append(child)
     return found
 
 
-def _flow_run_of(program: psutil.Process) -> psutil.Process:
-    parent = program.parent()
-    while "tasks.runtime.fork_server_program" in parent.cmdline():
-        parent = parent.parent()
-    return parent
-
-
-def _wait(ready: Callable[[], Any]) -> Any:
-    """What a function answers as soon as it is true."""
-    deadline = time.monotonic() + RUN_SECONDS
-    while time.monotonic() < deadline:
-        if answer := ready():
-            return answer
-        time.sleep(0.5)
-    raise AssertionError("it did not happen in time")
+def flow_run_of(program: psutil.Process) -> psutil.Process:
+    """The process of the flow run that started a program: the nearest that runs Prefect."""
+    return next(
+        parent
+        for parent in program.parents()
+        if any(part.startswith("prefect") for part in parent.cmdline())
+    )

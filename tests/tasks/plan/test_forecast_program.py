@@ -1,4 +1,4 @@
-"""What training is told to take: how much of it fits, and what would help."""
+"""The forecast program: the micro-batch that fits, and what would help if none does."""
 
 import pytest
 from transformers import LlamaConfig
@@ -27,16 +27,16 @@ BIG = {
 }
 
 
-class Nobody:
+class SilentReporter:
     def progress(self, **_):
         return True
 
 
 @pytest.fixture
-def told(tmp_path):
-    """What the program says of a large Llama on a card; give what differs."""
+def forecast(tmp_path):
+    """Forecasts the training of a large Llama on a card, with changes to the job."""
 
-    def tell(name, **changes):
+    def run(name, **changes):
         folder = tmp_path / name
         BIG[name].save_pretrained(folder)
         plan = Plan(
@@ -62,9 +62,9 @@ def told(tmp_path):
             "host_memory": 60 * 10**9,
             "stored_bytes": 2,
         }
-        return forecast_program.main(job | changes, Nobody())
+        return forecast_program.main(job | changes, SilentReporter())
 
-    return tell
+    return run
 
 
 def total(parts):
@@ -72,30 +72,30 @@ def total(parts):
 
 
 class TestALargeModel:
-    def test_of_8_billion_weights_fits_24_gb_with_qlora(self, told):
-        found = told("8B")
+    def test_of_8_billion_weights_fits_24_gb_with_qlora(self, forecast):
+        found = forecast("8B")
         assert found["fits"] and found["micro_batch_tokens"] == 2048
         # 7 billion linear weights of half a byte, and a billion of two.
         assert found["parts"]["weights"] == pytest.approx(5.6e9, rel=0.02)
         assert found["trained_parameters"] == 41_943_040
 
-    def test_gets_as_many_tokens_as_fit(self, told):
-        found = told("8B", micro_batch_tokens=0, most_tokens=60_000, checkpointing="on")
+    def test_gets_as_many_tokens_as_fit(self, forecast):
+        found = forecast("8B", micro_batch_tokens=0, most_tokens=60_000, checkpointing="on")
         assert found["fits"] and 4096 < found["micro_batch_tokens"] < 60_000
         assert 0.9 * 22e9 < total(found["parts"]) <= 22e9
 
-    def test_is_checkpointed_only_where_it_must_be(self, told):
-        assert told("8B")["checkpointing"] is True
-        assert told("8B", memory=60 * 10**9)["checkpointing"] is False
+    def test_is_checkpointed_only_if_it_must_be(self, forecast):
+        assert forecast("8B")["checkpointing"] is True
+        assert forecast("8B", memory=60 * 10**9)["checkpointing"] is False
 
-    def test_of_70_billion_does_not_fit_at_all(self, told):
-        found = told("70B")
+    def test_of_70_billion_does_not_fit_at_all(self, forecast):
+        found = forecast("70B")
         assert not found["fits"] and not any(each["fits"] for each in found["remedies"])
         assert found["parts"]["weights"] > 35e9
 
     @pytest.mark.slow
-    def test_that_does_not_fit_is_told_what_would_help(self, told):
-        found = told("8B", quantization="none", checkpointing="off", memory=15 * 10**9)
+    def test_that_does_not_fit_gets_remedies(self, forecast):
+        found = forecast("8B", quantization="none", checkpointing="off", memory=15 * 10**9)
         assert not found["fits"]
         remedies = {each["change"]: each for each in found["remedies"]}
         together = "quantization: nf4 and plan.checkpointing: on and lora.dropout: 0"
@@ -105,15 +105,15 @@ class TestALargeModel:
         assert min(peaks) == remedies[together]["peak"]
 
     @pytest.mark.slow
-    def test_may_fit_with_shorter_examples(self, told):
-        found = told(
+    def test_may_fit_with_shorter_examples(self, forecast):
+        found = forecast(
             "8B", longest=60_000, max_length=60_000, micro_batch_tokens=0, most_tokens=60_000
         )
         last = found["remedies"][-1]
         assert last["fits"] and "training.max_length: " in last["change"]
 
-    def test_is_merged_in_the_machine_where_the_card_is_too_small_for_that(self, told):
-        found = told("8B", ship="merged")
+    def test_is_merged_in_host_memory_if_the_card_is_too_small(self, forecast):
+        found = forecast("8B", ship="merged")
         assert found["fits"]
         # 8 billion weights of two bytes, 42 million of four, twice, and a layer of 59 million.
         needed = 2 * 8.03e9 + 8 * 41_943_040 + 13 * 4096 * 14336
@@ -123,24 +123,24 @@ class TestALargeModel:
         assert found["shipping"] < total(found["parts"])
 
     @pytest.mark.parametrize("ship", ["merged", "adapter"])
-    def test_is_merged_only_where_the_machine_has_room_for_it(self, told, ship):
-        found = told("8B", ship=ship, host_memory=16 * 10**9)
+    def test_fits_only_if_the_machine_has_room_to_merge_it(self, forecast, ship):
+        found = forecast("8B", ship=ship, host_memory=16 * 10**9)
         assert found["fits"] == (ship == "adapter") and not found["remedies"]
         assert total(found["parts"]) < 22e9
 
-    def test_that_ships_in_more_bits_takes_more_of_the_machine(self, told):
-        few, many = (told("8B", ship="merged", stored_bytes=each) for each in (2, 4))
+    def test_stored_in_more_bits_needs_more_host_memory(self, forecast):
+        few, many = (forecast("8B", ship="merged", stored_bytes=each) for each in (2, 4))
         assert many["shipping_host"] - few["shipping_host"] == pytest.approx(16.06e9, rel=0.1)
 
-    def test_that_was_not_quantised_is_not_merged_on_the_card_at_all(self, told):
-        found = told("8B", ship="merged", quantization="none", memory=80 * 10**9)
+    def test_that_is_not_quantized_is_not_merged_on_the_card(self, forecast):
+        found = forecast("8B", ship="merged", quantization="none", memory=80 * 10**9)
         assert found["shipping"] == 0 and found["shipping_host"] > 16e9
 
 
 class TestAModelThatCannotBeTraced:
-    def test_is_said_to_be_unknown(self, tmp_path, told, monkeypatch):
+    def test_has_an_unknown_forecast_with_the_reason(self, tmp_path, forecast, monkeypatch):
         def fails(_):
             raise RuntimeError("no such kernel")
 
         monkeypatch.setattr(forecast_program, "peak", fails)
-        assert told("8B") == {"unknown": "RuntimeError: no such kernel"}
+        assert forecast("8B") == {"unknown": "RuntimeError: no such kernel"}

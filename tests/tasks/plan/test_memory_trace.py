@@ -1,5 +1,4 @@
-"""A training step without memory: parts that are known otherwise, what changes them and how, and
-what is measured."""
+"""The memory trace: parts whose size is known, what changes them, and what is measured."""
 
 import json
 
@@ -12,7 +11,6 @@ from tasks.contracts.recipe_training import LoraRecipe
 from tasks.kernels import packed_attention
 from tasks.models import causal
 from tasks.plan import memory_trace
-from tasks.plan.memory_tracker import ACTIVATIONS, TRANSIENT, MemoryTracker
 from tests.benchmarks.memory_forecast import child, make_model
 
 SMALL = {
@@ -27,7 +25,7 @@ SMALL = {
 
 @pytest.fixture
 def setting(tmp_path):
-    """A setting of a small Llama; give what differs."""
+    """A setting of a small Llama, with changes."""
 
     def make(config=None, plan=None, lora=None, **changes):
         folder = tmp_path / "base"
@@ -53,71 +51,33 @@ def total(parts):
     return sum(parts.values())
 
 
-class TestALedger:
-    def test_has_what_is_there_at_once(self):
-        ledger = MemoryTracker()
-        with ledger:
-            ledger.begin("forward")
-            kept = torch.ones(100)
-            passing = [torch.ones(1000) for _ in range(2)]
-            passing.pop()
-            del passing
-            ledger.begin("backward")
-            torch.ones(10)
-        peaks = ledger.peaks("forward", "backward")
-        assert peaks["forward"] == {ACTIVATIONS: 400, TRANSIENT: 8000}
-        assert total(peaks["backward"]) <= 400 + 40
-        del kept
-
-    def test_counts_memory_once_however_often_it_is_looked_at(self):
-        ledger = MemoryTracker()
-        with ledger:
-            ledger.begin("forward")
-            one = torch.ones(8, 8)
-            views = [one.t(), one.view(-1), one[2:]]
-            ledger.begin("backward")
-        assert ledger.peaks("forward", "backward")["forward"] == {ACTIVATIONS: 256}
-        del views
-
-    def test_knows_what_kernels_need_besides(self):
-        def space(_):
-            return 10_000
-
-        ledger = MemoryTracker({torch.ops.aten.mm.default: space})
-        with ledger:
-            ledger.begin("forward")
-            torch.mm(torch.ones(4, 4), torch.ones(4, 4))
-            ledger.begin("backward")
-        assert total(ledger.peaks("forward", "backward")["forward"]) == 10_000 + 3 * 64
-
-
 class TestTheParts:
     @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-    def test_that_last_are_those_of_the_real_model(self, setting, precision):
-        asked = setting(plan={"precision": precision})
-        model = causal.attach_lora(real_model(asked), asked.lora, 0)
+    def test_that_persist_are_those_of_the_real_model(self, setting, precision):
+        chosen = setting(plan={"precision": precision})
+        model = causal.attach_lora(real_model(chosen), chosen.lora, 0)
         frozen = [each for each in model.parameters() if not each.requires_grad]
         trained = [each for each in model.parameters() if each.requires_grad]
-        parts = memory_trace.peak(asked)
+        parts = memory_trace.peak(chosen)
         buffers = bytes_of(model.buffers())
         assert parts["weights"] == bytes_of(frozen) + buffers
         assert parts["adapters"] == bytes_of(trained)
         assert parts["quantization constants"] == 0
-        # Two numbers a weight, and the step count of each tensor.
+        # Two numbers per weight, and the step count of each tensor.
         assert parts["optimizer"] == 2 * bytes_of(trained) + 4 * len(trained)
 
-    def test_of_a_quantised_model_are_those_of_the_paper(self, setting):
-        plain, quantised = (
+    def test_of_a_quantized_model_are_those_of_the_paper(self, setting):
+        plain, quantized = (
             memory_trace.peak(setting(plan={"precision": "bf16"}, quantization=kind))
             for kind in ("none", "nf4")
         )
         linear = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 160)
-        assert plain["weights"] - quantised["weights"] == round(1.5 * linear)
+        assert plain["weights"] - quantized["weights"] == round(1.5 * linear)
         # A byte for each block of 64, four for each 256 of them and what is left over, two tables.
         least = linear / 64 + linear / 64 / 256 * 4
-        assert least < quantised["quantization constants"] < least + 14 * (4 * 272 + 8)
+        assert least < quantized["quantization constants"] < least + 14 * (4 * 272 + 8)
 
-    def test_of_an_8_bit_optimizer_are_two_bytes_a_weight(self, setting):
+    def test_of_an_8_bit_optimizer_are_two_bytes_per_weight(self, setting):
         parts = memory_trace.peak(setting(plan={"optimizer": "adamw_8bit"}, lora={"r": 128}))
         weights = parts["adapters"] / 4
         assert 2 * weights < parts["optimizer"] < 2.1 * weights
@@ -138,16 +98,16 @@ class TestMemory:
         none, some = (memory_trace.peak(setting(lora={"dropout": each})) for each in (0.0, 0.05))
         assert none["activations"] < some["activations"]
 
-    def test_of_gradients_lasts_where_they_accumulate(self, setting):
+    def test_of_gradients_persists_if_they_accumulate(self, setting):
         once, often = (memory_trace.peak(setting(accumulates=each)) for each in (False, True))
         assert often["gradients"] >= often["adapters"] > once["gradients"]
 
-    def test_of_many_layers_is_told_from_few(self, setting):
+    def test_of_many_layers_is_extrapolated_from_few(self, setting):
         config = LlamaConfig(**SMALL | {"num_hidden_layers": 8})
         for checkpointing in (False, True):
-            asked = setting(config, checkpointing=checkpointing)
-            whole = max(total(parts) for parts in memory_trace.trace(asked).values())
-            parts = memory_trace.peak(asked)
+            chosen = setting(config, checkpointing=checkpointing)
+            whole = max(total(parts) for parts in memory_trace.trace(chosen).values())
+            parts = memory_trace.peak(chosen)
             assert total(parts) - parts["overhead"] == pytest.approx(whole, rel=0.01)
 
     @pytest.mark.parametrize(
@@ -160,15 +120,15 @@ class TestMemory:
         ids=lambda config: config.model_type,
     )
     @pytest.mark.parametrize("quantization", ["none", "nf4"])
-    def test_of_other_architectures_is_told(self, setting, config, quantization):
+    def test_of_other_architectures_is_traced(self, setting, config, quantization):
         plan = {} if config.model_type != "gemma2" else {"packing": False, "attention": "eager"}
         try:
             parts = memory_trace.peak(setting(config, plan=plan, quantization=quantization))
         except packed_attention.UnsupportedAttention:
-            pytest.skip("packed attention is not for this one")
+            pytest.skip("packed attention does not support it")
         assert parts["weights"] and parts["activations"]
 
-    def test_of_one_of_several_processes_is_less_where_they_share_the_model(self, setting):
+    def test_of_one_of_several_processes_is_less_if_they_shard_the_model(self, setting):
         alone = memory_trace.peak(setting())
         copies, shares = (
             memory_trace.peak(setting(plan={"world_size": 4, "sharding": each}))
@@ -179,10 +139,10 @@ class TestMemory:
 
 
 @pytest.mark.slow
-class TestWhatIsMeasured:
-    # All four, of three shapes: `tests.benchmarks.memory_forecast`.
+class TestMeasuredMemory:
+    # `tests.benchmarks.memory_forecast` measures all four, for three shapes.
     @pytest.mark.parametrize(("quantization", "checkpointing"), [("none", False), ("nf4", True)])
-    def test_is_within_a_tenth_of_what_was_told(self, tmp_path, quantization, checkpointing):
+    def test_is_within_a_tenth_of_the_forecast(self, tmp_path, quantization, checkpointing):
         make_model("6M", tmp_path / "base")
         spec = {
             "base": str(tmp_path / "base"),
@@ -192,22 +152,22 @@ class TestWhatIsMeasured:
             "work": str(tmp_path / "work"),
             "tight": True,
         }
-        told = total(child("forecast", spec)["parts"])
-        assert told == pytest.approx(child("measure", spec)["peak"], rel=0.1)
+        forecast = total(child("forecast", spec)["parts"])
+        assert forecast == pytest.approx(child("measure", spec)["peak"], rel=0.1)
 
 
-def real_model(asked):
+def real_model(setting):
     from transformers import AutoModelForCausalLM
 
     packed_attention.register()
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[asked.plan["precision"]]
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[setting.plan["precision"]]
     return AutoModelForCausalLM.from_config(
-        asked_config(asked), dtype=dtype, attn_implementation="packed"
+        config_of(setting), dtype=dtype, attn_implementation="packed"
     )
 
 
-def asked_config(asked):
-    return LlamaConfig(**json.loads((asked.base / "config.json").read_text()))
+def config_of(setting):
+    return LlamaConfig(**json.loads((setting.base / "config.json").read_text()))
 
 
 def bytes_of(tensors):

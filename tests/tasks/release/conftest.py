@@ -9,6 +9,7 @@ import pytest
 from tasks.contracts.artifacts import Artifact, Source
 from tasks.contracts.candidate import Candidate, GuardSet
 from tasks.contracts.plan import Plan
+from tasks.contracts.recipe_release import PublishRecipe
 from tasks.contracts.results import (
     Benchmarked,
     Comparisons,
@@ -46,6 +47,7 @@ VERDICT = Verdict(
 
 RECIPE = {
     "name": "tiny",
+    "task": "instruction",
     "quantization": "none",
     "model": {"ship": "merged"},
     "publish": {"targets": ["/releases"], "private": False},
@@ -90,6 +92,11 @@ def loaded(name: str, **changes) -> Loaded:
     return Loaded(**facts(name) | said | changes)
 
 
+FINETUNED = Finetuned(
+    **facts("finetune"), metrics={}, history=(), best_epoch=1, steps=1, trained_parameters=1
+)
+
+
 @pytest.fixture
 def store(tmp_path):
     return open_store(run_context(tmp_path).store)
@@ -101,6 +108,7 @@ def inputs(store):
     with store.scratch() as scratch:
         (scratch / "d").mkdir()
         (scratch / "d" / "report.json").write_text("{}")
+        (scratch / "d" / "seen.npy").touch()
         dataset = store.put("dataset", scratch / "d")
 
     def make(**changes) -> ReleaseInputs:
@@ -122,19 +130,29 @@ def inputs(store):
             "tokenized": Tokenized(
                 **facts("tokenize"), shards=1, new_shards=1, tokens=1, truncated=0, longest=1
             ),
-            "finetuned": Finetuned(
-                **facts("finetune"),
-                metrics={},
-                history=(),
-                best_epoch=1,
-                steps=1,
-                trained_parameters=1,
-            ),
+            "finetuned": FINETUNED,
             "scored": scored("evaluate", 1.0),
             "baseline": None,
             "gate_result": GateResult(**facts("gate"), verdict=VERDICT),
         }
         return ReleaseInputs(candidate=Candidate(**made | changes), **RECIPE_PARTS)
+
+    return make
+
+
+@pytest.fixture
+def publishable(store, inputs):
+    """Inputs of the release of a model with the given weights at some targets."""
+
+    def make(settings: PublishRecipe, weights: bytes = b"weights") -> ReleaseInputs:
+        with store.scratch() as scratch:
+            (scratch / "m").mkdir()
+            (scratch / "m" / "model.safetensors").write_bytes(weights)
+            model = store.put("model", scratch / "m")
+        finetuned = FINETUNED.model_copy(update={"artifact": model})
+        recipe = RECIPE | {"publish": settings.model_dump(mode="json")}
+        changes = {"publish": settings, "recipe": recipe}
+        return inputs(finetuned=finetuned).model_copy(update=changes)
 
     return make
 

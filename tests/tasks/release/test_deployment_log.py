@@ -1,4 +1,4 @@
-"""The log: numbered, created once, read by consumers who need nothing else."""
+"""The deployment log: entries are numbered and created once, and consumers need nothing else."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -35,8 +35,8 @@ def entry(number, kind, digest):
     return LogEntry(number=number, kind=kind, at="now", run="run", release=release(digest))
 
 
-def deploy(store, digest, seen):
-    claim = deployment_log.claim(store, release(digest), seen, "run")
+def deploy(store, digest, log_number):
+    claim = deployment_log.claim(store, release(digest), log_number, "run")
     return deployment_log.append(store, entry(claim.number + 1, "deployed", digest))
 
 
@@ -71,16 +71,16 @@ class TestClaims:
         with pytest.raises(BaselineMoved, match="expected the log as it was"):
             deployment_log.claim(store, release("b"), 0, "run")
 
-    def test_a_repeated_claim_for_the_same_bytes_is_the_same_claim(self, store):
+    def test_a_repeated_claim_for_the_same_release_is_the_same_claim(self, store):
         first = deployment_log.claim(store, release("a"), 0, "run")
         assert deployment_log.claim(store, release("a"), 0, "again").number == first.number
         assert len(deployment_log.entries(store, "news", "production")) == 1
 
-    def test_an_abandoned_claim_is_superseded_by_who_has_seen_it(self, store):
+    def test_an_interrupted_claim_is_replaced_by_a_publisher_that_read_it(self, store):
         deployment_log.claim(store, release("a"), 0, "died")
         assert deployment_log.claim(store, release("b"), 1, "run").number == 2
 
-    def test_whoever_was_superseded_cannot_announce(self, store):
+    def test_a_publisher_that_was_replaced_cannot_announce(self, store):
         slow = deployment_log.claim(store, release("a"), 0, "slow")
         deployment_log.claim(store, release("b"), 1, "fast")
         with pytest.raises(BaselineMoved):
@@ -116,6 +116,6 @@ class TestLooks:
         look = lambda candidate: deployment_log.look_number(store, "news", "t", candidate, "base")  # noqa: E731
         assert [look("a"), look("b"), look("a"), look("c")] == [1, 2, 1, 3]
 
-    def test_another_test_set_starts_anew(self, store):
+    def test_another_test_set_is_counted_on_its_own(self, store):
         deployment_log.look_number(store, "news", "t", "a", "base")
         assert deployment_log.look_number(store, "news", "u", "b", "base") == 1

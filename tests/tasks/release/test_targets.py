@@ -1,4 +1,4 @@
-"""Targets: staged, verified, revealed; repeated without harm; a slower publisher undoes nothing."""
+"""Targets: every step can be repeated, and a slower publisher never undoes a later one."""
 
 import json
 
@@ -55,17 +55,17 @@ class TestEveryTarget:
 
     def test_a_revealed_release_is_held(self, target, folder):
         target.stage(release(), folder)
-        shown = target.reveal(release(), folder, 1)
-        assert target.holds(release()) == shown
+        published = target.reveal(release(), folder, 1)
+        assert target.holds(release()) == published
 
     def test_repeating_everything_changes_nothing(self, target, folder):
-        shown = []
+        published = []
         for _ in range(3):
             target.stage(release(), folder)
-            shown.append(target.reveal(release(), folder, 1))
-        assert shown[0] == shown[1] == shown[2]
+            published.append(target.reveal(release(), folder, 1))
+        assert published[0] == published[1] == published[2]
 
-    def test_what_was_revealed_can_be_fetched_back(self, target, folder, tmp_path):
+    def test_a_revealed_release_can_be_fetched_back(self, target, folder, tmp_path):
         target.stage(release(), folder)
         target.reveal(release(), folder, 1)
         back = tmp_path / "back"
@@ -102,21 +102,21 @@ class TestFolderAndBucket:
             target.reveal(release(), folder, 3)
         assert self.pointer(target)["digest"] == "b" * 64
 
-    def test_what_was_spoilt_on_the_way_is_not_revealed(self, target, folder):
+    def test_a_file_that_was_corrupted_in_transit_is_not_revealed(self, target, folder):
         target.stage(release(), folder)
-        target.objects.write(f"news/{'a' * 12}/model.safetensors", b"spoilt")
+        target.objects.write(f"news/{'a' * 12}/model.safetensors", b"corrupted")
         with pytest.raises(StorageFailed, match="bytes that differ from what was written"):
             target.reveal(release(), folder, 1)
         assert target.objects.read("news/latest/production.json") is None
 
-    def test_what_was_never_wholly_staged_is_not_revealed(self, target, folder):
+    def test_an_incomplete_staging_is_not_revealed(self, target, folder):
         target.stage(release(), folder)
         target.objects.delete(f"news/{'a' * 12}/manifest.json")
         with pytest.raises(StorageFailed, match="no manifest"):
             target.reveal(release(), folder, 1)
         assert target.objects.read("news/latest/production.json") is None
 
-    def test_an_interrupted_staging_is_gone_on_with(self, target, folder):
+    def test_an_interrupted_staging_is_resumed(self, target, folder):
         target.stage(release(), folder)
         target.objects.delete(f"news/{'a' * 12}/manifest.json")
         target.stage(release(), folder)
@@ -131,10 +131,10 @@ class TestHub:
 
     def test_one_commit_and_one_tag(self, target, folder, hub_env):
         target.stage(release(), folder)
-        shown = target.reveal(release(), folder, 1)
+        published = target.reveal(release(), folder, 1)
         api = HfApi()
         commits = [item.commit_id for item in api.list_repo_commits(REPO)]
-        assert commits[0] == shown.revision
+        assert commits[0] == published.revision
         assert len(commits) == 2  # the repository's own first, and the release
         assert [tag.name for tag in api.list_repo_refs(REPO).tags] == [f"production-{'a' * 12}"]
 
@@ -190,7 +190,7 @@ class TestAccess:
         with pytest.raises(NoAccess, match="role 'read'"):
             HubTarget("hf://ci/news", True).check_access()
 
-    def test_somebody_elses_name(self, hub_env):
+    def test_the_namespace_of_another_user(self, hub_env):
         with pytest.raises(NoAccess, match="right to write to other/news"):
             HubTarget("hf://other/news", True).check_access()
 
