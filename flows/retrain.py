@@ -182,7 +182,6 @@ def run_once(recipe: Recipe, context: RunContext, report: RunReport) -> State:
     if deployed and deployed.release.digest == trained.finetuned.artifact.digest:
         return up_to_date(deployed, recipe.publish, context, report)
 
-    report.status("Scoring candidate and baseline on the test examples.")
     candidate = score_and_decide(recipe, trained, deployed, benchmarks, context, report)
     verdict = candidate.gate_result.verdict
     if verdict.outcome == "rejected":

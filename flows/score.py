@@ -34,16 +34,9 @@ def score_and_decide(
     report: RunReport,
 ) -> Candidate:
     """Score candidate and baseline, and apply the gate."""
-    store = open_store(context.store)
     scoring = stage_inputs.candidate_score_inputs(recipe, trained)
     baseline_scoring = baseline_score_inputs(recipe, trained, deployed, context)
-    scored = score(scoring, context)
-    report.add_step("evaluate", scored, metrics_sentence(scored))
-    baseline = None
-    if baseline_scoring:
-        baseline = score(baseline_scoring, context)
-        report.add_step("baseline", baseline, metrics_sentence(baseline))
-
+    scored, baseline = score_both(scoring, baseline_scoring, context, report)
     comparisons = compare_answers(recipe, trained, scored, baseline, context, report)
     benchmarked, benchmark_baseline = run_benchmarks_for_both(
         recipe, benchmarks, scoring, baseline_scoring, context, report
@@ -52,26 +45,24 @@ def score_and_decide(
         recipe, trained, scoring, baseline_scoring, context, report
     )
     look_number = deployment_log.look_number(
-        store,
+        open_store(context.store),
         recipe.name,
         trained.loaded.test_digest,
         scored.model_digest,
         baseline.model_digest if baseline else "",
     )
-    decided = gate(
-        stage_inputs.gate_inputs(
-            recipe,
-            trained,
-            deployed,
-            candidate=scored,
-            baseline=baseline,
-            guard_candidate=guard_scored,
-            guard_baseline=guard_baseline,
-            comparisons=comparisons,
-            look_number=look_number,
-        ),
-        context,
+    inputs = stage_inputs.gate_inputs(
+        recipe,
+        trained,
+        deployed,
+        candidate=scored,
+        baseline=baseline,
+        guard_candidate=guard_scored,
+        guard_baseline=guard_baseline,
+        comparisons=comparisons,
+        look_number=look_number,
     )
+    decided = gate(inputs, context)
     report.add_step("gate", decided, decided.verdict.outcome)
     report.section(Section.GATE, verdict_markdown(decided.verdict))
     report.add_fact("verdict", decided.verdict.summary)
@@ -90,6 +81,23 @@ def score_and_decide(
         benchmark_baseline=benchmark_baseline,
         benchmark_folder=benchmarks.folder if benchmarks else None,
     )
+
+
+def score_both(
+    scoring: ScoreInputs,
+    baseline_scoring: ScoreInputs | None,
+    context: RunContext,
+    report: RunReport,
+) -> tuple[Scored, Scored | None]:
+    """Scores of candidate and baseline on the test examples; None without a baseline."""
+    report.status("Scoring candidate and baseline on the test examples.")
+    scored = score(scoring, context)
+    report.add_step("evaluate", scored, metrics_sentence(scored))
+    if baseline_scoring is None:
+        return scored, None
+    baseline = score(baseline_scoring, context)
+    report.add_step("baseline", baseline, metrics_sentence(baseline))
+    return scored, baseline
 
 
 def baseline_score_inputs(

@@ -223,14 +223,14 @@ def _shipping(setting: Setting, parts: dict[str, int], job: dict[str, Any]) -> t
     sizes = [each.numel() for each in model.parameters()]
     linear = adapter.linear_modules(model, [causal.head_name(model)])
     layer = max(model.get_submodule(name).weight.numel() for name in linear)
-    # What one tensor takes: a layer in fp32, with a copy, what is added, and what tells that all
-    # of it is finite; or the largest one, where it ships in another format.
+    # One tensor at a time: a layer in fp32, a copy of it, the adapter's product, and a mask of its
+    # finite values; or the largest tensor, if it ships in another format.
     one = max(13 * layer, stored * max(sizes) if stored != number else 0)
-    # Besides, the model as it is read or ships; and the adapter, with the file that it comes from.
+    # In addition the model, as it is read or ships; and the adapter, with its file.
     host = sum(sizes) * max(number, stored) + 2 * parts[ADAPTERS] + one
     if not setting.cuda or setting.quantization != "nf4":
         return 0, host
-    # As in training; and of one layer, its weights in 16 bits, in 4, and the scale of each block.
+    # As in training; and one layer: its weights in 16 and in 4 bits, and the scale of each block.
     one = layer * (number + 1) + layer // BLOCK * 4
     return parts[WEIGHTS] + parts[CONSTANTS] + one, host
 

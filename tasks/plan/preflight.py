@@ -82,14 +82,14 @@ def refuse_early(inputs: PreflightInputs, context: RunContext) -> None:
 
 
 def refuse_adapter(ship: str, base: Source) -> None:
-    """Refuse an adapter that nobody could load: it names its base, and peft loads no GGUF file.
+    """Refuse an adapter that peft could not load: it loads no base that is a GGUF file.
 
     Args:
         ship: `merged` or `adapter`.
         base: The base model, resolved and not converted.
 
     Raises:
-        BadRecipe: An adapter shall ship whose base is a GGUF file.
+        BadRecipe: The recipe ships an adapter, and its base is a GGUF file.
     """
     if ship == "adapter" and is_gguf(base):
         raise BadRecipe(
