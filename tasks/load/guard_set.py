@@ -1,7 +1,7 @@
-"""The guard set: found, read and recognised before anything is trained.
+"""Loads the guard set before training: data on which the model must not get worse.
 
-All rows of it judge. It is read by the step that reads the data, once for each task that its rows
-could be for, until one fits: texts are completed, whatever has an answer is answered.
+All rows are test examples. The load step reads them for each possible task until one fits: plain
+texts are completed, and rows with an answer are answered.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WHERE = "evaluation.guard"
 
 
 class GuardInputs(Contract):
-    """Which texts the model must not forget.
+    """The data on which the model must not get worse.
 
     Attributes:
         guard: The recipe's `evaluation.guard`.
@@ -43,13 +43,13 @@ def load_guard(inputs: GuardInputs, context: RunContext) -> GuardSet:
         NotFound, NoAccess, HubFailed, StorageFailed: It cannot be fetched.
     """
     try:
-        found = _load(inputs, context)
+        guard_set = _load(inputs, context)
     except DamagedArtifact:
         raise
     except BurnishError as error:
-        raise _about_guard(error) from None
-    _check_chat(found, inputs.tokenizer, context)
-    return found
+        raise _name_guard_set(error) from None
+    _check_chat(guard_set, inputs.tokenizer, context)
+    return guard_set
 
 
 def _load(inputs: GuardInputs, context: RunContext) -> GuardSet:
@@ -57,7 +57,7 @@ def _load(inputs: GuardInputs, context: RunContext) -> GuardSet:
     source = resolve(guard.uri, "data")
     problems: list[BurnishError] = []
     for task in _possible_tasks(guard, inputs.task):
-        load_inputs = LoadInputs(data=guard.data, source=source, task=task, all_judge=True)
+        load_inputs = LoadInputs(data=guard.data, source=source, task=task, all_test=True)
         try:
             return GuardSet(loaded=load.once(load_inputs, context), task=task, source=source)
         except (BadData, BadRecipe) as error:
@@ -66,35 +66,34 @@ def _load(inputs: GuardInputs, context: RunContext) -> GuardSet:
 
 
 def _possible_tasks(guard: GuardRecipe, trained_for: Task) -> list[Task]:
-    """What its rows may be for, the task that the model is trained for first."""
+    """Return the tasks that its rows may be for, the model's own task first."""
     tasks: list[Task] = ["instruction", "completion"]
     if trained_for == "completion":
         tasks.reverse()
-    form = guard.row_format
-    return [task for task in tasks if form == "auto" or form in ROW_FORMATS[task]]
+    accepted = guard.row_format
+    return [task for task in tasks if accepted == "auto" or accepted in ROW_FORMATS[task]]
 
 
-def _check_chat(found: GuardSet, tokenizer: Artifact, context: RunContext) -> None:
-    if found.task == "completion":
+def _check_chat(guard_set: GuardSet, tokenizer: Artifact, context: RunContext) -> None:
+    if guard_set.task == "completion":
         return
     folder = open_store(context.store).open(tokenizer)
-    described = folder / "tokenizer_config.json"
+    config = folder / "tokenizer_config.json"
     if (folder / "chat_template.jinja").exists() or (
-        described.exists() and '"chat_template"' in described.read_text()
+        config.exists() and '"chat_template"' in config.read_text()
     ):
         return
     raise BadRecipe(
         WHERE,
-        "answers in chat, but a tokenizer without a chat template",
-        "a chat model, or texts",
-        "set model.chat_template (chatml), or evaluation.guard.row_format to text or "
-        "prompt-completion "
-        "of a recipe for completion",
+        "answers in a chat, but a tokenizer without a chat template",
+        "a chat model, or plain texts",
+        "set model.chat_template (chatml); or set evaluation.guard.row_format to text or, if the "
+        "recipe's task is completion, to prompt-completion",
     )
 
 
-def _about_guard(error: BurnishError) -> BurnishError:
-    """The error in words of the field that names these data."""
+def _name_guard_set(error: BurnishError) -> BurnishError:
+    """Return the error with the recipe fields of the guard set in place of `data`."""
     parts = (error.where, error.found, error.expected, error.fix)
-    where, *said = (part.replace("data.", f"{WHERE}.") for part in parts)
-    return type(error)(where if WHERE in where else f"{WHERE}, {where}", *said)
+    where, *others = (part.replace("data.", f"{WHERE}.") for part in parts)
+    return type(error)(where if WHERE in where else f"{WHERE}, {where}", *others)

@@ -41,13 +41,13 @@ class LoadInputs(Contract):
         source: The files. Their contents are in the cache key; names only as far as they decide a
             label, a split or a format.
         task: What the rows are for.
-        all_judge: Whether every row is a test example, whatever the recipe says about splits.
+        all_test: Whether every row is a test example, whatever `data.split` says.
     """
 
     data: DataRecipe
     source: Source
     task: Task = CLASSIFICATION
-    all_judge: bool = False
+    all_test: bool = False
 
     def key_part(self) -> dict[str, Any]:
         """Return the settings and contents. A moved or renamed file is the same content, unless its
@@ -57,7 +57,7 @@ class LoadInputs(Contract):
             for file in self.source.files
         )
         key = {"data": self.data.key_part(), "contents": contents, "task": self.task}
-        return {**key, "all_judge": True} if self.all_judge else key
+        return {**key, "all_test": True} if self.all_test else key
 
     def _meaning_of_name(self, path: PurePosixPath) -> list[Any]:
         labelled = self.data.format == "text-folders" and self.task == CLASSIFICATION
@@ -80,7 +80,7 @@ def load(inputs: LoadInputs, context: RunContext) -> Loaded:
     store = open_store(context.store)
     with store.scratch() as scratch:
         labelled = inputs.task == CLASSIFICATION
-        fixed_split = TEST if inputs.all_judge else 0
+        fixed_split = TEST if inputs.all_test else 0
         found, new = ingest(inputs.data, inputs.source, context, scratch, inputs.task, fixed_split)
         shards = _distinct(store, found)
         rows = sum(shard.stats["rows"] * shard.times for shard in shards)
@@ -205,7 +205,7 @@ def _finish(
     rows = dict.fromkeys(SPLITS, 0)
     for (_, split), number in dedup.counts.items():
         rows[SPLITS[split - 1]] += number
-    if not inputs.all_judge:
+    if not inputs.all_test:
         _check_splits(inputs.data, rows)
     label_counts = rows_per_label(shards, dedup) if inputs.task == CLASSIFICATION else None
     labels = sorted(label_counts or ())

@@ -1,1 +1,1 @@
-"""The store, S3, the Hub, and where data and models come from."""
+"""Storage: the artifact store, S3, the Hugging Face Hub, and the sources of data and models."""

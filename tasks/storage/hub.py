@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: one client, and its errors said in our own terms."""
+"""The Hugging Face Hub: its client, and its errors as Burnish errors."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from tasks.contracts.errors import BaselineMoved, HubFailed, NoAccess, NotFound
 
 
 def hub_api():
-    """A Hub client for the endpoint and token of the environment as it is now.
+    """Return a Hub client for the current HF_ENDPOINT and HF_TOKEN.
 
-    huggingface_hub reads both at import; a long-lived worker must see what was set since.
+    huggingface_hub reads both at import, but a long-lived worker must see later changes.
     """
     from huggingface_hub import HfApi, constants
 
@@ -24,17 +24,17 @@ def hub_api():
 
 @contextlib.contextmanager
 def hub_errors(where: str, passing: type[Exception] | tuple = ()) -> Iterator[None]:
-    """Say the client's errors as ours.
+    """Convert errors of the Hub client to Burnish errors.
 
     Args:
-        where: The recipe field and URI concerned.
-        passing: Errors that the caller handles itself.
+        where: The recipe field and URI, for messages.
+        passing: Errors to leave as they are: the caller handles them.
 
     Raises:
-        NotFound: No such repository, revision or file.
-        NoAccess: The token is missing or wrong, or lacks the right.
-        BaselineMoved: Someone committed in between.
-        HubFailed: Anything else that the Hub answers.
+        NotFound: The repository, revision or file does not exist.
+        NoAccess: The token is missing, wrong, or lacks the permission.
+        BaselineMoved: Someone else committed in the meantime.
+        HubFailed: Any other error.
     """
     import httpx2  # the HTTP client of huggingface_hub 2
     from huggingface_hub import errors
@@ -45,28 +45,28 @@ def hub_errors(where: str, passing: type[Exception] | tuple = ()) -> Iterator[No
         raise
     except errors.GatedRepoError as error:
         raise NoAccess(
-            where, "a gated repository", "a token with access", "ask for access on its page"
+            where, "a gated repository", "a token with access", "request access on its page"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise NotFound(
             where,
             "no such repository, or a private one",
-            "a repository that HF_TOKEN may read",
+            "a repository that HF_TOKEN can read",
             "correct the name, or set HF_TOKEN",
         ) from error
     except errors.RevisionNotFoundError as error:
         raise NotFound(
-            where, "no such revision", "a branch, tag or commit that exists", "correct it"
+            where, "no such revision", "an existing branch, tag or commit", "correct it"
         ) from error
     except errors.EntryNotFoundError as error:
-        raise NotFound(where, "no such file", "a file that exists", "correct the path") from error
+        raise NotFound(where, "no such file", "an existing file", "correct the path") from error
     except errors.LocalTokenNotFoundError as error:
         raise NoAccess(where, "no token", "a Hub token", "set HF_TOKEN") from error
     except errors.HfHubHTTPError as error:
         raise _http_error(where, error) from error
     except httpx2.HTTPError as error:
         raise HubFailed(
-            where, f"no answer ({type(error).__name__})", "a Hub that answers", "try again later"
+            where, f"no response ({type(error).__name__})", "a reachable Hub", "try again later"
         ) from error
 
 
@@ -76,14 +76,14 @@ def _http_error(where: str, error) -> Exception:
         return NoAccess(
             where,
             f"access denied ({status})",
-            "a token with the right to do this",
+            "a token with this permission",
             "set HF_TOKEN to a token that has it",
         )
     if status in (409, 412):
         return BaselineMoved(
             where,
-            "a commit that was made meanwhile",
-            "the repository as it was seen",
+            "a commit made in the meantime",
+            "an unchanged repository",
             "start the run again",
         )
-    return HubFailed(where, f"an answer {status}", "a Hub that works", "try again later")
+    return HubFailed(where, f"HTTP status {status}", "a working Hub", "try again later")

@@ -1,8 +1,8 @@
-"""Named byte objects in a folder or under an S3 prefix: the ground that store, log and targets
-stand on.
+"""Named byte objects in a folder or under an S3 prefix, used by the store, the deployment log and
+the release targets.
 
-Both offer the same few operations, two of them conditional (`create` and `replace`), so that
-whoever comes second learns of it instead of overwriting.
+Both backends have the same operations. Two are conditional (`create` and `replace`), so the loser
+of a race is notified and overwrites nothing.
 """
 
 from __future__ import annotations
@@ -23,60 +23,65 @@ from tasks.storage.s3 import s3_client, s3_errors
 
 
 class Objects(Protocol):
-    """Byte objects under a root URI. Paths are relative, with `/` between their parts."""
+    """Byte objects under a root URI. Paths are relative, with `/` as separator."""
 
     root: str
 
     def read(self, path: str) -> tuple[bytes, str] | None:
-        """The object's bytes and a tag that changes with them; None where there is none."""
+        """Return an object's bytes and a tag that changes with them; None if it does not exist."""
         ...
 
     def write(self, path: str, data: bytes) -> None:
-        """Write the object, whole or not at all, over what may be there."""
+        """Write an object atomically; an existing one is overwritten."""
         ...
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write the object unless there is one; False if there was."""
+        """Write an object only if it does not exist; return whether it was written."""
         ...
 
     def replace(self, path: str, data: bytes, seen: str | None) -> bool:
-        """Write the object only if its tag still is `seen` (None: only if there is none)."""
+        """Write an object only if its tag is still `seen` (None: only if it does not exist); return
+        whether it was written."""
         ...
 
     def upload(self, path: str, file: Path) -> None:
-        """Write a local file's bytes, whole or not at all. The file may be moved away."""
+        """Write a local file's bytes atomically. The file may be moved instead of copied."""
         ...
 
     def download(self, path: str, file: Path) -> None:
-        """Copy an object to a local file. Raises NotFound where there is none."""
+        """Copy an object to a local file.
+
+        Raises:
+            NotFound: The object does not exist.
+        """
         ...
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Every object whose path begins with `prefix`, with its size in bytes."""
+        """Return the size in bytes of every object whose path starts with `prefix`."""
         ...
 
     def delete(self, path: str) -> None:
-        """Remove an object; it need not exist."""
+        """Delete an object, if it exists."""
         ...
 
 
 def open_objects(uri: str) -> Objects:
-    """Open a folder (created when missing) or `s3://bucket/prefix`.
+    """Open a folder (created if it does not exist) or `s3://bucket/prefix`.
 
     Raises:
-        BadRecipe: The URI is of neither kind.
+        BadRecipe: The URI has another scheme.
     """
     if uri.startswith("s3://"):
         return S3Objects(uri)
     if "://" in uri and not uri.startswith("file://"):
         raise BadRecipe(
-            uri, "an unknown kind of URI", "a folder or s3://bucket/prefix", "correct it"
+            uri, "an unknown URI scheme", "a folder or s3://bucket/prefix", "correct it"
         )
     return FolderObjects(Path(uri.removeprefix("file://")).expanduser().resolve())
 
 
 class FolderObjects:
-    """Objects as files below a folder. Writes are renames, so a reader never sees half of one."""
+    """Objects as files in a folder. Writes are renames, so readers never see a partial object."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -98,8 +103,8 @@ class FolderObjects:
         with self._staged(path) as staged:
             staged.write_bytes(data)
             try:
-                # A hard link fails where the name is taken: the one atomic "only if absent" that
-                # also never shows a half-written file.
+                # A hard link fails if the name is taken. It is the only atomic "create if absent"
+                # that never exposes a partial file.
                 os.link(staged, self.folder / path)
             except FileExistsError:
                 return False
@@ -131,7 +136,7 @@ class FolderObjects:
             shutil.copyfile(self.folder / path, file)
         except FileNotFoundError:
             raise NotFound(
-                f"{self.root}/{path}", "no such file", "a file that exists", "correct the name"
+                f"{self.root}/{path}", "no such file", "an existing file", "correct the name"
             ) from None
 
     def sizes(self, prefix: str) -> dict[str, int]:
@@ -159,14 +164,14 @@ class FolderObjects:
             raise NoAccess(
                 str(error.filename or target),
                 "no permission to write",
-                "a folder that this user may write to",
-                "change its permissions, or name another folder",
+                "a folder that this user can write to",
+                "change its permissions, or use another folder",
             ) from error
         except OSError as error:
             raise StorageFailed(
                 str(error.filename or target),
                 "no disk space" if error.errno == errno.ENOSPC else str(error.strerror),
-                "a folder that can be written",
+                "a writable folder",
                 "free some space"
                 if error.errno == errno.ENOSPC
                 else "check the disk and its mount",
@@ -177,10 +182,10 @@ class FolderObjects:
 
 
 class S3Objects:
-    """Objects under an S3 prefix, through boto3. Credentials come from its usual chain."""
+    """Objects under an S3 prefix. Credentials are found by boto3."""
 
-    # A tag of an object that is written at once; larger files go in parts of this size.
     PART_BYTES = 16 * 1024 * 1024
+    """Larger files are uploaded in parts of this size."""
 
     def __init__(self, uri: str) -> None:
         self.root = uri.rstrip("/")
@@ -266,12 +271,12 @@ class S3Objects:
             try:
                 self._put(path, data, **condition)
             except ClientError as error:
-                # 409: another conditional write was under way, and won or will win.
+                # 409: a concurrent conditional write has won or will win.
                 if error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 409, 412):
                     if error.response["Error"]["Code"] == "NoSuchBucket":
                         raise
                     now = self.read(path)
-                    # A retried request can meet its own first write.
+                    # A retried request may find its own first write.
                     return now is not None and now[0] == data
                 raise
         return True

@@ -1,7 +1,7 @@
 """Lists and fetches the files of sources on S3 and on the Hugging Face Hub.
 
-What is listed is pinned: an object to its ETag, a repository's file to its commit. What is fetched
-is that, or refused.
+A listing pins each file: an object to its ETag, a file of a repository to its commit. Fetching
+returns the pinned content or fails.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from tasks.storage.s3 import s3_client, s3_errors
 Kind = Literal["data", "model", "tasks"]
 
 MAGIC = re.compile(r"[*?\[]")
-"""What makes a name a glob."""
+"""Matches the special characters of a glob."""
 
 
 def fixed_part(pattern: str) -> Path:
-    """The folders of a glob before its first special character."""
+    """Return the folders of a glob before its first special character."""
     return Path(*itertools.takewhile(lambda part: not MAGIC.search(part), Path(pattern).parts))
 
 
@@ -36,14 +36,14 @@ def fixed_part(pattern: str) -> Path:
 
 
 def list_s3(uri: str, where: str) -> list[SourceFile]:
-    """The objects that an S3 URI names: one, those under a prefix, or those that match a glob.
+    """List the objects of an S3 URI: one object, those under a prefix, or those matching a glob.
 
     Args:
         uri: `s3://bucket/prefix`.
         where: The recipe field and URI, for messages.
 
     Raises:
-        BadRecipe, NotFound, NoAccess, StorageFailed: It names nothing that can be read.
+        BadRecipe, NotFound, NoAccess, StorageFailed: Nothing can be read at this URI.
     """
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if not bucket:
@@ -60,12 +60,12 @@ def list_s3(uri: str, where: str) -> list[SourceFile]:
         chosen = single or [
             item for item in objects if not start or item["Key"].startswith(f"{start}/")
         ]
-    # Keys that end in a slash are what some tools make in place of folders.
+    # Some tools create keys that end in a slash as folders.
     chosen = [item for item in chosen if not item["Key"].endswith("/")]
     if not chosen:
         raise NotFound(
             where,
-            "no object that matches" if magic else "no object of this name or prefix",
+            "no matching object" if magic else "no object with this name or prefix",
             "at least one object",
             "correct the prefix",
         )
@@ -90,11 +90,11 @@ def _s3_file(bucket: str, root: str, item: dict) -> SourceFile:
 
 
 def fetch_s3(file: SourceFile, scratch: Path) -> Path:
-    """Download an object to its path below a folder.
+    """Download an object to its path in a folder.
 
     Raises:
-        StorageFailed: It was changed since it was listed, or the server does not answer.
-        NotFound, NoAccess: It cannot be read.
+        StorageFailed: The object has changed since it was listed, or the server failed.
+        NotFound, NoAccess: The object cannot be read.
     """
     from botocore.exceptions import ClientError
 
@@ -110,9 +110,9 @@ def fetch_s3(file: SourceFile, scratch: Path) -> Path:
                 raise
             raise StorageFailed(
                 place,
-                "an object that was changed after the run began",
+                "an object that changed after the run began",
                 f"the object with ETag {tag}",
-                "start the run again: it then takes the data as they are now",
+                "start the run again, to use the current data",
             ) from None
         with open(target, "wb") as out:
             for chunk in answer["Body"].iter_chunks(1 << 20):
@@ -143,7 +143,7 @@ def _parse_hub(uri: str, kind: Kind, where: str) -> _Repo:
         raise BadRecipe(
             where,
             "an incomplete Hub URI",
-            "hf://owner/name, with @revision and /path where they are needed",
+            "hf://owner/name, with @revision and /path if needed",
             "correct it",
         )
     named = {"datasets/": "dataset", "models/": "model"}.get(match["kind"] or "")
@@ -156,15 +156,15 @@ def _parse_hub(uri: str, kind: Kind, where: str) -> _Repo:
 
 
 def list_hub(uri: str, kind: Kind, where: str) -> list[SourceFile]:
-    """The files that a Hub URI names, at the commit that its revision means now.
+    """List the files of a Hub URI at the current commit of its revision.
 
     Args:
         uri: `hf://owner/name@revision/path`.
-        kind: Which kind of repository, unless the URI says it.
+        kind: The kind of repository, unless the URI says it.
         where: The recipe field and URI, for messages.
 
     Raises:
-        BadRecipe, NotFound, NoAccess, HubFailed: It names nothing that can be read.
+        BadRecipe, NotFound, NoAccess, HubFailed: Nothing can be read at this URI.
     """
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
     from huggingface_hub.hf_api import RepoFile
@@ -182,11 +182,11 @@ def list_hub(uri: str, kind: Kind, where: str) -> list[SourceFile]:
             api.list_repo_tree(repo.name, recursive=True, revision=info.sha, repo_type=repo.kind)
         )
     files = [item for item in tree if isinstance(item, RepoFile)]
-    return _below(repo, info.sha, files, where)
+    return _select_files(repo, info.sha, files, where)
 
 
-def _below(repo: _Repo, commit: str, files: Iterable, where: str) -> list[SourceFile]:
-    """Those of a repository's files that the URI's path or glob names."""
+def _select_files(repo: _Repo, commit: str, files: Iterable, where: str) -> list[SourceFile]:
+    """Select a repository's files by the URI's path or glob."""
     if MAGIC.search(repo.path):
         root = fixed_part(repo.path).as_posix()
         chosen = [file for file in files if fnmatch.fnmatchcase(file.path, repo.path)]
@@ -222,12 +222,12 @@ def _no_revision(api, repo: _Repo, where: str) -> NotFound:
     with contextlib.suppress(Exception):
         refs = api.list_repo_refs(repo.name, repo_type=repo.kind)
         names = [ref.name for ref in (*refs.branches, *refs.tags)]
-        known = f": it has {', '.join(names[:10])}"
+        known = f"; it has {', '.join(names[:10])}"
     return NotFound(
         where,
         f"no revision {repo.revision!r} in {repo.name}{known}",
-        "a branch, tag or commit that exists",
-        "correct what stands after the @",
+        "an existing branch, tag or commit",
+        "correct the revision after the @",
     )
 
 
@@ -238,15 +238,15 @@ def _no_repository(api, repo: _Repo, where: str, error: Exception) -> Exception:
         return NoAccess(
             where,
             "a gated repository",
-            "a token whose owner was given access",
-            f"ask for access at {api.endpoint}/{repo.name}, and set HF_TOKEN",
+            "a token whose owner has access",
+            f"request access at {api.endpoint}/{repo.name}, and set HF_TOKEN",
         )
     signed_in = bool(api.token)
     return NotFound(
         where,
         f"no {repo.kind} repository {repo.name!r}"
-        + (" that this token may read" if signed_in else ", or a private one"),
-        f"a {repo.kind} repository that exists",
+        + (" that this token can read" if signed_in else ", or a private one"),
+        f"an existing {repo.kind} repository",
         "correct the name" + ("" if signed_in else ", or set HF_TOKEN if it is private"),
     )
 
@@ -261,10 +261,10 @@ def _parse_location(location: str) -> tuple[str, str, str, str]:
 
 
 def fetch_hub(file: SourceFile) -> Path:
-    """A file in the Hub client's cache, downloaded if need be.
+    """Return a file in the Hub client's cache, after downloading it if necessary.
 
     Raises:
-        NotFound, NoAccess, HubFailed: It cannot be read.
+        NotFound, NoAccess, HubFailed: The file cannot be read.
     """
     from huggingface_hub import hf_hub_download
 
@@ -284,7 +284,7 @@ def fetch_hub(file: SourceFile) -> Path:
 
 
 def pin_hub(uri: str, kind: Kind, file: SourceFile) -> str:
-    """A Hub URI with its revision replaced by the commit that a file of it was listed at."""
+    """Return a Hub URI with its revision replaced by the commit of a listed file."""
     repo = _parse_hub(uri, kind, uri)
     commit = _parse_location(file.location)[2]
     prefix = "datasets/" if repo.kind == "dataset" else ""

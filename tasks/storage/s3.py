@@ -1,4 +1,4 @@
-"""S3: one client, and its errors said in our own terms."""
+"""S3: its client, and its errors as Burnish errors."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from tasks.contracts.errors import BurnishError, NoAccess, NotFound, StorageFail
 
 
 def s3_client():
-    """A boto3 client for the credentials and endpoint of the environment as it is now."""
+    """Return a boto3 client for the current credentials and endpoint."""
     return _client_for(tuple(sorted(item for item in os.environ.items() if "AWS_" in item[0])))
 
 
 @functools.lru_cache(4)
 def _client_for(settings: tuple[tuple[str, str], ...]):
-    # Importing boto3 takes a quarter of a second, which a local run need not spend.
+    # Imported late: boto3 takes a quarter of a second, which local runs save.
     import boto3
     from botocore.config import Config
 
-    # Not the default session, which keeps the credentials that it found first.
+    # Not the default session: it keeps the first credentials it finds.
     session = boto3.session.Session()
     return session.client("s3", config=Config(retries={"mode": "standard", "max_attempts": 5}))
 
 
 @contextlib.contextmanager
 def s3_errors(where: str) -> Iterator[None]:
-    """Say boto3's errors as ours.
+    """Convert errors of boto3 to Burnish errors.
 
     Args:
-        where: The URI concerned, with the recipe field where it is known.
+        where: The URI, with the recipe field if it is known, for messages.
 
     Raises:
-        NotFound: No such bucket or object.
-        NoAccess: Credentials are missing or wrong, or lack the right.
-        StorageFailed: Anything else.
+        NotFound: The bucket or object does not exist.
+        NoAccess: Credentials are missing, wrong, or lack the permission.
+        StorageFailed: Any other error.
     """
     from boto3.exceptions import S3UploadFailedError
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
@@ -52,27 +52,29 @@ def s3_errors(where: str) -> Iterator[None]:
         ) from None
     except S3UploadFailedError as error:
         cause = error.__context__
-        raise (_problem(where, cause) if isinstance(cause, ClientError) else error) from error
+        raise (_client_error(where, cause) if isinstance(cause, ClientError) else error) from error
     except ClientError as error:
-        raise _problem(where, error) from error
+        raise _client_error(where, error) from error
     except BotoCoreError as error:
         raise StorageFailed(
-            where, str(error), "an S3 server that answers", "check AWS_ENDPOINT_URL and network"
+            where, str(error), "a reachable S3 server", "check AWS_ENDPOINT_URL and the network"
         ) from error
 
 
-def _problem(where: str, error) -> BurnishError:
+def _client_error(where: str, error) -> BurnishError:
     code = error.response["Error"]["Code"]
     status = error.response["ResponseMetadata"]["HTTPStatusCode"]
     if code == "NoSuchBucket":
-        return NotFound(where, "no such bucket", "a bucket that exists", "create or correct it")
+        return NotFound(
+            where, "no such bucket", "an existing bucket", "create it or correct the name"
+        )
     if status == 404:
-        return NotFound(where, "no such object", "an object that exists", "correct the name")
+        return NotFound(where, "no such object", "an existing object", "correct the name")
     if status in (401, 403):
         return NoAccess(
             where,
             f"access denied ({code})",
-            "credentials with the right to do this",
+            "credentials with this permission",
             "check the AWS credentials and the bucket's policy",
         )
-    return StorageFailed(where, f"{code} ({status})", "an S3 server that answers", "try again")
+    return StorageFailed(where, f"{code} ({status})", "a working S3 server", "try again")

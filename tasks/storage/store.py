@@ -1,8 +1,8 @@
-"""Where artifacts live: a folder or an S3 prefix, addressed by digest.
+"""The artifact store: content-addressed artifacts in a folder or under an S3 prefix.
 
-artifacts/<kind>/<digest>/manifest.json   written last: with it, the artifact is complete
+artifacts/<kind>/<digest>/manifest.json   written last: its existence makes the artifact complete
 artifacts/<kind>/<digest>/files/…         the files themselves
-keys/<step>/<key>.json                    the record that a key's work was done
+keys/<step>/<key>.json                    the record that the step with this key is done
 logs/<model>/<channel>/<number>.json      what was deployed
 """
 
@@ -29,18 +29,18 @@ from tasks.storage.objects import FolderObjects, Objects, open_objects
 
 
 def default_store() -> str:
-    """The store's URI where a recipe names none."""
+    """Return the URI of the store used if a recipe names none."""
     return os.environ.get("BURNISH_STORE") or str(Path(".burnish").resolve())
 
 
 @functools.cache
 def open_store(uri: str) -> Store:
-    """The store at a folder or `s3://bucket/prefix`; one instance a process."""
+    """Return the store at a folder or `s3://bucket/prefix`; one instance per process."""
     return Store(open_objects(uri))
 
 
 class Store:
-    """Artifacts by digest, and small records beside them."""
+    """Artifacts by digest, and small JSON records."""
 
     def __init__(self, objects: Objects) -> None:
         self.objects = objects
@@ -52,13 +52,13 @@ class Store:
         return self.objects.root
 
     def put(self, kind: str, folder: Path) -> Artifact:
-        """Store a folder's files as an artifact. The files are moved out of the folder.
+        """Store a folder's files as an artifact; the files may be moved out of the folder.
 
-        The manifest is written last, so that a crash leaves nothing that looks complete. What is
-        there already is not written again.
+        The manifest is written last, so a crash never leaves an artifact that looks complete. An
+        artifact that exists is not written again.
 
         Raises:
-            StorageFailed, NoAccess: The store cannot be written.
+            StorageFailed, NoAccess: The store is not writable.
         """
         entries = list_files(folder)
         digest = manifest_digest(entries)
@@ -67,7 +67,7 @@ class Store:
             digest=digest,
             files=len(entries),
             bytes=sum(entry.size for entry in entries),
-            uri=f"{self.uri}/{_home(kind, digest)}",
+            uri=f"{self.uri}/{_path(kind, digest)}",
         )
         if self.holds(artifact):
             return artifact
@@ -75,24 +75,25 @@ class Store:
             list(
                 pool.map(
                     lambda entry: self.objects.upload(
-                        f"{_home(kind, digest)}/files/{entry.path}", folder / entry.path
+                        f"{_path(kind, digest)}/files/{entry.path}", folder / entry.path
                     ),
                     entries,
                 )
             )
         manifest = Manifest(kind=kind, digest=digest, files=tuple(entries))
         self.objects.write(
-            f"{_home(kind, digest)}/manifest.json", manifest.model_dump_json(indent=1).encode()
+            f"{_path(kind, digest)}/manifest.json",
+            manifest.model_dump_json(indent=1).encode(),
         )
         return artifact
 
     def manifest(self, artifact: Artifact) -> Manifest:
-        """The artifact's list of files.
+        """Return an artifact's manifest.
 
         Raises:
-            DamagedArtifact: It has none, or one that is not its own.
+            DamagedArtifact: The manifest is missing, unreadable, or of another artifact.
         """
-        found = self.objects.read(f"{_home(artifact.kind, artifact.digest)}/manifest.json")
+        found = self.objects.read(f"{_path(artifact.kind, artifact.digest)}/manifest.json")
         if found is None:
             raise DamagedArtifact(artifact.kind, artifact.digest, "no manifest")
         try:
@@ -102,35 +103,34 @@ class Store:
                 artifact.kind, artifact.digest, "an unreadable manifest"
             ) from None
         if manifest_digest(list(manifest.files)) != artifact.digest:
-            raise DamagedArtifact(artifact.kind, artifact.digest, "a manifest of something else")
+            raise DamagedArtifact(artifact.kind, artifact.digest, "another artifact's manifest")
         return manifest
 
     def holds(self, artifact: Artifact) -> bool:
-        """Whether the artifact is complete: a manifest, and every file with its size."""
+        """Whether the artifact is complete: its manifest exists, and every file has its size."""
         try:
             manifest = self.manifest(artifact)
         except DamagedArtifact:
             return False
-        home = f"{_home(artifact.kind, artifact.digest)}/files/"
+        home = f"{_path(artifact.kind, artifact.digest)}/files/"
         sizes = self.objects.sizes(home)
         return all(sizes.get(home + entry.path) == entry.size for entry in manifest.files)
 
     def open(self, artifact: Artifact) -> Path:
-        """A local folder with the artifact's files, each checked against its hash.
+        """Return a local folder with the artifact's files, verified by their hashes.
 
         Raises:
-            DamagedArtifact: A file is missing or differs.
+            DamagedArtifact: A file is missing or was changed.
         """
         if artifact.digest not in self._verified:
             self._verified[artifact.digest] = self._fetch(artifact, self.manifest(artifact))
         return self._verified[artifact.digest]
 
     def file(self, artifact: Artifact, path: str) -> Path:
-        """One file of an artifact, checked against its hash; the others are neither fetched nor
-        read.
+        """Return one file of an artifact, verified by its hash, without fetching the others.
 
         Raises:
-            DamagedArtifact: It is missing or differs.
+            DamagedArtifact: The file is missing or was changed.
         """
         if artifact.digest in self._verified:
             return self._verified[artifact.digest] / path
@@ -141,7 +141,7 @@ class Store:
         return self._fetch(artifact, manifest.model_copy(update={"files": only})) / path
 
     def _fetch(self, artifact: Artifact, manifest: Manifest) -> Path:
-        home = f"{_home(artifact.kind, artifact.digest)}/files"
+        home = f"{_path(artifact.kind, artifact.digest)}/files"
         local = isinstance(self.objects, FolderObjects)
         folder = Path(self.uri) / home if local else Path(self._downloads.name) / artifact.digest
         for entry in manifest.files:
@@ -154,7 +154,7 @@ class Store:
                 raise DamagedArtifact(artifact.kind, artifact.digest, f"no file {entry.path}")
             if file.stat().st_size != entry.size or file_sha256(file) != entry.sha256:
                 raise DamagedArtifact(
-                    artifact.kind, artifact.digest, f"a file {entry.path} that was changed"
+                    artifact.kind, artifact.digest, f"the changed file {entry.path}"
                 )
         return folder
 
@@ -163,14 +163,14 @@ class Store:
         return tempfile.TemporaryDirectory(prefix="burnish-")
 
     def discard(self, kind: str, digest: str) -> None:
-        """Forget an artifact, manifest first, so that it is made again when it is needed."""
+        """Delete an artifact, manifest first, so that it is produced again when needed."""
         self._verified.pop(digest, None)
-        self.objects.delete(f"{_home(kind, digest)}/manifest.json")
-        for path in self.objects.sizes(f"{_home(kind, digest)}/"):
+        self.objects.delete(f"{_path(kind, digest)}/manifest.json")
+        for path in self.objects.sizes(f"{_path(kind, digest)}/"):
             self.objects.delete(path)
 
     def read_json(self, path: str) -> dict | None:
-        """A small record; None where there is none or it is not JSON."""
+        """Return a small record; None if it does not exist or is not JSON."""
         found = self.objects.read(path)
         if found is None:
             return None
@@ -181,8 +181,8 @@ class Store:
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A folder to work in, removed afterwards; on the store's own disk where it has one, so
-        that finished files can be moved into place."""
+        """Provide a temporary folder, on the store's own disk if it is local, so that finished
+        files can be moved into place."""
         parent = Path(tempfile.gettempdir())
         if isinstance(self.objects, FolderObjects):
             parent = Path(self.uri) / "scratch"
@@ -191,7 +191,7 @@ class Store:
         folder = parent / f"work-{uuid.uuid4().hex}"
         with open(f"{folder}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            # Only now: another run's sweep may have held the lock until here.
+            # Created under the lock: a concurrent sweep may have held it until now.
             folder.mkdir(mode=0o700)
             try:
                 yield folder
@@ -202,7 +202,7 @@ class Store:
 
 
 def _sweep(scratch: Path) -> None:
-    """Remove what killed runs left behind: the system has dropped their locks."""
+    """Remove the folders of killed runs: the operating system has released their locks."""
     for path in scratch.glob("work-*.lock"):
         with contextlib.suppress(OSError), open(path) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -211,7 +211,7 @@ def _sweep(scratch: Path) -> None:
 
 
 def list_files(folder: Path) -> list[FileEntry]:
-    """Every file below a folder, by sorted relative path, with size and SHA-256."""
+    """Return every file in a folder with size and SHA-256, sorted by relative path."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     entries = [
         FileEntry(
@@ -225,15 +225,15 @@ def list_files(folder: Path) -> list[FileEntry]:
 
 
 def manifest_digest(entries: list[FileEntry]) -> str:
-    """The digest that names an artifact: SHA-256 over its sorted paths, sizes and hashes."""
+    """Return an artifact's digest: SHA-256 over its sorted paths, sizes and hashes."""
     return digest_of(sorted([entry.path, entry.size, entry.sha256] for entry in entries))
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in flat memory."""
+    """Return the SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _home(kind: str, digest: str) -> str:
+def _path(kind: str, digest: str) -> str:
     return f"artifacts/{kind}/{digest}"

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.contracts.artifacts import Artifact
+from tasks.contracts.artifacts import Artifact, Source
 from tasks.contracts.errors import BadData, BadRecipe, BurnishError
 from tasks.contracts.recipe_data import DataRecipe, Task
 from tasks.contracts.results import Loaded
@@ -99,6 +99,27 @@ def read_json(store: Store, artifact: Artifact, path: str) -> dict[str, Any]:
     return json.loads(store.file(artifact, path).read_bytes())
 
 
+def write_files(root: Path, files: dict[str, bytes]) -> None:
+    """Write files by their relative paths."""
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+
+
+def source_paths(source: Source) -> list[str]:
+    """Return the relative paths of a source's files."""
+    return [file.path for file in source.files]
+
+
+DATA_FILES = {"train.jsonl": b"1\n", "test.jsonl": b"2\n", "README.md": b"x"}
+MODEL_FILES = {
+    "config.json": b"{}",
+    "tokenizer.json": b"{}",
+    "model.safetensors": b"weights",
+    "README.md": b"# A model",
+}
+
+
 def write_csv(path: Path, rows: list[dict], delimiter: str = ",") -> Path:
     """Write rows as CSV with a header."""
     with open(path, "w", newline="") as out:
@@ -149,9 +170,7 @@ def assert_refused(
     folder: Path, files: dict[str, bytes], settings: dict[str, Any], message: str
 ) -> None:
     """Assert that loading these files raises an error with this message and cleans up."""
-    for name, data in files.items():
-        (folder / "data" / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "data" / name).write_bytes(data)
+    write_files(folder / "data", files)
     with pytest.raises(BurnishError) as error:
         load_data(folder / "data", run_context(folder), **settings)
     assert isinstance(error.value, BadData | BadRecipe)

@@ -46,7 +46,7 @@ class TestReadSplit:
             data = bytearray(file.read_bytes())
             data[len(data) // 2] ^= 1
             file.write_bytes(data)
-        with pytest.raises(DamagedArtifact, match=r"rows\.parquet that was changed"):
+        with pytest.raises(DamagedArtifact, match=r"changed file rows\.parquet"):
             list(read_split(context, loaded.artifact, TEST))
 
 

@@ -59,26 +59,26 @@ class TestRows:
             (ANSWERS, "completion", "completion"),
         ],
     )
-    def test_are_recognised_for_what_they_are(self, tmp_path, tokenizer, rows, task, expected):
+    def test_their_task_is_recognised(self, tmp_path, tokenizer, rows, task, expected):
         found = load_guard(guard_of(tmp_path, rows, tokenizer(), task), run_context(tmp_path))
         assert found.task == expected
 
-    def test_all_judge_however_few_they_are(self, tmp_path, tokenizer):
-        where = run_context(tmp_path)
-        found = load_guard(guard_of(tmp_path, TEXTS, tokenizer()), where)
+    def test_all_are_test_examples_however_few(self, tmp_path, tokenizer):
+        context = run_context(tmp_path)
+        found = load_guard(guard_of(tmp_path, TEXTS, tokenizer()), context)
         assert found.loaded.rows == {"train": 0, "validation": 0, "test": 6}
-        path = write_examples(where, found.loaded.artifact, TEST, tmp_path / "t.parquet")
+        path = write_examples(context, found.loaded.artifact, TEST, tmp_path / "t.parquet")
         assert sorted(pq.read_table(path)["text"].to_pylist()) == sorted(
             row["text"] for row in TEXTS
         )
 
-    def test_have_columns_by_other_names(self, tmp_path, tokenizer):
+    def test_columns_may_be_renamed(self, tmp_path, tokenizer):
         rows = [{"q": row["prompt"], "a": row["completion"]} for row in ANSWERS]
         columns = {"prompt": "q", "completion": "a"}
         inputs = guard_of(tmp_path, rows, tokenizer(), columns=columns)
         assert load_guard(inputs, run_context(tmp_path)).task == "instruction"
 
-    def test_are_not_read_again(self, tmp_path, tokenizer):
+    def test_are_cached(self, tmp_path, tokenizer):
         inputs = guard_of(tmp_path, TEXTS, tokenizer())
         one, two = (load_guard(inputs, run_context(tmp_path, run_id=run)) for run in ("1", "2"))
         assert two == one
@@ -91,7 +91,7 @@ class TestRefusals:
         with pytest.raises(BadData, match=unknown):
             load_guard(inputs, run_context(tmp_path))
 
-    def test_a_file_that_is_not_there(self, tmp_path, tokenizer):
+    def test_a_missing_file(self, tmp_path, tokenizer):
         inputs = guard_of(tmp_path, TEXTS, tokenizer())
         (tmp_path / "guard.jsonl").unlink()
         with pytest.raises(NotFound, match=r"evaluation\.guard"):

@@ -159,7 +159,7 @@ class TestHub:
     def test_a_missing_tag_is_added_without_a_second_commit(self, target, folder, hub_env):
         target.stage(release(), folder)
         hub_env.fail_next("POST", r"/tag/", status=500)
-        with pytest.raises(BurnishError, match="an answer 500"):
+        with pytest.raises(BurnishError, match="HTTP status 500"):
             target.reveal(release(), folder, 1)
         assert target.holds(release()) is None
         target.reveal(release(), folder, 1)
