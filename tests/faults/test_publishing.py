@@ -7,12 +7,13 @@ the target, once publishing has begun.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ import yaml
 from flows import retrain as flow
 from tasks.release import publish as publish_
 from tasks.storage.objects import FolderObjects
-from tests.flows.conftest import Place
+from tests.flows.conftest import Place, training_programs
+from tests.waiting import wait_for
 
 NAME = "second"  # the same work under another name: only gate, publish and announce run
 WRITES = 13
@@ -131,22 +133,16 @@ class TestSigkill:
 
 
 @pytest.mark.slow
-class TestTrainingIsKilled:
-    def test_is_reported_and_a_retry_succeeds(self, place, monkeypatch):
-        from tasks.runtime import run_program
+class TestKilledTraining:
+    def test_is_reported_and_a_retry_succeeds(self, place):
+        def kill():
+            (trainer,) = wait_for(lambda: training_programs(os.getpid()), "training")
+            trainer.kill()
 
-        start = run_program._start
-
-        def killed(module, *arguments, **options):
-            started = start(module, *arguments, **options)
-            if module == "tasks.finetune.program":
-                time.sleep(1)
-                started.kill()
-            return started
-
-        with monkeypatch.context() as patch:
-            patch.setattr(run_program, "_start", killed)
+        with ThreadPoolExecutor(1) as pool:
+            killed = pool.submit(kill)
             state = place.run(training__seed=5)
+            killed.result()
         assert state.name == "Killed"
         assert "killed by SIGKILL" in state.message
         assert len(place.log()) == 2

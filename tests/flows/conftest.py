@@ -1,20 +1,28 @@
-"""A run that was released, made once; tests work on copies of its store."""
+"""A run that was released once; tests work on copies of its store."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterId,
+)
 
 from flows.cli import apply_setting
 from flows.retrain import retrain
 from tasks.contracts.recipe import Recipe
 from tasks.release import deployment_log
+from tasks.runtime.run_program import program_name
 from tasks.storage.objects import open_objects
 from tasks.storage.store import Store
 from tests.tasks.samples import some_rows, write_jsonl
@@ -105,10 +113,20 @@ def report_of(state) -> str:
 def task_states(state) -> dict[str, str]:
     """The final state's name of each task of a run."""
     run_id = state.state_details.flow_run_id
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-
     with get_client(sync_client=True) as client:
         runs = client.read_task_runs(
             flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])), limit=200
         )
     return {run.name: run.state.name for run in runs}
+
+
+def training_programs(pid: int) -> list[psutil.Process]:
+    """The training programs below a process, by the log that they write: a forked program has the
+    command line of its fork server."""
+    log = f"/{program_name('tasks.finetune.program')}.log"
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any(file.path.endswith(log) for file in child.open_files()):
+                found.append(child)
+    return found

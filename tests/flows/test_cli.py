@@ -39,7 +39,7 @@ class TestCheck:
         assert "name: found 'X'" in err
         assert "data: field required" in err
 
-    def test_what_is_not_yaml_is_said_to_be_so(self, capsys, tmp_path):
+    def test_a_file_that_is_not_yaml_is_refused(self, capsys, tmp_path):
         (tmp_path / "bad.yaml").write_text("name: [\n")
         status, _, err = run(capsys, "check", str(tmp_path / "bad.yaml"))
         assert (status, "expected a YAML file" in err) == (2, True)
@@ -49,18 +49,18 @@ class TestCheck:
         status, _, err = run(capsys, "check", str(tmp_path / "empty.yaml"), "--set", "a.b=1")
         assert (status, "expected a mapping of fields" in err) == (2, True)
 
-    def test_a_setting_without_a_value(self, capsys):
+    def test_a_setting_without_a_value_is_refused(self, capsys):
         status, _, err = run(capsys, "check", "news", "--set", "training.epochs")
         assert (status, "--set training.epochs" in err) == (2, True)
 
-    def test_a_setting_below_a_value(self, capsys):
+    def test_a_setting_below_a_value_is_refused(self, capsys):
         status, _, err = run(capsys, "check", "news", "--set", "name.first=x")
         assert (status, "'name' is a value" in err) == (2, True)
 
 
 class TestHelp:
     @pytest.mark.parametrize("command", ["retrain", "check", "events"])
-    def test_every_command_explains_itself(self, capsys, command):
+    def test_every_command_has_a_help_text(self, capsys, command):
         status, out, _ = run(capsys, command, "--help")
         assert status == 0
         assert "Usage:" in out
@@ -136,7 +136,7 @@ class TestEvents:
         deployed_event(store, "b" * 64, 2)
         return store
 
-    def test_prints_one_document_a_line_oldest_first(self, capsys, store):
+    def test_prints_one_document_per_line_oldest_first(self, capsys, store):
         status, out, _ = run(capsys, "events", "news", "--store", store.uri)
         assert status == 0
         assert [json.loads(line)["data"]["version"] for line in out.splitlines()] == [
@@ -144,11 +144,11 @@ class TestEvents:
             "b" * 12,
         ]
 
-    def test_after_a_number_only_later_ones(self, capsys, store):
+    def test_after_a_number_prints_only_later_ones(self, capsys, store):
         _, out, _ = run(capsys, "events", "news", "--store", store.uri, "--after", "1")
         assert [json.loads(line)["data"]["version"] for line in out.splitlines()] == ["b" * 12]
 
-    def test_latest_says_what_to_serve_and_where_it_lies(self, capsys, store):
+    def test_latest_prints_what_to_serve_and_where_it_is(self, capsys, store):
         _, out, _ = run(capsys, "events", "news", "--store", store.uri, "--latest")
         event = json.loads(out)
         assert event["specversion"] == "1.0"
@@ -158,7 +158,7 @@ class TestEvents:
         status, _, err = run(capsys, "events", "other", "--store", store.uri, "--latest")
         assert (status, "nothing is deployed for other" in err) == (1, True)
 
-    def test_follow_prints_what_comes_later(self, store):
+    def test_follow_prints_later_events(self, store):
         command = [sys.executable, "-m", "flows.cli", "events", "news", "--follow"]
         with subprocess.Popen(
             [*command, "--store", store.uri], stdout=subprocess.PIPE, text=True

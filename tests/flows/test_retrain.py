@@ -69,8 +69,8 @@ class TestFirstRun:
         with get_client(sync_client=True) as client:
 
             def delivered():
-                answer = client._client.post(
-                    "/events/filter", json={"filter": {"event": {"name": [event.type]}}}
+                answer = client.request(
+                    "POST", "/events/filter", json={"filter": {"event": {"name": [event.type]}}}
                 ).json()["events"]
                 return any(item["id"] == event.id for item in answer)
 

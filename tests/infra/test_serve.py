@@ -17,8 +17,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from tasks.runtime.run_program import program_name
-from tests.flows.conftest import Place, report_of
+from tests.flows.conftest import Place, report_of, training_programs
 from tests.tasks.samples import some_rows, write_jsonl
 from tests.waiting import wait_for
 
@@ -143,18 +142,6 @@ class TestServer:
         assert served.process.wait(LIMIT_SECONDS) == 0
         _, left = psutil.wait_procs(started, timeout=LIMIT_SECONDS)
         assert left == []
-
-
-def training_programs(pid: int) -> list[psutil.Process]:
-    """The training programs below a process, by the log that they write: a forked program has the
-    command line of its fork server."""
-    log = f"/{program_name('tasks.finetune.program')}.log"
-    found = []
-    for child in psutil.Process(pid).children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if any(file.path.endswith(log) for file in child.open_files()):
-                found.append(child)
-    return found
 
 
 def flow_run_of(program: psutil.Process) -> psutil.Process:
