@@ -1,4 +1,4 @@
-"""What a training will take, told before it begins."""
+"""The forecast of a training: memory, and the amount of work."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class Remedy(Contract):
     """A change of the recipe, and the memory that training would need with it.
 
     Attributes:
-        change: As the recipe says it: `quantization: nf4`.
+        change: As in the recipe, such as `quantization: nf4`.
         peak: Bytes.
-        fits: Whether that is little enough.
+        fits: Whether that fits.
     """
 
     change: str
@@ -25,25 +25,25 @@ class Remedy(Contract):
 class Forecast(StepResult):
     """The memory that training needs, from tracing one step (`tasks.plan.forecast_program`).
 
-    The artifact (kind `forecast`) holds `forecast.json`: the same.
+    The artifact (kind `forecast`) holds the same as `forecast.json`.
     """
 
     device: str
     """`cpu` or `cuda`."""
     unknown: str = ""
-    """Why nothing could be told; then nothing else here counts."""
+    """Why there is no forecast; the other fields then mean nothing."""
     parts: dict[str, int] = Field(default_factory=dict)
-    """Bytes at the fullest moment: weights, quantization constants, adapters, gradients, optimizer,
+    """Bytes at the peak: weights, quantization constants, adapters, gradients, optimizer,
     activations, transient, overhead."""
     memory: int = 0
-    """Bytes of the device, or of this machine; 0 where nobody knows."""
+    """Bytes of the device, or of this machine; 0 if unknown."""
     reserve: int = 0
-    """Bytes of it that are left alone."""
+    """Bytes of it that training leaves free."""
     fits: bool = True
     checkpointing: bool = False
-    """Whether activations are computed twice, so that it fits."""
+    """Whether activations are recomputed, so that it fits."""
     micro_batch_tokens: int = 0
-    """The most tokens at once that fit."""
+    """The most tokens per forward pass that fit."""
     longest: int = 0
     """Tokens of the longest example."""
     trained_parameters: int = 0
@@ -52,27 +52,27 @@ class Forecast(StepResult):
     shipping_host: int = 0
     """Bytes that it takes of the machine's own memory."""
     host_memory: int = 0
-    """Bytes of the machine's own memory; 0 where nobody knows."""
+    """Bytes of the machine's own memory; 0 if unknown."""
     host_reserve: int = 0
-    """Bytes of it that are left alone."""
+    """Bytes of it that training leaves free."""
     remedies: tuple[Remedy, ...] = ()
-    """What would help, where it does not fit."""
+    """What would help, if it does not fit."""
 
     @property
     def peak(self) -> int:
-        """Bytes at the fullest moment of training."""
+        """Bytes at the peak of training."""
         return sum(self.parts.values())
 
 
 class Workload(Contract):
-    """How much there is to do, and how fast it went before.
+    """How much a training has to do, and the throughput of a similar one.
 
     Attributes:
         tokens: Real tokens of one epoch.
-        epochs: Of the recipe.
-        steps: Of the optimizer, in all epochs.
+        epochs: Passes over the training data.
+        steps: Optimizer steps of all epochs.
         device_kind: The card or processor that trains.
-        tokens_per_second: Measured on that kind of device for a like model; 0 where it never was.
+        tokens_per_second: Of the last similar training on that kind of device; 0 if unknown.
     """
 
     tokens: int
@@ -83,19 +83,19 @@ class Workload(Contract):
 
     @property
     def seconds(self) -> float | None:
-        """Of training; None where no throughput is known."""
+        """Of training; None if the throughput is unknown."""
         if not self.tokens_per_second:
             return None
         return self.tokens * self.epochs / self.tokens_per_second
 
 
-# What glibc keeps unless it is told otherwise, at worst, as a multiple of what is in use: measured
-# by tests.benchmarks.memory_forecast.
+# What glibc keeps by default, at worst, as a multiple of what is in use: measured by
+# tests.benchmarks.memory_forecast.
 _LOOSE = 2.5
 
 
-def must_be_tight(told: Forecast) -> bool:
-    """Whether the program that trains must give memory back to the machine at once, which is
-    slower: see `tasks.training.allocator`."""
-    need = max(told.shipping_host, told.peak if told.device == "cpu" else 0)
-    return 0 < told.host_memory - told.host_reserve < need * _LOOSE
+def must_be_tight(forecast: Forecast) -> bool:
+    """Whether the training program must return freed memory to the system at once, which is slower:
+    see `tasks.training.allocator`."""
+    need = max(forecast.shipping_host, forecast.peak if forecast.device == "cpu" else 0)
+    return 0 < forecast.host_memory - forecast.host_reserve < need * _LOOSE

@@ -1,4 +1,4 @@
-"""The plan: what a recipe leaves open, settled before anything is keyed."""
+"""The plan: how a model is trained on this machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tasks.contracts.base import Contract
 
 
 class Plan(Contract):
-    """What the recipe leaves open, settled before anything is keyed (DESIGN: CPU and GPU).
+    """What the recipe leaves open, decided before training, and part of its cache key.
 
     Attributes:
         device: `cpu` or `cuda`.
@@ -18,12 +18,12 @@ class Plan(Contract):
         attention: The attention implementation of transformers, or `packed`.
         optimizer: The optimizer's name in transformers.
         world_size: Number of training processes.
-        sharding: Whether each of them holds the model (`ddp`) or a share of it (`fsdp`).
-        packing: Whether examples lie one behind the other, without padding (language models).
-        checkpointing: Whether activations are computed twice instead of kept.
+        sharding: Whether each of them holds the model (`ddp`) or a shard of it (`fsdp`).
+        packing: Whether examples are packed into sequences without padding (language models).
+        checkpointing: Whether activations are recomputed instead of kept.
         compile: Whether the model is compiled.
-        kernels: `liger` where fused kernels replace the model's own.
-        why: For people: what decided each pick.
+        kernels: `liger` if fused kernels replace the model's own.
+        why: The reason for each pick, for the report.
     """
 
     cache_key_excludes: ClassVar[frozenset[str]] = frozenset({"why"})
