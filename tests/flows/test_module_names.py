@@ -23,9 +23,9 @@ print(json.dumps([importlib.import_module(name).__file__ for name in names]))
 
 class TestModulesOfFlows:
     def test_have_names_that_nothing_else_has(self):
-        ours = {path.stem for path in FLOWS.iterdir()} - {"__init__", "__pycache__"}
-        assert {"retrain", "cli", "stage_inputs"} <= ours
-        assert not ours & {*sys.stdlib_module_names, *packages_distributions()}
+        names = {path.stem for path in FLOWS.iterdir()} - {"__init__", "__pycache__"}
+        assert {"retrain", "cli", "stage_inputs"} <= names
+        assert not names & {*sys.stdlib_module_names, *packages_distributions()}
 
     def test_hide_no_package_once_the_flow_is_loaded_by_its_file(self):
         shown = subprocess.run(
