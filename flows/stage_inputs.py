@@ -42,10 +42,12 @@ from tasks.tokenize.step import TokenizeInputs
 
 
 def load_inputs(recipe: Recipe, source: Source) -> LoadInputs:
+    """What is loaded, and for which task."""
     return LoadInputs(data=recipe.data, source=source, task=recipe.task)
 
 
 def inspect_inputs(recipe: Recipe, base: Source, loaded: Loaded) -> InspectInputs:
+    """The base model, and the head and chat template that it gets."""
     return InspectInputs(
         model=base,
         labels=loaded.labels,
@@ -57,6 +59,7 @@ def inspect_inputs(recipe: Recipe, base: Source, loaded: Loaded) -> InspectInput
 def preflight_inputs(
     recipe: Recipe, base: Source, loaded: Loaded, inspected: Inspected
 ) -> PreflightInputs:
+    """What is checked before training."""
     return PreflightInputs(
         task=recipe.task,
         quantization=recipe.quantization,
@@ -79,6 +82,7 @@ def guard_inputs(recipe: Recipe, tokenizer: Artifact) -> GuardInputs | None:
 
 
 def tokenize_inputs(recipe: Recipe, loaded: Loaded, inspected: Inspected) -> TokenizeInputs:
+    """The data and the tokenizer."""
     return TokenizeInputs(
         dataset=loaded.artifact,
         tokenizer=inspected.artifact,
@@ -91,6 +95,7 @@ def tokenize_inputs(recipe: Recipe, loaded: Loaded, inspected: Inspected) -> Tok
 def plan_inputs(
     recipe: Recipe, inspected: Inspected, tokenized: Tokenized, forecast: Forecast | None = None
 ) -> PlanInputs:
+    """What the plan depends on; the forecast is None for the first plan."""
     return PlanInputs(
         task=recipe.task,
         quantization=recipe.quantization,
@@ -132,6 +137,7 @@ def forecast_inputs(recipe: Recipe, prepared: Prepared, plan: Plan) -> ForecastI
 
 
 def workload_inputs(recipe: Recipe, prepared: Prepared, plan: Plan) -> WorkloadInputs:
+    """The training whose time is estimated."""
     kind = TrainingKind(
         architecture=prepared.inspected.architecture,
         shape=prepared.inspected.shape,
@@ -152,6 +158,7 @@ def workload_inputs(recipe: Recipe, prepared: Prepared, plan: Plan) -> WorkloadI
 def finetune_inputs(
     recipe: Recipe, prepared: Prepared, plan: Plan, forecast: Forecast | None
 ) -> FinetuneInputs:
+    """What is trained, and how."""
     return FinetuneInputs(
         model=prepared.model,
         tokenizer=prepared.inspected.artifact,
@@ -173,6 +180,7 @@ def finetune_inputs(
 
 
 def candidate_score_inputs(recipe: Recipe, trained: Trained) -> ScoreInputs:
+    """How the candidate is scored: in the form in which it ships."""
     adapter = recipe.model.ship == "adapter"
     return ScoreInputs(
         kind=recipe.model.ship,
@@ -206,6 +214,7 @@ def release_score_inputs(
 
 
 def untrained_score_inputs(recipe: Recipe, trained: Trained) -> ScoreInputs:
+    """How the untrained base is scored, as the baseline of a first run."""
     return ScoreInputs(
         kind="untrained",
         model=None,
@@ -316,6 +325,7 @@ def gate_inputs(
     comparisons: Comparisons | None,
     look_number: int,
 ) -> GateInputs:
+    """The scores and the rules that the gate compares them by."""
     return GateInputs(
         candidate=candidate,
         baseline=baseline,

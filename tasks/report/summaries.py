@@ -15,6 +15,7 @@ from tasks.contracts.results import (
 
 
 def llm_judge_sentence(compared: Comparisons) -> str:
+    """The LLM judge's counts."""
     return (
         f"{compared.llm_judge}: preferred {compared.preferred:.4f}, {compared.wins} wins, "
         f"{compared.ties} ties ({compared.turned} changed with the order, {compared.unreadable} "
@@ -23,15 +24,18 @@ def llm_judge_sentence(compared: Comparisons) -> str:
 
 
 def metrics_sentence(scored: Scored) -> str:
+    """A model's metrics on the test examples."""
     return ", ".join(f"{name} {value:.4f}" for name, value in scored.metrics.items())
 
 
 def load_sentence(loaded: Loaded, run_id: str) -> str:
+    """Rows by split, and new shards."""
     rows = ", ".join(f"{count:,} {split}" for split, count in loaded.rows.items())
     return f"{rows}; {_shards(loaded, 'read', run_id)}"
 
 
 def tokenize_sentence(tokenized: Tokenized, run_id: str) -> str:
+    """Tokens, truncated texts and new shards."""
     targets = (
         f", {tokenized.target_tokens:,} of them training targets" if tokenized.target_tokens else ""
     )
@@ -48,6 +52,7 @@ def _shards(result: Loaded | Tokenized, verb: str, run_id: str) -> str:
 
 
 def finetune_sentence(finetuned: Finetuned) -> str:
+    """Steps, validation metric and best epoch."""
     metrics = finetuned.metrics
     shown = "accuracy" if "f1" in metrics else "loss"
     return (
