@@ -1,8 +1,7 @@
-"""Makes an ordinary model's folder of a GGUF file.
+"""Converts a GGUF file to a model that can be trained.
 
-Job: `files` (paths of one GGUF file, or of the parts that it is split into), `out` (folder to
-write). Into `out` go safetensors, `config.json`, `generation_config.json` and the tokenizer with
-its chat template. Result: `architecture` (transformers' class) and `dtype` (of the weights).
+Job: `ConvertGgufJob`. Its folder `out` gets safetensors, `config.json`, `generation_config.json`
+and the tokenizer with its chat template.
 
 What was quantised, and what is in f16, becomes bf16: a quantised weight is known to 8 bits at most,
 which bf16 holds; models are published in bf16, which is where an f16 file was converted from; and
@@ -19,19 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from tasks.contracts.errors import BadModel, CodeFailed, describe
+from tasks.contracts.jobs import ConvertGgufJob, ConvertGgufResult
 from tasks.runtime.program import Reporter, run
 
 _ENCODERS = ("bert", "t5", "clip", "modern-bert")
 
 
-def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+def main(job: ConvertGgufJob, reporter: Reporter) -> ConvertGgufResult:
     """See the module's description.
 
     Raises:
         BadModel: The file is damaged, a part of a model, of no language model that can be trained,
             or of an architecture that transformers cannot read from GGUF.
     """
-    files = sorted(Path(file) for file in job["files"])
+    files = sorted(job.files)
     metadata, tensors = read_header(files[0])
     check_header(files, metadata, tensors)
     from transformers.utils import logging
@@ -42,8 +42,8 @@ def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     with _read_once():
         model = _model(files[0], dtype)
         tokenizer = _tokenizer(files[0])
-    _save(model, tokenizer, Path(job["out"]))
-    return {"architecture": type(model).__name__, "dtype": dtype}
+    _save(model, tokenizer, job.out)
+    return ConvertGgufResult(architecture=type(model).__name__, dtype=dtype)
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -224,4 +224,4 @@ def _refusal(found: str, expected: str, fix: str) -> BadModel:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, ConvertGgufJob)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tasks.contracts.artifacts import Artifact, Source, SourceFile
 from tasks.contracts.base import Contract
+from tasks.contracts.jobs import ConvertGgufJob, ConvertGgufResult
 from tasks.contracts.results import ConvertedGguf
 from tasks.runtime.cache import step
 from tasks.runtime.context import RunContext
@@ -38,12 +39,13 @@ def convert_gguf(inputs: GgufInputs, context: RunContext) -> ConvertedGguf:
     with store.scratch() as scratch:
         folder = fetch_folder(inputs.model, scratch / "gguf")
         out = scratch / "base"
-        facts = run_program(
-            "tasks.base_model.gguf_program",
-            {"files": [str(folder / file.path) for file in inputs.model.files], "out": str(out)},
-            scratch=scratch,
+        job = ConvertGgufJob(
+            files=tuple(folder / file.path for file in inputs.model.files), out=out
         )
-        return ConvertedGguf(artifact=store.put("base", out), **facts)
+        found = run_program(
+            "tasks.base_model.gguf_program", job, ConvertGgufResult, scratch=scratch
+        )
+        return ConvertedGguf(artifact=store.put("base", out), **dict(found))
 
 
 def is_gguf(source: Source) -> bool:

@@ -1,8 +1,6 @@
 """Looks at a base model before anything is spent on it, and keeps its tokenizer.
 
-Job: `base` (folder), `tokenizer_out` (folder to write), `labels` (of a classification), `task`,
-`chat_template` (`chatml`, a template in Jinja, or empty for the tokenizer's own).
-Result: the fields of `tasks.contracts.results.Inspected` that concern the model.
+Job: `InspectJob`.
 
 The tokenizer that is written is the one that trains and ships: with the chat template that the
 recipe gives, and, for a language model, without a pad token that ends answers.
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.contracts.errors import BadModel, BadRecipe
+from tasks.contracts.jobs import InspectJob, InspectResult
 from tasks.runtime.program import Reporter, run
 
 if TYPE_CHECKING:
@@ -31,13 +30,13 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _OFFSET_FAMILIES = ("roberta", "camembert", "mpnet", "longformer", "xmod", "data2vec-text")
 
 
-def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+def main(job: InspectJob, reporter: Reporter) -> InspectResult:
     """See the module's description.
 
     Raises:
         BadModel: The model cannot be trained, or only by running its code or reading a pickle.
     """
-    folder = Path(job["base"])
+    folder = job.base
     config = check_files(folder)
     # torch takes seconds to load: what can be refused without it is refused before.
     from transformers import AutoConfig
@@ -46,22 +45,23 @@ def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     from tasks.models.classifier import load_tokenizer, save_tokenizer
 
     logging.set_verbosity_error()
-    check_architecture(config, job["task"])
-    classes = job["task"] == "text-classification"
+    check_architecture(config, job.task)
+    classes = job.task == "text-classification"
     warnings: list[str] = []
     if classes:
         tokenizer = load_tokenizer(folder)
     else:
-        tokenizer = _language_tokenizer(folder, job["task"], job["chat_template"], warnings)
+        tokenizer = _language_tokenizer(folder, job.task, job.chat_template, warnings)
         warnings += _disagreements(folder, config, tokenizer)
-    facts = _look_inside(folder, job["labels"] if classes else None, len(tokenizer))
-    save_tokenizer(tokenizer, Path(job["tokenizer_out"]))
-    return facts | {
-        "max_length": max_length(AutoConfig.from_pretrained(folder, trust_remote_code=False)),
-        "pad_token": tokenizer.pad_token or "",
-        "vocabulary": len(tokenizer),
-        "warnings": warnings,
-    }
+    facts = _look_inside(folder, list(job.labels) if classes else None, len(tokenizer))
+    save_tokenizer(tokenizer, job.tokenizer_out)
+    return InspectResult(
+        **facts,
+        max_length=max_length(AutoConfig.from_pretrained(folder, trust_remote_code=False)),
+        pad_token=tokenizer.pad_token or "",
+        vocabulary=len(tokenizer),
+        warnings=tuple(warnings),
+    )
 
 
 def check_files(folder: Path) -> dict[str, Any]:
@@ -357,4 +357,4 @@ def _refusal(found: str, expected: str, fix: str) -> BadModel:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, InspectJob)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tasks.contracts.artifacts import Source
 from tasks.contracts.base import Contract
+from tasks.contracts.jobs import InspectJob, InspectResult
 from tasks.contracts.recipe_data import Task
 from tasks.contracts.results import Inspected
 from tasks.runtime.cache import step
@@ -47,15 +48,12 @@ def inspect_model(inputs: InspectInputs, context: RunContext) -> Inspected:
     store = open_store(context.store)
     with store.scratch() as scratch:
         tokenizer = scratch / "tokenizer"
-        facts = run_program(
-            "tasks.base_model.inspect_program",
-            {
-                "base": str(fetch_folder(inputs.model, scratch / "base")),
-                "tokenizer_out": str(tokenizer),
-                "labels": list(inputs.labels),
-                "task": inputs.task,
-                "chat_template": inputs.chat_template,
-            },
-            scratch=scratch,
+        job = InspectJob(
+            base=fetch_folder(inputs.model, scratch / "base"),
+            task=inputs.task,
+            labels=inputs.labels,
+            chat_template=inputs.chat_template,
+            tokenizer_out=tokenizer,
         )
-        return Inspected(artifact=store.put("tokenizer", tokenizer), **facts)
+        found = run_program("tasks.base_model.inspect_program", job, InspectResult, scratch=scratch)
+        return Inspected(artifact=store.put("tokenizer", tokenizer), **dict(found))

@@ -47,9 +47,9 @@ class Forecast(StepResult):
     longest: int = 0
     """Tokens of the longest example."""
     trained_parameters: int = 0
-    shipping: int = 0
+    merge_memory: int = 0
     """Bytes that merging the adapter takes on the card."""
-    shipping_host: int = 0
+    merge_host_memory: int = 0
     """Bytes that it takes of the machine's own memory."""
     host_memory: int = 0
     """Bytes of the machine's own memory; 0 if unknown."""
@@ -97,5 +97,5 @@ _LOOSE = 2.5
 def must_be_tight(forecast: Forecast) -> bool:
     """Whether the training program must return freed memory to the system at once, which is slower:
     see `tasks.training.allocator`."""
-    need = max(forecast.shipping_host, forecast.peak if forecast.device == "cpu" else 0)
+    need = max(forecast.merge_host_memory, forecast.peak if forecast.device == "cpu" else 0)
     return 0 < forecast.host_memory - forecast.host_reserve < need * _LOOSE

@@ -1,9 +1,7 @@
 """Looks whether lm-evaluation-harness knows tasks by their names, and has their data: what is
 missing is told before anything is trained.
 
-Job: `tasks`: names; `folder` (optional): of task files (YAML) of one's own, which may name their
-data by paths below it.
-Result: nothing; a name that nobody knows, or data that are not on this machine, is an error.
+Job: `CheckBenchmarksJob`. Task files may name their data by paths below their folder.
 
 A program has no network: data sets of the Hub must lie in the machine's cache.
 """
@@ -12,25 +10,27 @@ from __future__ import annotations
 
 import difflib
 import os
+from pathlib import Path
 from typing import Any
 
 from tasks.contracts.errors import BadRecipe, NotFound
+from tasks.contracts.jobs import CheckBenchmarksJob, Done
 from tasks.runtime.program import Reporter, run
 
 WHERE = "evaluation.benchmarks"
 
 
-def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+def main(job: CheckBenchmarksJob, reporter: Reporter) -> Done:
     """See the module's description.
 
     Raises:
         BadRecipe: A task is not known, or its file is wrong.
         NotFound: A task's data are not on this machine.
     """
-    if job.get("folder"):
-        os.chdir(job["folder"])
-    names = job["tasks"]
-    manager = find_tasks(names, job.get("folder"))
+    if job.folder:
+        os.chdir(job.folder)
+    names = list(job.tasks)
+    manager = find_tasks(names, job.folder)
     reporter.progress(always=True, stage="looking for data")
     try:
         manager.load(names)
@@ -43,7 +43,7 @@ def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
             "tasks that the harness can load",
             "correct the task's file; `lm-eval validate --tasks NAMES` says more",
         ) from None
-    return {}
+    return Done()
 
 
 def without_data(names: list[str], error: Exception) -> NotFound:
@@ -57,7 +57,7 @@ def without_data(names: list[str], error: Exception) -> NotFound:
     )
 
 
-def find_tasks(names: list[str], folder: str | None) -> Any:
+def find_tasks(names: list[str], folder: Path | None) -> Any:
     """Where tasks are found; those of the library are looked through only if they are needed.
 
     Args:
@@ -72,11 +72,12 @@ def find_tasks(names: list[str], folder: str | None) -> Any:
     """
     from lm_eval.tasks import TaskManager
 
-    if folder:
-        own = TaskManager(include_path=folder, include_defaults=False)
+    include = str(folder) if folder else None
+    if include:
+        own = TaskManager(include_path=include, include_defaults=False)
         if set(names) <= set(own.all_tasks):
             return own
-    every = TaskManager(include_path=folder)
+    every = TaskManager(include_path=include)
     known = set(every.all_tasks)
     if unknown := [name for name in names if name not in known]:
         raise _unknown(unknown, sorted(known))
@@ -98,4 +99,4 @@ def _unknown(names: list[str], known: list[str]) -> BadRecipe:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, CheckBenchmarksJob)

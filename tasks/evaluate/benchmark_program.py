@@ -1,15 +1,9 @@
 """Runs tasks of lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness) on a
 language model, loaded the way a consumer loads it.
 
-Job:
-    model, base, kind, quantization, tokenizer, device: as of `score_language`.
-    tasks: names; folder (optional): of task files (YAML) of one's own, which may name their data by
-        paths below it; limit: examples of each task, 0: all.
-    chat: whether prompts are put into the chat template.
-    batch_size.
-
-Result: `results`: by task (of groups also their subtasks), the metrics as numbers, such as `acc` or
-`exact_match/strict-match`, and `acc_stderr`; `examples`: by task, how many were asked.
+Job: `BenchmarkJob`. Task files may name their data by paths below their folder. The result holds
+the metrics of each task (of groups also their subtasks), such as `acc`, `acc_stderr` or
+`exact_match/strict-match`.
 
 A program has no network: data sets of the Hub must lie in the machine's cache.
 """
@@ -17,18 +11,18 @@ A program has no network: data sets of the Hub must lie in the machine's cache.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging
 
 from tasks.chat.stop_tokens import training_tokenizer
+from tasks.contracts.jobs import BenchmarkJob, BenchmarkResult
 from tasks.evaluate import language_program
 from tasks.evaluate.benchmark_check_program import find_tasks, without_data
 from tasks.runtime.program import Reporter, run
 
 
-def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+def main(job: BenchmarkJob, reporter: Reporter) -> BenchmarkResult:
     """See the module's description.
 
     Raises:
@@ -41,36 +35,33 @@ def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    folder = job.get("folder")
+    names = list(job.tasks)
     reporter.progress(always=True, stage="looking for tasks")
-    if folder:
-        os.chdir(folder)
-    manager = find_tasks(job["tasks"], folder)
+    if job.folder:
+        os.chdir(job.folder)
+    manager = find_tasks(names, job.folder)
     reporter.progress(always=True, stage="loading model")
-    home = Path(job["model"])
-    model = language_program.load(job, home, job.get("device") or "cpu").eval()
-    model = model.get_base_model() if job["kind"] == "adapter" else model
-    tokenizer = training_tokenizer(Path(job.get("tokenizer") or home))
+    model = language_program.load(job).eval()
+    model = model.get_base_model() if job.kind == "adapter" else model
+    tokenizer = training_tokenizer(job.tokenizer or job.model)
     reporter.progress(always=True, stage="asking")
     asked = {
-        "model": HFLM(pretrained=model, tokenizer=tokenizer, batch_size=job["batch_size"]),
-        "tasks": job["tasks"],
+        "model": HFLM(pretrained=model, tokenizer=tokenizer, batch_size=job.batch_size),
+        "tasks": names,
         "task_manager": manager,
-        "limit": job["limit"] or None,
-        "apply_chat_template": job["chat"] and tokenizer.chat_template is not None,
+        "limit": job.limit or None,
+        "apply_chat_template": job.chat and tokenizer.chat_template is not None,
         "log_samples": False,
         "bootstrap_iters": 1000,
     }
     try:
         found = lm_eval.simple_evaluate(**asked)
     except (ConnectionError, FileNotFoundError) as error:
-        raise without_data(job["tasks"], error) from None
-    return {
-        "results": {name: _numbers(facts) for name, facts in sorted(found["results"].items())},
-        "examples": {
-            name: counts["effective"] for name, counts in sorted(found["n-samples"].items())
-        },
-    }
+        raise without_data(names, error) from None
+    return BenchmarkResult(
+        results={name: _numbers(facts) for name, facts in sorted(found["results"].items())},
+        examples={name: counts["effective"] for name, counts in sorted(found["n-samples"].items())},
+    )
 
 
 def _numbers(facts: dict[str, Any]) -> dict[str, float]:
@@ -84,4 +75,4 @@ def _numbers(facts: dict[str, Any]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, BenchmarkJob)

@@ -13,6 +13,7 @@ import orjson
 from tasks.contracts.artifacts import Artifact, Source
 from tasks.contracts.base import Contract
 from tasks.contracts.errors import BadRecipe
+from tasks.contracts.jobs import BenchmarkJob, BenchmarkResult, CheckBenchmarksJob, Done
 from tasks.contracts.results import Benchmarked
 from tasks.runtime.cache import step
 from tasks.runtime.context import RunContext
@@ -77,20 +78,23 @@ def run_benchmarks(inputs: BenchmarkInputs, context: RunContext) -> Benchmarked:
         base = fetch_folder(inputs.base, scratch / "base") if inputs.base else None
         own = inputs.tasks.folder
         folder = fetch_folder(own, scratch / "tasks") if own else None
-        job = {
-            "model": str(store.open(inputs.model) if inputs.model else base),
-            "base": str(base) if base else None,
-            "kind": inputs.kind,
-            "quantization": inputs.quantization,
-            "tokenizer": str(store.open(inputs.tokenizer)) if inputs.tokenizer else None,
-            "device": inputs.device,
-            "batch_size": inputs.batch_size,
-            "tasks": list(inputs.tasks.names),
-            "folder": str(folder.resolve()) if folder else None,
-            "limit": inputs.limit,
-            "chat": inputs.chat,
-        }
-        result = run_program("tasks.evaluate.benchmark_program", job, scratch=scratch)
+        job = BenchmarkJob(
+            model=store.open(inputs.model) if inputs.model else base,
+            kind=inputs.kind,
+            base=base,
+            quantization=inputs.quantization,
+            tokenizer=store.open(inputs.tokenizer) if inputs.tokenizer else None,
+            device=inputs.device,
+            tasks=inputs.tasks.names,
+            folder=folder.resolve() if folder else None,
+            limit=inputs.limit,
+            chat=inputs.chat,
+            batch_size=inputs.batch_size,
+        )
+        found = run_program(
+            "tasks.evaluate.benchmark_program", job, BenchmarkResult, scratch=scratch
+        )
+        result = found.model_dump(mode="json")
         out = scratch / "results"
         out.mkdir()
         (out / "results.json").write_bytes(
@@ -126,6 +130,6 @@ def check_benchmarks(tasks: BenchmarkTasks, context: RunContext) -> None:
         return
     with open_store(context.store).scratch() as scratch:
         folder = fetch_folder(source, scratch / "tasks") if source else None
-        job = {"tasks": list(names), "folder": str(folder.resolve()) if folder else None}
-        run_program("tasks.evaluate.benchmark_check_program", job, scratch=scratch)
+        job = CheckBenchmarksJob(tasks=names, folder=folder.resolve() if folder else None)
+        run_program("tasks.evaluate.benchmark_check_program", job, Done, scratch=scratch)
     substeps.put(key, {"tasks": list(names)})

@@ -1,15 +1,7 @@
 """Scores a model example by example, loaded the way a consumer loads it.
 
-Job:
-    model: folder of what ships (for `untrained`: of the base model); base: folder, for an adapter.
-    kind: merged, adapter or untrained; quantization: of the adapter's base.
-    labels, seed: of an untrained head.
-    tokenizer, max_length (optional): for `untrained`, the tokenizer and cut of the candidate.
-    examples: Parquet with hash_hi, hash_lo, text, label, optionally text_pair, and slicing columns.
-    batch_size; measure_latency; out: path of scores.parquet; device (optional): cpu or cuda.
-
-Result: `metrics` (empty: the gate computes them), `labels` of the model, `size_bytes` of its
-folder, `milliseconds_per_example` (median of single calls, tokenizer included) or null.
+Job: `ScoreClassificationJob`. `examples` has the columns hash_hi, hash_lo, text, label, optionally
+text_pair, and slicing columns. Latency is the median of single calls, tokenizer included.
 
 `scores.parquet` has the rows of `examples`, in their order: hash_hi, hash_lo, label, predicted,
 correct, loss (null where the model does not know the label), length (tokens, before cutting), and
@@ -30,6 +22,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging
 
+from tasks.contracts.jobs import ScoreClassificationJob, ScoreResult
 from tasks.evaluate import released_model
 from tasks.models import classifier
 from tasks.models.load_errors import release_load_errors
@@ -39,7 +32,7 @@ _OWN_COLUMNS = ("hash_hi", "hash_lo", "text", "text_pair", "label")
 _WARM_UP_CALLS, _TIMED_CALLS = 3, 30
 
 
-def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+def main(job: ScoreClassificationJob, reporter: Reporter) -> ScoreResult:
     """See the module's description.
 
     Raises:
@@ -49,20 +42,18 @@ def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     logging.disable_progress_bar()
     reporter.progress(always=True, stage="loading model")
     scorer = Scorer(job)
-    examples = pq.read_table(job["examples"], memory_map=True)
+    examples = pq.read_table(job.examples, memory_map=True)
     scorer.smoke_test(examples)
     encoded = scorer.encode(examples)
-    logits = scorer.logits(encoded, job["batch_size"], reporter)
+    logits = scorer.logits(encoded, job.batch_size, reporter)
     table = _scores(examples, logits, encoded["full_length"], scorer.labels)
-    out = Path(job["out"])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, out, compression="zstd")
-    return {
-        "metrics": {},
-        "labels": scorer.labels,
-        "size_bytes": released_model.size_of(Path(job["model"])),
-        "milliseconds_per_example": scorer.latency(examples) if job["measure_latency"] else None,
-    }
+    job.out.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, job.out, compression="zstd")
+    return ScoreResult(
+        labels=tuple(scorer.labels),
+        size_bytes=released_model.size_of(job.model),
+        milliseconds_per_example=scorer.latency(examples) if job.measure_latency else None,
+    )
 
 
 class Scorer:
@@ -72,7 +63,7 @@ class Scorer:
         labels: The model's labels, in the order of their ids.
     """
 
-    def __init__(self, job: dict[str, Any]) -> None:
+    def __init__(self, job: ScoreClassificationJob) -> None:
         """Load them.
 
         Args:
@@ -81,17 +72,14 @@ class Scorer:
         Raises:
             BadModel: Model or tokenizer cannot be loaded, or the model names no labels.
         """
-        self._device = job.get("device") or "cpu"
-        folder = Path(job["model"])
-        self._tokenizer = classifier.load_tokenizer(Path(job.get("tokenizer") or folder))
-        self._model = _load(job, folder, self._device).eval()
+        self._device = job.device
+        self._tokenizer = classifier.load_tokenizer(job.tokenizer or job.model)
+        self._model = _load(job).eval()
         config = self._model.config
         if config.pad_token_id is None:
             config.pad_token_id = self._tokenizer.pad_token_id
         self.labels = [str(config.id2label[number]) for number in range(config.num_labels)]
-        self._max_length = released_model.token_limit(
-            job.get("max_length"), self._tokenizer, config
-        )
+        self._max_length = released_model.token_limit(job.max_length, self._tokenizer, config)
 
     def smoke_test(self, examples: pa.Table) -> None:
         """Classify one example.
@@ -168,43 +156,42 @@ class Scorer:
         return self._model(**batch).logits.double().cpu().numpy()
 
 
-def _load(job: dict[str, Any], folder: Path, device: str) -> Any:
-    if job["kind"] == "untrained":
+def _load(job: ScoreClassificationJob) -> Any:
+    if job.kind == "untrained":
         model, _ = classifier.load_classifier(
-            Path(job["base"] or folder),
-            job["labels"],
-            seed=job["seed"],
+            job.base or job.model,
+            list(job.labels),
+            seed=job.seed,
             fresh_head=True,
-            device=device,
+            device=job.device,
         )
         return model
     with release_load_errors("AutoModelForSequenceClassification"):
-        if job["kind"] == "adapter":
-            return _load_adapter(job, folder, device)
+        if job.kind == "adapter":
+            return _load_adapter(job)
         return AutoModelForSequenceClassification.from_pretrained(
-            folder, trust_remote_code=False, use_safetensors=True, device_map={"": device}
+            job.model, trust_remote_code=False, use_safetensors=True, device_map={"": job.device}
         )
 
 
-def _load_adapter(job: dict[str, Any], folder: Path, device: str) -> Any:
+def _load_adapter(job: ScoreClassificationJob) -> Any:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(job.model, trust_remote_code=False)
     labels = [config.id2label[number] for number in range(config.num_labels)]
-    quantized = job["quantization"] == "nf4"
-    heads = _saved_modules(folder) if quantized else ()
+    heads = _saved_modules(job.model) if job.quantization == "nf4" else ()
     base: PreTrainedModel
     base, _ = classifier.load_classifier(
-        Path(job["base"]),
+        job.base,
         labels,
         seed=0,
         dtype=torch.float32,
-        quantization=job["quantization"],
+        quantization=job.quantization,
         head_modules=heads,
-        device=device,
+        device=job.device,
     )
     base.config.pad_token_id = config.pad_token_id
-    return released_model.put_adapter(base, folder)
+    return released_model.put_adapter(base, job.model)
 
 
 def _saved_modules(folder: Path) -> list[str]:
@@ -241,4 +228,4 @@ def _scores(
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, ScoreClassificationJob)

@@ -1,22 +1,10 @@
 """Scores a language model input by input, loaded the way a consumer loads it.
 
-Job:
-    model: folder of what ships (for `untrained`: of the base model); base: folder, for an adapter.
-    kind: merged, adapter or untrained (the base itself); quantization: of the adapter's base.
-    tokenizer (optional): for `untrained`, that of the candidate; else the model's own.
-    max_length (optional): tokens of an example; else what the tokenizer says.
-    task: completion, instruction or preference.
-    examples: Parquet with hash_hi, hash_lo, example, label, and slicing columns; rows of equal
-        hashes are one input with several answers.
-    generate_tokens: tokens of a written answer; 0: none is written.
-    must_match, must_not_contain, json_schema: what is asked of every answer.
-    beta: of the preference loss.
-    batch_size; measure_latency; out: path of scores.parquet; device (optional): cpu or cuda.
-
-Result: `metrics` (empty: they follow from the table), `labels` (empty), `size_bytes` of the model's
-folder, `milliseconds_per_example` or null: where answers are written, the median over prompts that
-are answered one by one of the milliseconds of a token, reading the prompt included; else the
-median of single calls, from text to loss.
+Job: `ScoreLanguageJob`. `examples` has the columns hash_hi, hash_lo, example, label, and slicing
+columns; rows of equal hashes are one input with several answers. The model's own chat template and
+tokenizer are used, unless the job names a tokenizer. Latency: if answers are generated, the median,
+over prompts that are answered one by one, of the milliseconds of a token, reading the prompt
+included; otherwise the median of single calls, from text to loss.
 
 `scores.parquet` has a row for each distinct input, in the order of `examples`: hash_hi, hash_lo,
 label, loss, tokens, length (of the longest example, before cutting), and the slicing columns as
@@ -44,7 +32,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,6 +44,7 @@ from transformers.utils import logging
 from tasks.chat import encoder
 from tasks.chat.stop_tokens import stop_token_ids, training_tokenizer
 from tasks.contracts.errors import BadModel, BadRecipe
+from tasks.contracts.jobs import ModelJob, ScoreLanguageJob, ScoreResult
 from tasks.evaluate import answer_metrics, released_model
 from tasks.evaluate.generation import Generator
 from tasks.models import causal
@@ -103,7 +91,7 @@ class Sequence(NamedTuple):
     full: int
 
 
-def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+def main(job: ScoreLanguageJob, reporter: Reporter) -> ScoreResult:
     """See the module's description.
 
     Raises:
@@ -112,25 +100,23 @@ def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    checks = answer_metrics.Checks(job["must_match"], job["must_not_contain"], job["json_schema"])
+    checks = answer_metrics.Checks(job.must_match, job.must_not_contain, job.json_schema)
     reporter.progress(always=True, stage="loading model")
     scorer = Scorer(job)
-    examples = pq.read_table(job["examples"], memory_map=True)
+    examples = pq.read_table(job.examples, memory_map=True)
     inputs = gather(examples)
     scorer.smoke_test(inputs)
     columns = scorer.likelihoods(inputs, reporter)
-    if job["generate_tokens"]:
+    if job.generate_tokens:
         columns |= scorer.answers(inputs, checks, reporter)
     reporter.progress(always=True, stage="writing scores")
-    out = Path(job["out"])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(_table(examples, inputs, columns), out, compression="zstd")
-    return {
-        "metrics": {},
-        "labels": [],
-        "size_bytes": released_model.size_of(Path(job["model"])),
-        "milliseconds_per_example": scorer.latency(inputs) if job["measure_latency"] else None,
-    }
+    job.out.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(_table(examples, inputs, columns), job.out, compression="zstd")
+    return ScoreResult(
+        labels=(),
+        size_bytes=released_model.size_of(job.model),
+        milliseconds_per_example=scorer.latency(inputs) if job.measure_latency else None,
+    )
 
 
 def gather(examples: pa.Table) -> list[Input]:
@@ -146,7 +132,7 @@ def gather(examples: pa.Table) -> list[Input]:
 class Scorer:
     """A language model and its tokenizer, ready to be asked."""
 
-    def __init__(self, job: dict[str, Any]) -> None:
+    def __init__(self, job: ScoreLanguageJob) -> None:
         """Load them.
 
         Args:
@@ -156,19 +142,17 @@ class Scorer:
             BadModel: Model or tokenizer cannot be loaded.
             BadRecipe: Answers may be longer than the model's memory.
         """
-        self._job, self._task = job, job["task"]
-        self._device = job.get("device") or "cpu"
-        folder = Path(job["model"])
-        self._tokenizer = training_tokenizer(Path(job.get("tokenizer") or folder))
-        model = load(job, folder, self._device).eval().requires_grad_(False)
-        self._model = model.get_base_model() if job["kind"] == "adapter" else model
+        self._job, self._task, self._device = job, job.task, job.device
+        self._tokenizer = training_tokenizer(job.tokenizer or job.model)
+        model = load(job).eval().requires_grad_(False)
+        self._model = model.get_base_model() if job.kind == "adapter" else model
         config = self._model.config
-        self._limit = released_model.token_limit(job.get("max_length"), self._tokenizer, config)
-        self._room = released_model.positions_of(config) - job["generate_tokens"]
+        self._limit = released_model.token_limit(job.max_length, self._tokenizer, config)
+        self._room = released_model.positions_of(config) - job.generate_tokens
         if self._room < 1:
             raise BadRecipe(
                 "evaluation.generate_tokens",
-                str(job["generate_tokens"]),
+                str(job.generate_tokens),
                 f"fewer than the model's {released_model.positions_of(config)} positions",
                 "ask for shorter answers",
             )
@@ -189,7 +173,7 @@ class Scorer:
             raise released_model.wrong_answer(
                 "a loss that is not finite", "a finite loss of every token"
             )
-        if self._job["generate_tokens"]:
+        if self._job.generate_tokens:
             self._writer.write([self._prompt(shortest)[0]], 1, 1)
 
     def likelihoods(self, inputs: list[Input], reporter: Reporter) -> dict[str, pa.Array]:
@@ -216,8 +200,8 @@ class Scorer:
         reporter.progress(always=True, stage="generating", done=0, of=len(inputs))
         written = self._writer.write(
             [prompt for prompt, _ in asked],
-            self._job["generate_tokens"],
-            self._job["batch_size"],
+            self._job.generate_tokens,
+            self._job.batch_size,
             lambda done: reporter.progress(stage="generating", done=done, of=len(inputs)),
         )
         reporter.progress(always=True, stage="comparing")
@@ -256,9 +240,9 @@ class Scorer:
         times = []
         for place in places:
             began = time.perf_counter()
-            if self._job["generate_tokens"]:
+            if self._job.generate_tokens:
                 prompt, _ = self._prompt(inputs[place])
-                tokens = min(self._job["generate_tokens"], _TIMED_TOKENS)
+                tokens = min(self._job.generate_tokens, _TIMED_TOKENS)
                 steps = self._writer.write([prompt], tokens, 1)[0].steps
             else:
                 self._nats(self._sequences([inputs[place]]))
@@ -297,7 +281,7 @@ class Scorer:
     def _fitting(self, sequences: list[Sequence]) -> int:
         """How many of the first sequences go together."""
         width = len(sequences[0].ids)
-        size = max(1, min(self._job["batch_size"], _TOKENS_AT_ONCE[self._device] // width))
+        size = max(1, min(self._job.batch_size, _TOKENS_AT_ONCE[self._device] // width))
         if not self._linear:
             row = self._model.get_input_embeddings().weight.shape[0] * 4
             targets = np.cumsum([sum(sequence.loss_mask) for sequence in sequences[:size]])
@@ -344,7 +328,7 @@ class Scorer:
     ) -> dict[str, pa.Array]:
         likely = [torch.from_numpy(-nats) for nats in (chosen, rejected)]
         nothing = torch.zeros(len(owners), dtype=torch.float64)
-        loss, margin = losses.preference_loss(*likely, nothing, nothing, self._job["beta"])
+        loss, margin = losses.preference_loss(*likely, nothing, nothing, self._job.beta)
         pairs = np.bincount(owners, minlength=inputs)
         right = (margin > 0).double()
         # What is not a number is neither right nor wrong.
@@ -369,31 +353,26 @@ class Scorer:
         return ids[-self._room :], references
 
 
-def load(job: dict[str, Any], folder: Path, device: str) -> torch.nn.Module:
-    """The model of a job, as its kind is loaded by a consumer.
-
-    Args:
-        job: With `kind`, `base` and `quantization`.
-        folder: What ships.
-        device: Where to.
+def load(job: ModelJob) -> torch.nn.Module:
+    """Load the model of a job the way a consumer loads one of its kind.
 
     Raises:
         BadModel: It cannot be loaded.
     """
     # A CPU computes fp32, whatever the files hold: the weights are the same, and it is faster.
-    dtype: torch.dtype | str = torch.float32 if device == "cpu" else "auto"
-    if job["kind"] == "untrained":
-        return causal.load_causal(Path(job["base"] or folder), dtype=dtype, device=device)
-    if job["kind"] == "adapter":
-        if job["quantization"] == "nf4" and device != "cpu":
+    dtype: torch.dtype | str = torch.float32 if job.device == "cpu" else "auto"
+    if job.kind == "untrained":
+        return causal.load_causal(job.base or job.model, dtype=dtype, device=job.device)
+    if job.kind == "adapter":
+        if job.quantization == "nf4" and job.device != "cpu":
             dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
         base = causal.load_causal(
-            Path(job["base"]), dtype=dtype, quantization=job["quantization"], device=device
+            job.base, dtype=dtype, quantization=job.quantization, device=job.device
         )
         with release_load_errors("PeftModel"):
-            return released_model.put_adapter(base, folder)
+            return released_model.put_adapter(base, job.model)
     try:
-        return causal.load_causal(folder, dtype=dtype, device=device)
+        return causal.load_causal(job.model, dtype=dtype, device=job.device)
     except BadModel as error:
         raise BadModel(
             "the model", error.found, error.expected, "start the run again: it is made anew"
@@ -435,4 +414,4 @@ def _table(examples: pa.Table, inputs: list[Input], columns: dict[str, pa.Array]
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, ScoreLanguageJob)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from tasks.contracts.artifacts import Artifact, Source
 from tasks.contracts.base import Contract, digest_of
+from tasks.contracts.jobs import ScoreClassificationJob, ScoreLanguageJob, ScoreResult
 from tasks.contracts.recipe_data import Task
 from tasks.contracts.results import Scored
 from tasks.load.dataset import write_examples
@@ -107,50 +108,49 @@ def score(inputs: ScoreInputs, context: RunContext) -> Scored:
         model = store.open(inputs.model) if inputs.model else base
         examples = write_examples(context, inputs.dataset, TEST, scratch / "test.parquet")
         classes = inputs.task == "text-classification"
-        job = {
-            "model": str(model),
-            "base": str(base) if base else None,
+        shared: dict[str, Any] = {
+            "model": model,
             "kind": inputs.kind,
-            "tokenizer": str(store.open(inputs.tokenizer)) if inputs.tokenizer else None,
-            "max_length": inputs.max_length,
-            "device": inputs.device,
+            "base": base,
             "quantization": inputs.quantization,
-            "examples": str(examples),
+            "tokenizer": store.open(inputs.tokenizer) if inputs.tokenizer else None,
+            "device": inputs.device,
+            "max_length": inputs.max_length,
+            "examples": examples,
             "batch_size": inputs.batch_size,
             "measure_latency": bool(inputs.hardware),
-            "out": str(out / "scores.parquet"),
-            **(_classes_job(inputs) if classes else _language_job(inputs)),
+            "out": out / "scores.parquet",
         }
         program = (
             "tasks.evaluate.classification_program"
             if classes
             else "tasks.evaluate.language_program"
         )
-        result = run_program(program, job, scratch=scratch)
+        job = (_classification_job if classes else _language_job)(inputs, shared)
+        found = run_program(program, job, ScoreResult, scratch=scratch)
         metrics = metrics_of(pq.read_table(out / "scores.parquet"), inputs.task)
         return Scored(
             artifact=store.put("scores", out),
             model_digest=model_digest(inputs),
-            labels=tuple(result["labels"]),
             metrics=metrics,
-            size_bytes=result["size_bytes"],
-            milliseconds_per_example=result["milliseconds_per_example"],
+            **dict(found),
         )
 
 
-def _classes_job(inputs: ScoreInputs) -> dict[str, Any]:
-    return {"labels": list(inputs.labels), "seed": inputs.seed}
+def _classification_job(inputs: ScoreInputs, shared: dict[str, Any]) -> ScoreClassificationJob:
+    return ScoreClassificationJob(**shared, labels=inputs.labels, seed=inputs.seed)
 
 
-def _language_job(inputs: ScoreInputs) -> dict[str, Any]:
-    return {
-        "task": inputs.task,
-        "generate_tokens": inputs.generate_tokens,
-        "must_match": inputs.must_match,
-        "must_not_contain": list(inputs.must_not_contain),
-        "json_schema": inputs.json_schema,
-        "beta": inputs.beta,
-    }
+def _language_job(inputs: ScoreInputs, shared: dict[str, Any]) -> ScoreLanguageJob:
+    return ScoreLanguageJob(
+        **shared,
+        task=inputs.task,
+        generate_tokens=inputs.generate_tokens,
+        must_match=inputs.must_match,
+        must_not_contain=inputs.must_not_contain,
+        json_schema=inputs.json_schema,
+        beta=inputs.beta,
+    )
 
 
 def model_digest(inputs: ScoreInputs) -> str:

@@ -1,12 +1,6 @@
 """Writes a model as one GGUF file, for llama.cpp and Ollama, with llama.cpp's own converter.
 
-Job: `converter` (its script; see `tasks.runtime.gguf_converter`), `type` (`f32`, `f16`, `bf16` or
-`q8_0`),
-`work` (a folder to work in), and `model` (folder with configuration, tokenizer and safetensors)
-and `out` (folder): there it writes `model-<type>.gguf`, and a `Modelfile` for Ollama beside it.
-Or, to learn before training whether the converter knows a model, `base` (folder) and `tokenizer`
-(folder) in place of the last two: then only the vocabulary is converted, and nothing is kept.
-Result: `file` and `bytes`, or nothing after such a trial.
+Job: `ExportGgufJob`. Its folder `out` gets `model-<type>.gguf` and a `Modelfile` for Ollama.
 
 The same model gives the same bytes. What is scored is the model in safetensors: of the GGUF file
 nothing is measured, and `f16`, `bf16` and `q8_0` round its weights.
@@ -27,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.contracts.errors import BadModel, BadRecipe, CodeFailed, describe
+from tasks.contracts.jobs import ExportGgufJob, ExportGgufResult
 from tasks.runtime.gguf_converter import how_to_install
 from tasks.runtime.program import Reporter, run
 
@@ -35,30 +30,25 @@ _CONFIGURATIONS = ("config.json", "tokenizer_config.json")
 _WHERE = "model.gguf"
 
 
-def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+def main(job: ExportGgufJob, reporter: Reporter) -> ExportGgufResult:
     """See the module's description.
 
     Raises:
         BadModel: The converter does not know the architecture or the tokenizer.
         BadRecipe: The converter lacks a module.
     """
-    with tempfile.TemporaryDirectory(dir=job["work"]) as work:
-        # The file names the model after its folder: always the same, for the same bytes.
-        shown = Path(work) / "model"
-        shown.mkdir()
-        if "base" in job:
-            _write_configuration(Path(job["base"]), shown)
-            _show(Path(job["tokenizer"]), shown)
-            _convert(job, shown, Path(work) / "trial.gguf", "--vocab-only")
-            return {}
-        _show(Path(job["model"]), shown)
-        if not any(shown.glob("*.safetensors")):
-            # Of a folder without any it makes a file without any.
-            raise _unknown(f"{_architecture(shown)}, no weights in safetensors")
-        file = Path(job["out"]) / gguf_name(job["type"])
-        _convert(job, shown, file)
-    (file.parent / "Modelfile").write_text(modelfile(file.name, end_texts(Path(job["model"]))))
-    return {"file": file.name, "bytes": file.stat().st_size}
+    with tempfile.TemporaryDirectory(dir=job.work) as work:
+        # The GGUF file names the model after its folder: the same name for the same bytes.
+        folder = Path(work) / "model"
+        folder.mkdir()
+        link_files(job.model, folder)
+        if not any(folder.glob("*.safetensors")):
+            # The converter would write a file without weights.
+            raise _unknown(f"{_architecture(folder)}, no weights in safetensors")
+        file = job.out / gguf_name(job.file_type)
+        convert(job.converter, folder, file, job.file_type)
+    (file.parent / "Modelfile").write_text(modelfile(file.name, end_texts(job.model)))
+    return ExportGgufResult(file=file.name, bytes=file.stat().st_size)
 
 
 def gguf_name(kind: str) -> str:
@@ -99,8 +89,13 @@ def _read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def _show(folder: Path, shown: Path) -> None:
-    """Link what the converter may see, and leave out what would make it look for code."""
+def link_files(folder: Path, shown: Path) -> None:
+    """Link the files that the converter may read, without what would make it look for code.
+
+    Args:
+        folder: With configuration, tokenizer and safetensors, as far as there are any.
+        shown: The folder that the converter gets.
+    """
     for path in sorted(path for pattern in _SHOWN for path in folder.glob(pattern)):
         if path.name in _CONFIGURATIONS:
             content = _read(path)
@@ -110,24 +105,24 @@ def _show(folder: Path, shown: Path) -> None:
             (shown / path.name).symlink_to(path.resolve())
 
 
-def _write_configuration(base: Path, shown: Path) -> None:
-    """The configuration that a model trained on this base will have."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+def convert(converter: Path, shown: Path, file: Path, file_type: str, *options: str) -> None:
+    """Run llama.cpp's converter.
 
-    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__]
-    # What ships is not quantized.
-    content = config.to_dict() | {"quantization_config": None, "auto_map": None}
-    kept = {name: value for name, value in content.items() if value is not None}
-    (shown / "config.json").write_text(json.dumps(kept, default=str))
+    Args:
+        converter: Its script.
+        shown: Folder with the files that it may read.
+        file: The GGUF file to write.
+        file_type: The type of its weights.
+        *options: More options of the script.
 
-
-def _convert(job: dict[str, Any], shown: Path, file: Path, *options: str) -> None:
-    arguments = ["--outtype", job["type"], "--outfile", str(file), *options, str(shown)]
+    Raises:
+        BadModel: It does not know the architecture or the tokenizer.
+        BadRecipe: It lacks a module.
+    """
+    arguments = ["--outtype", file_type, "--outfile", str(file), *options, str(shown)]
     try:
-        with _as_script(Path(job["converter"]), arguments):
-            runpy.run_path(job["converter"], run_name="__main__")
+        with _as_script(converter, arguments):
+            runpy.run_path(str(converter), run_name="__main__")
     except SystemExit as end:
         # So it ends where it does not know the architecture, and says so in the log only.
         if end.code:
@@ -135,7 +130,7 @@ def _convert(job: dict[str, Any], shown: Path, file: Path, *options: str) -> Non
     except ModuleNotFoundError as error:
         raise BadRecipe(
             _WHERE,
-            f"a converter ({job['converter']}) that needs the module '{error.name}'",
+            f"a converter ({converter}) that needs the module '{error.name}'",
             "a converter that is installed with what it imports",
             f"run {how_to_install()}, or install that module",
         ) from error
@@ -174,4 +169,4 @@ def _unknown(found: str) -> BadModel:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, ExportGgufJob)

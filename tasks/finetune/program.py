@@ -1,21 +1,6 @@
 """Trains an adapter, and what else the task wants, and writes the files that ship.
 
-Job:
-    task (optional): as in the recipe; text-classification if it is missing.
-    base, tokenizer: folders; `base_pin`: the base's `uri` and `digest`.
-    shards: a list of `digest` and `tokens` (a Parquet file); keep: split numbers by shard digest.
-    labels: in the order of their ids; head_modules: from inspect_model. Empty for language models.
-    lora, training: recipe parts; plan: `Plan`; quantization: none or nf4; ship: merged or adapter.
-    out: folder for what ships; work: folder for checkpoints and scratch.
-    resume_from: a checkpoint folder that a progress line named, or null.
-    micro_batch (optional, classification): examples at once.
-    micro_batch_tokens (optional, language models): tokens at once; 0: as memory allows.
-    most_tokens (optional, language models): tokens at once that were forecast to fit; fewer may
-        be taken.
-        The batch of an optimizer step stays the same under any of these.
-    tight_memory (optional): whether memory goes back to the system at once, which takes longer.
-
-Result: `metrics`, `history`, `best_epoch`, `steps`, `trained_parameters`, `warnings`.
+Job: `FinetuneJob`.
 
 It may run as several processes, `plan.world_size` of them: then the first one writes what is
 shared, and all of them train, each on its share of every step.
@@ -41,6 +26,8 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
 from tasks.contracts.errors import BadRecipe, preempted
+from tasks.contracts.jobs import FinetuneJob, FinetuneResult
+from tasks.contracts.plan import Plan
 from tasks.models import adapter as adapter_
 from tasks.models import distributed
 from tasks.runtime import ranks
@@ -80,8 +67,11 @@ class Task(Protocol):
         """Write what ships beside the weights."""
 
 
-def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+def main(job: FinetuneJob, reporter: Reporter) -> FinetuneResult | None:
     """See the module's description.
+
+    Returns:
+        The result; None on every rank but the first.
 
     Raises:
         TrainingDiverged: The loss became NaN or infinite.
@@ -89,12 +79,12 @@ def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    work = Path(job["work"])
+    work = job.work
     work.mkdir(parents=True, exist_ok=True)
-    if job.get("tight_memory"):
+    if job.tight_memory:
         allocator.tighten()
-    _prepare(job["plan"], job["training"]["seed"])
-    task = _task(job)
+    prepare(job.plan, job.training.seed)
+    task = make_task(job)
     reporter.progress(always=True, stage="reading data")
     train, validation = (
         task.examples(split, work / f"{split}.arrow") for split in ("train", "validation")
@@ -102,41 +92,41 @@ def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     reporter.progress(
         always=True, stage="loading model", train=len(train), validation=len(validation)
     )
-    best, state, trained = _train(job, task, train, validation, reporter)
+    best, state, trained = train_model(job, task, train, validation, reporter)
     distributed.leave()
     if ranks.rank() > 0:
-        return {}
+        return None
     _give_back()
     reporter.progress(always=True, stage="writing model")
     ship(job, best.adapter)
     logged = history(state, task.names)
-    return {
-        "metrics": {name: best.metrics[name] for name in task.names},
-        "history": logged,
-        "best_epoch": best.epoch,
-        "steps": state.global_step,
-        "trained_parameters": trained,
-        "warnings": [*task.warnings, *filter(None, [unmoved(logged)])],
-    }
+    return FinetuneResult(
+        metrics={name: best.metrics[name] for name in task.names},
+        history=tuple(logged),
+        best_epoch=best.epoch,
+        steps=state.global_step,
+        trained_parameters=trained,
+        warnings=(*task.warnings, *filter(None, [unmoved(logged)])),
+    )
 
 
-def ship(job: dict[str, Any], adapter: Path) -> None:
+def ship(job: FinetuneJob, adapter: Path) -> None:
     """Write the model that is published.
 
     Args:
         job: The program's job.
         adapter: The trained tensors of the best epoch.
     """
-    out, task = Path(job["out"]), _task(_as_one(job))
+    out, task = job.out, make_task(_as_one(job))
     out.mkdir(parents=True, exist_ok=True)
-    merging = job["ship"] == "merged"
+    merging = job.ship == "merged"
     model = task.model(merging)
     if merging:
         adapter_.load_adapter(model, adapter)
         model = task.merge(model)
         adapter_.save_merged(model, out)
     else:
-        adapter_.export_adapter(model, adapter, out, job["base_pin"], job["quantization"])
+        adapter_.export_adapter(model, adapter, out, job.base_pin, job.quantization)
     task.finish(model, out)
 
 
@@ -147,17 +137,19 @@ def _give_back() -> None:
     torch.cuda.empty_cache()
 
 
-def _as_one(job: dict[str, Any]) -> dict[str, Any]:
+def _as_one(job: FinetuneJob) -> FinetuneJob:
     """The job as one process ships it: a model that was shared out may be too large for one GPU."""
-    plan = job["plan"]
-    if plan["sharding"] != "fsdp":
+    plan = job.plan
+    if plan.sharding != "fsdp":
         return job
-    return job | {"plan": plan | {"device": "cpu", "sharding": "ddp"}}
+    plan = plan.model_copy(update={"device": "cpu", "sharding": "ddp"})
+    return job.model_copy(update={"plan": plan})
 
 
-def _task(job: dict[str, Any]) -> Task:
+def make_task(job: FinetuneJob) -> Task:
+    """What is particular to the job's task."""
     # Each brings libraries that the others do without.
-    name = job.get("task", "text-classification")
+    name = job.task
     if name == "text-classification":
         from tasks.training.classification import Classification
 
@@ -171,41 +163,53 @@ def _task(job: dict[str, Any]) -> Task:
     return Language(job)
 
 
-def _prepare(plan: dict[str, Any], seed: int) -> None:
-    if plan["device"] == "cuda" and not torch.cuda.is_available():
+def prepare(plan: Plan, seed: int) -> None:
+    """Set this process up for deterministic training.
+
+    Raises:
+        BadRecipe: The plan's device is not on this machine.
+    """
+    if plan.device == "cuda" and not torch.cuda.is_available():
         raise BadRecipe(
             "plan.device",
             "cuda, on a worker without a usable GPU",
             "a CUDA device",
             "send the training to a worker pool with GPUs, or name no pool",
         )
-    if plan["device"] == "cuda" and ranks.local_rank() >= torch.cuda.device_count():
+    if plan.device == "cuda" and ranks.local_rank() >= torch.cuda.device_count():
         raise BadRecipe(
             "plan.processes",
             f"{ranks.count()} processes, on a worker with {torch.cuda.device_count()} GPUs",
             "a GPU for each process",
             "set plan.processes to 0: one process for each GPU",
         )
-    distributed.join(plan["device"])
+    distributed.join(plan.device)
     # Before anything random is made: an adapter drawn from an unseeded state differs every time.
     set_seed(seed)
     # A few CUDA kernels have no deterministic form: there a warning has to do.
-    torch.use_deterministic_algorithms(True, warn_only=plan["device"] == "cuda")
+    torch.use_deterministic_algorithms(True, warn_only=plan.device == "cuda")
     torch.backends.cudnn.benchmark = False
     # Deterministic mode also fills new memory with NaN, to show who reads it unwritten: for
     # debugging, and a quarter of a step on a CPU.
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 
-def _train(
-    job: dict[str, Any], task: Task, train: Any, validation: Any, reporter: Reporter
+def train_model(
+    job: FinetuneJob, task: Task, train: Any, validation: Any, reporter: Reporter
 ) -> tuple[BestEpoch, TrainerState, int]:
+    """Train the adapter.
+
+    Returns:
+        The best epoch, the Trainer's final state, and the number of trained parameters.
+
+    Raises:
+        TrainingDiverged: The loss became NaN or infinite.
+        Preempted: The program was asked to stop; a checkpoint was saved.
+    """
     # Model and optimizer end with this function: shipping loads the base once more.
-    work, training = Path(job["work"]), job["training"]
-    resume = checkpoint(job.get("resume_from"))
-    best = BestEpoch(
-        work / "best", training["best_by"], training["early_stopping"], resume, task.names
-    )
+    work, training = job.work, job.training
+    resume = checkpoint(job.resume_from)
+    best = BestEpoch(work / "best", training.best_by, training.early_stopping, resume, task.names)
     model = task.model()
     reporter.check_stop()
     trainer = task.trainer(model, train, validation, [best, CheckpointCallback(reporter, best)])
@@ -213,7 +217,7 @@ def _train(
     reporter.check_stop()
     if ranks.count() > 1:
         # The adapter was drawn alike everywhere; what drops out of it shall not be alike.
-        torch.manual_seed(training["seed"] + ranks.rank())
+        torch.manual_seed(training.seed + ranks.rank())
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     state = trainer.state
     if not best.ended and state.global_step < state.max_steps:
@@ -222,4 +226,4 @@ def _train(
 
 
 if __name__ == "__main__":
-    run(main, graceful=True)
+    run(main, FinetuneJob, graceful=True)

@@ -9,6 +9,16 @@ from pydantic import Field
 
 from tasks.contracts.artifacts import Artifact, Source
 from tasks.contracts.base import Contract
+from tasks.contracts.jobs import (
+    CheckGgufJob,
+    Done,
+    ExportGgufJob,
+    ExportGgufResult,
+    FinetuneJob,
+    FinetuneResult,
+    PinnedBase,
+    TokenShard,
+)
 from tasks.contracts.plan import Plan
 from tasks.contracts.recipe_data import Task
 from tasks.contracts.recipe_training import LoraRecipe, TrainingRecipe
@@ -75,7 +85,12 @@ class FinetuneInputs(Contract):
 @step(
     "finetune",
     result=Finetuned,
-    code=("tasks.finetune.step", "tasks.finetune.program", "tasks.finetune.gguf_export_program"),
+    code=(
+        "tasks.finetune.step",
+        "tasks.finetune.program",
+        "tasks.finetune.gguf_check_program",
+        "tasks.finetune.gguf_export_program",
+    ),
     libraries=(
         "torch",
         "transformers",
@@ -106,31 +121,33 @@ def finetune(inputs: FinetuneInputs, context: RunContext) -> Finetuned:
         out = scratch / "model"
         base = fetch_folder(inputs.model, scratch / "base")
         if inputs.gguf != "none":
-            trial = {"base": str(base), "tokenizer": str(store.open(inputs.tokenizer))}
-            _export_gguf(inputs.gguf, trial, scratch)
-        result = run_program(
+            _check_gguf(inputs.gguf, base, store.open(inputs.tokenizer), scratch)
+        job = FinetuneJob(
+            task=inputs.task,
+            base=base,
+            base_pin=PinnedBase(uri=inputs.model.pinned, digest=inputs.model.digest),
+            tokenizer=store.open(inputs.tokenizer),
+            shards=token_files(inputs.tokens, context),
+            keep_file=store.open(inputs.dataset) / "keep.npz",
+            labels=inputs.labels,
+            head_modules=inputs.head_modules,
+            lora=inputs.lora,
+            quantization=inputs.quantization,
+            training=inputs.training,
+            plan=inputs.plan,
+            ship=inputs.ship,
+            micro_batch_examples=0,
+            micro_batch_tokens=inputs.micro_batch_tokens,
+            max_micro_batch_tokens=inputs.most_tokens,
+            tight_memory=inputs.tight_memory,
+            work=scratch / "checkpoints",
+            resume_from=None,
+            out=out,
+        )
+        found = run_program(
             "tasks.finetune.program",
-            {
-                "base": str(base),
-                "base_pin": {"uri": inputs.model.pinned, "digest": inputs.model.digest},
-                "tokenizer": str(store.open(inputs.tokenizer)),
-                "shards": token_files(inputs.tokens, context),
-                "keep": str(store.open(inputs.dataset) / "keep.npz"),
-                "labels": list(inputs.labels),
-                "lora": inputs.lora.model_dump(mode="json"),
-                "quantization": inputs.quantization,
-                "training": inputs.training.model_dump(mode="json"),
-                "plan": inputs.plan.model_dump(mode="json"),
-                "ship": inputs.ship,
-                "head_modules": list(inputs.head_modules),
-                "task": inputs.task,
-                "micro_batch_tokens": inputs.micro_batch_tokens,
-                "most_tokens": inputs.most_tokens,
-                "tight_memory": inputs.tight_memory,
-                "out": str(out),
-                "work": str(scratch / "checkpoints"),
-                "resume_from": None,
-            },
+            job,
+            FinetuneResult,
             on_progress=progress.update,
             time_limit=inputs.training.time_limit_minutes * 60,
             limit_name="training.time_limit_minutes",
@@ -138,21 +155,37 @@ def finetune(inputs: FinetuneInputs, context: RunContext) -> Finetuned:
             processes=inputs.plan.world_size,
         )
         if inputs.gguf != "none":
-            _export_gguf(inputs.gguf, {"model": str(out), "out": str(out)}, scratch)
-        result["tokens_per_second"] = progress.tokens_per_second
-        return Finetuned(artifact=store.put("model", out), **result)
+            _export_gguf(inputs.gguf, out, scratch)
+        return Finetuned(
+            artifact=store.put("model", out),
+            **dict(found),
+            tokens_per_second=progress.tokens_per_second,
+        )
 
 
-def _export_gguf(kind: str, what: dict[str, str], scratch: Path) -> None:
-    job = {"type": kind, "converter": str(find_converter()), "work": str(scratch)}
-    run_program("tasks.finetune.gguf_export_program", job | what, scratch=scratch)
+def _check_gguf(file_type: str, base: Path, tokenizer: Path, scratch: Path) -> None:
+    job = CheckGgufJob(
+        converter=find_converter(),
+        file_type=file_type,
+        base=base,
+        tokenizer=tokenizer,
+        work=scratch,
+    )
+    run_program("tasks.finetune.gguf_check_program", job, Done, scratch=scratch)
 
 
-def token_files(tokens: Artifact, context: RunContext) -> list[dict[str, str]]:
-    """For each shard its digest and the local path of its token ids."""
+def _export_gguf(file_type: str, model: Path, scratch: Path) -> None:
+    job = ExportGgufJob(
+        converter=find_converter(), file_type=file_type, model=model, work=scratch, out=model
+    )
+    run_program("tasks.finetune.gguf_export_program", job, ExportGgufResult, scratch=scratch)
+
+
+def token_files(tokens: Artifact, context: RunContext) -> tuple[TokenShard, ...]:
+    """The local token files of a dataset, one for each shard."""
     store = open_store(context.store)
     listed = orjson.loads((store.open(tokens) / "tokens.json").read_bytes())
-    return [
-        {"digest": digest, "tokens": str(store.open(Artifact(**artifact)) / "tokens.parquet")}
+    return tuple(
+        TokenShard(digest=digest, tokens=store.open(Artifact(**artifact)) / "tokens.parquet")
         for digest, artifact in listed.items()
-    ]
+    )

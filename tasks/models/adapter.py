@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,6 +15,8 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from tasks.contracts.errors import BadRecipe
+from tasks.contracts.jobs import PinnedBase
+from tasks.contracts.recipe_training import LoraRecipe
 from tasks.models.weights import disable_base_dropout
 
 
@@ -37,7 +38,7 @@ def linear_modules(model: torch.nn.Module, heads: Iterable[str]) -> list[str]:
 
 def attach_lora(
     model: PreTrainedModel,
-    lora: dict[str, Any],
+    lora: LoraRecipe,
     heads: Iterable[str],
     seed: int,
     task_type: str = "SEQ_CLS",
@@ -47,8 +48,8 @@ def attach_lora(
 
     Args:
         model: The base model.
-        lora: `LoraRecipe` as plain values.
-        heads: Modules that are trained in full, in addition to `lora["modules_to_save"]`.
+        lora: The adapter's settings.
+        heads: Modules that are trained in full, in addition to `lora.modules_to_save`.
         seed: Seed of the adapter's initial values.
         task_type: peft's task type.
         exclude: More modules that get no adapter.
@@ -59,15 +60,15 @@ def attach_lora(
     # peft takes seconds to import, and programs that only inspect or score do not need it.
     from peft import LoraConfig, get_peft_model
 
-    heads = sorted({*heads, *lora["modules_to_save"]})
+    heads = sorted({*heads, *lora.modules_to_save})
     config = LoraConfig(
         task_type=task_type,
-        r=lora["r"],
-        lora_alpha=lora["alpha"],
-        lora_dropout=lora["dropout"],
-        use_rslora=lora.get("rslora", False),
-        use_dora=lora.get("dora", False),
-        target_modules=_targets(model, lora["target_modules"], [*heads, *exclude]),
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        target_modules=_targets(model, lora.target_modules, [*heads, *exclude]),
         modules_to_save=_existing(model, heads),
     )
     disable_base_dropout(model)
@@ -130,7 +131,7 @@ def make_readable(folder: Path) -> None:
 
 
 def export_adapter(
-    model: torch.nn.Module, adapter: Path, folder: Path, pin: dict[str, str], quantization: str
+    model: torch.nn.Module, adapter: Path, folder: Path, pin: PinnedBase, quantization: str
 ) -> None:
     """Export adapter, head and configuration, with a reference to the base.
 
@@ -138,7 +139,7 @@ def export_adapter(
         model: The model with the adapter, for its configuration.
         adapter: The file written by `save_adapter`.
         folder: The target folder.
-        pin: The base's `uri` and `digest`.
+        pin: The base model.
         quantization: Quantization of the base in training. On a base with another quantization the
             adapter gives another model.
     """
@@ -150,7 +151,7 @@ def export_adapter(
     }
     for key in ("target_modules", "modules_to_save"):
         config[key] = sorted(set(config[key]))
-    base = {"reference": name, "digest": pin["digest"], "quantization": quantization}
+    base = {"reference": name, "digest": pin.digest, "quantization": quantization}
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in (("adapter_config.json", config), ("base.json", base)):
         (folder / file).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
@@ -192,12 +193,12 @@ def _existing(model: PreTrainedModel, heads: list[str]) -> list[str]:
     return heads
 
 
-def _base_reference(pin: dict[str, str]) -> tuple[str, str | None]:
+def _base_reference(pin: PinnedBase) -> tuple[str, str | None]:
     """Name and revision by which a consumer resolves the base: never a path on this machine."""
-    uri = pin["uri"]
+    uri = pin.uri
     if uri.startswith("hf://"):
         name, _, revision = uri.removeprefix("hf://").partition("@")
         return name, revision.partition("/")[0] or None
     if uri.startswith(("s3://", "package:")):
         return uri, None
-    return f"sha256:{pin['digest']}", None
+    return f"sha256:{pin.digest}", None

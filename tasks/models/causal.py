@@ -17,6 +17,7 @@ from transformers import (
 from transformers.distributed import DistributedConfig
 
 from tasks.contracts.errors import BadModel, BadRecipe
+from tasks.contracts.recipe_training import LoraRecipe
 from tasks.kernels import packed_attention
 from tasks.models import adapter, weights
 from tasks.models.load_errors import base_load_errors
@@ -94,19 +95,19 @@ def head_name(model: PreTrainedModel) -> str:
     return next(name for name, module in model.named_modules() if module is head)
 
 
-def attach_lora(model: PreTrainedModel, lora: dict[str, Any], seed: int) -> torch.nn.Module:
+def attach_lora(model: PreTrainedModel, lora: LoraRecipe, seed: int) -> torch.nn.Module:
     """Wrap a language model in a new adapter, which trains in fp32; the rest is frozen.
 
     Args:
         model: A model from `load_causal`.
-        lora: `LoraRecipe` as plain values.
+        lora: The adapter's settings.
         seed: Seed of the adapter's initial values.
 
     Raises:
         BadRecipe: A target or module to save does not exist, or the head is a target.
     """
     head = head_name(model)
-    if any(f".{head}".endswith(f".{target}") for target in lora["target_modules"]):
+    if any(f".{head}".endswith(f".{target}") for target in lora.target_modules):
         raise BadRecipe(
             "lora.target_modules",
             f"{head}, the output embedding",

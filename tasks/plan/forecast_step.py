@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import orjson
 
 from tasks.contracts.artifacts import Source
 from tasks.contracts.base import Contract
 from tasks.contracts.forecast import Forecast
+from tasks.contracts.jobs import ForecastJob, ForecastResult
 from tasks.contracts.plan import Plan
 from tasks.contracts.recipe_data import Task
 from tasks.contracts.recipe_training import LoraRecipe
@@ -69,14 +72,10 @@ def forecast(inputs: ForecastInputs, context: RunContext) -> Forecast:
     """Trace one training step without memory, and measure what it would take."""
     store = open_store(context.store)
     with store.scratch() as scratch:
-        beside = {"model", "task", "reserve", "host_reserve", "hardware"}
-        job = inputs.model_dump(mode="json", exclude=beside)
-        job["base"] = str(fetch_folder(inputs.model, scratch / "base"))
-        job["memory"] = max(0, inputs.memory - inputs.reserve)
-        job["host_memory"] = max(0, inputs.host_memory - inputs.host_reserve)
-        told = run_program("tasks.plan.forecast_program", job, scratch=scratch)
+        job = _job(inputs, fetch_folder(inputs.model, scratch / "base"))
+        found = run_program("tasks.plan.forecast_program", job, ForecastResult, scratch=scratch)
         facts = {
-            **told,
+            **found.model_dump(mode="json"),
             "device": inputs.plan.device,
             "memory": inputs.memory,
             "reserve": inputs.reserve,
@@ -88,6 +87,25 @@ def forecast(inputs: ForecastInputs, context: RunContext) -> Forecast:
         out.mkdir()
         (out / "forecast.json").write_bytes(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS))
         return Forecast(artifact=store.put("forecast", out), **facts)
+
+
+def _job(inputs: ForecastInputs, base: Path) -> ForecastJob:
+    return ForecastJob(
+        base=base,
+        lora=inputs.lora,
+        quantization=inputs.quantization,
+        plan=inputs.plan,
+        ship=inputs.ship,
+        checkpointing=inputs.checkpointing,
+        micro_batch_tokens=inputs.micro_batch_tokens,
+        max_length=inputs.max_length,
+        longest_example=inputs.longest,
+        step_tokens=inputs.most_tokens,
+        target_share=inputs.target_share,
+        memory=max(0, inputs.memory - inputs.reserve),
+        host_memory=max(0, inputs.host_memory - inputs.host_reserve),
+        stored_bytes=inputs.stored_bytes,
+    )
 
 
 def scoring_warnings(inspected: Inspected, forecast: Forecast) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tasks.contracts.plan import Plan
+from tasks.contracts.recipe_training import LoraRecipe
 from tasks.kernels import packed_attention
 from tasks.models import causal, weights
 from tasks.plan.cuda_memory import WORKSPACES, like_cuda, register_varlen
@@ -57,9 +59,9 @@ class Setting:
 
     Attributes:
         base: Folder with the base's configuration.
-        lora: `LoraRecipe` as plain values.
+        lora: The adapter.
         quantization: none or nf4.
-        plan: `Plan` as plain values. Fused kernels are not traced: they keep less, if anything.
+        plan: Fused kernels are not traced: they keep less, if anything.
         checkpointing: Whether activations are computed twice.
         tokens: Of a micro-batch.
         longest: Tokens of an example.
@@ -68,9 +70,10 @@ class Setting:
     """
 
     base: Path
-    lora: dict[str, Any]
+    lora: LoraRecipe
     quantization: str
-    plan: dict[str, Any]
+    # It holds a dictionary of reasons, which cannot be hashed.
+    plan: Plan = field(hash=False)
     checkpointing: bool
     tokens: int
     longest: int
@@ -80,7 +83,7 @@ class Setting:
     @property
     def cuda(self) -> bool:
         """Whether it trains on a GPU."""
-        return self.plan["device"] == "cuda"
+        return self.plan.device == "cuda"
 
 
 def peak(setting: Setting) -> dict[str, int]:
@@ -96,7 +99,7 @@ def peak(setting: Setting) -> dict[str, int]:
         fewer, more = (trace(setting, depth) for depth in _DEPTHS)
         phases = {phase: _extended(fewer[phase], more[phase], layers) for phase in more}
     fullest = max(phases.values(), key=lambda parts: sum(parts.values()))
-    fullest[OVERHEAD] = _OVERHEAD[setting.plan["device"]]
+    fullest[OVERHEAD] = _OVERHEAD[setting.plan.device]
     parts = {part: round(fullest.get(part, 0)) for part in PARTS}
     return _of_one_process(parts, setting, layers or 1)
 
@@ -105,10 +108,10 @@ def _of_one_process(parts: dict[str, int], setting: Setting, layers: int) -> dic
     """Memory of one of several processes. Formulas, not measured: with `ddp` each gradient has a
     copy in a bucket; with `fsdp` persistent memory is sharded, and two layers at a
     time are gathered."""
-    count = setting.plan.get("world_size", 1)
+    count = setting.plan.world_size
     if count == 1:
         return parts
-    if setting.plan["sharding"] == "ddp":
+    if setting.plan.sharding == "ddp":
         return parts | {GRADIENTS: parts[GRADIENTS] + parts[ADAPTERS]}
     persistent = (WEIGHTS, CONSTANTS, ADAPTERS, GRADIENTS, OPTIMIZER)
     gathered = 2 * (parts[WEIGHTS] + parts[CONSTANTS]) // layers
@@ -128,7 +131,7 @@ def trace(setting: Setting, depth: int | None = None) -> dict[str, dict[str, int
         batch = _batch(setting)
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
             tracker = MemoryTracker(WORKSPACES)
-            fill(model, tracker, weights.DTYPES[setting.plan["precision"]])
+            fill(model, tracker, weights.DTYPES[setting.plan.precision])
             step = _Step(setting, model, tracker)
             batch = _faked(batch, fake)
             with tracker:
@@ -142,7 +145,7 @@ class _Step:
     def __init__(self, setting: Setting, model: torch.nn.Module, tracker: MemoryTracker) -> None:
         self._model, self._tracker, self._accumulates = model, tracker, setting.accumulates
         # The step runs as on a CPU; `like_cuda` replaces what differs.
-        plan = setting.plan | {"device": "cpu"}
+        plan = setting.plan.model_copy(update={"device": "cpu"})
         self._forward = _UncheckedForward(model.get_base_model(), plan, [])
         if setting.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -177,9 +180,9 @@ class _Step:
 class _UncheckedForward(Forward):
     """A `Forward` that skips its checks of the model: fake tensors have no numbers to compare."""
 
-    def _find_out(self, plan: dict[str, Any], warnings: list[str]) -> None:
-        self.packing = plan["packing"]
-        self._fused = plan["sharding"] != "fsdp" and causal.head_looks_linear(self._base)
+    def _find_out(self, plan: Plan, warnings: list[str]) -> None:
+        self.packing = plan.packing
+        self._fused = plan.sharding != "fsdp" and causal.head_looks_linear(self._base)
 
 
 class _Adam8bit:
@@ -210,7 +213,7 @@ class _Adam8bit:
 
 
 def _optimizer(setting: Setting, trained: list[torch.Tensor]) -> Any:
-    name = setting.plan["optimizer"]
+    name = setting.plan.optimizer
     if name.endswith("8bit"):
         return _Adam8bit(trained)
     kind = {"fused": True} if name.endswith("fused") else {"foreach": setting.cuda}
@@ -219,12 +222,12 @@ def _optimizer(setting: Setting, trained: list[torch.Tensor]) -> Any:
 
 def _meta_model(setting: Setting, depth: int | None) -> torch.nn.Module:
     packed_attention.register()
-    attention = setting.plan["attention"]
+    attention = setting.plan.attention
     if setting.cuda and attention in (packed_attention.NAME, "flash_attention_2"):
         attention = register_varlen()
     return meta_model(
         config_of(setting.base, depth),
-        dtype=weights.DTYPES[setting.plan["precision"]],
+        dtype=weights.DTYPES[setting.plan.precision],
         attention=attention,
         quantization=setting.quantization,
         lora=setting.lora,
@@ -252,8 +255,8 @@ def _batch(setting: Setting) -> Batch:
         mask[length - max(1, round(setting.target_share * length)) :] = 1
         mask[0] = 0
         examples.append(Example(number, (Part(np.zeros(length, np.int32), mask),)))
-    batch = make_batch(examples, setting.plan["packing"], "cpu")
-    if setting.plan["packing"]:
+    batch = make_batch(examples, setting.plan.packing, "cpu")
+    if setting.plan.packing:
         for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
             batch.inputs[name] = _SequenceEnds(lengths)
     return batch
@@ -262,7 +265,7 @@ def _batch(setting: Setting) -> Batch:
 def _lengths(setting: Setting) -> list[int]:
     """Lengths of examples that fill a micro-batch."""
     tokens, longest = setting.tokens, max(2, min(setting.longest, setting.tokens))
-    if not setting.plan["packing"]:
+    if not setting.plan.packing:
         return [longest] * max(1, tokens // longest)
     window = getattr(config_of(setting.base).get_text_config(), "sliding_window", None)
     count = max(1, tokens // longest)

@@ -118,8 +118,8 @@ def refuse_memory(
     if forecast.memory and forecast.peak > forecast.memory - forecast.reserve:
         raise _too_large_to_train(forecast, memory_declared)
     merging = (
-        ("card", forecast.shipping, forecast.memory, forecast.reserve),
-        ("machine", forecast.shipping_host, forecast.host_memory, forecast.host_reserve),
+        ("card", forecast.merge_memory, forecast.memory, forecast.reserve),
+        ("machine", forecast.merge_host_memory, forecast.host_memory, forecast.host_reserve),
     )
     for what, need, memory, reserve in merging:
         if memory and need > memory - reserve:

@@ -33,11 +33,9 @@ def _memory_sentence(forecast: Forecast) -> str:
         f"tokens per forward pass and activations {how}; "
         f"{forecast.trained_parameters:,} parameters are trained."
     )
-    if forecast.shipping_host:
-        sentence += (
-            f" Merging the adapter afterwards takes {size_words(forecast.shipping_host)} of the "
-            "machine's own memory."
-        )
+    if forecast.merge_host_memory:
+        merge = size_words(forecast.merge_host_memory)
+        sentence += f" Merging the adapter afterwards takes {merge} of the machine's own memory."
     if not forecast.memory:
         return f"{sentence} The device's memory is unknown."
     where = "card" if forecast.device == "cuda" else "machine"

@@ -45,6 +45,7 @@ LIBRARIES = {
     "tasks.tokenize.language_program": _MODELS,
     # It traces a training step, and training follows it.
     "tasks.plan.forecast_program": (*_MODELS, *_TRAINING),
+    "tasks.finetune.gguf_check_program": _MODELS,
     "tasks.finetune.gguf_export_program": _MODELS,
     "tasks.finetune.program": (*_MODELS, *_TRAINING),
     "tasks.evaluate.classification_program": _MODELS,

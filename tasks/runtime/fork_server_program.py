@@ -74,24 +74,24 @@ class Server:
         if not message:
             self._selector.unregister(self._jobs)
             return
-        job, status = json.loads(message), socket.socket(fileno=fds.pop())
-        self._load(job["needs"])
+        request, status = json.loads(message), socket.socket(fileno=fds.pop())
+        self._load(request["needs"])
         withdrawn = select.select([status], [], [], 0)[0]
         try:
             if not withdrawn:
-                self._fork(job, fds, status)
+                self._fork(request, fds, status)
         except OSError as error:
             os.write(fds[2], f"no process for the program: {error}\n".encode())
         finally:
             for fd in fds:
                 os.close(fd)
 
-    def _fork(self, job: dict[str, Any], fds: list[int], status: socket.socket) -> None:
+    def _fork(self, request: dict[str, Any], fds: list[int], status: socket.socket) -> None:
         # A garbage collection would write to most of the shared pages, and so copy them.
         gc.freeze()
         pid = os.fork()
         if not pid:
-            self._run_program(job, fds, status)
+            self._run_program(request, fds, status)
         process = open(os.pidfd_open(pid), "rb", buffering=0)  # noqa: SIM115
         with contextlib.suppress(OSError):
             socket.send_fds(status, [str(pid).encode()], [process.fileno()])
@@ -113,7 +113,9 @@ class Server:
         process.close()
         status.close()
 
-    def _run_program(self, job: dict[str, Any], fds: list[int], status: socket.socket) -> NoReturn:
+    def _run_program(
+        self, request: dict[str, Any], fds: list[int], status: socket.socket
+    ) -> NoReturn:
         """Run the program in the forked process, as if this were a fresh one."""
         code: Any = 1
         try:
@@ -126,10 +128,10 @@ class Server:
                 os.dup2(fd, number)
                 os.close(fd)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
-            os.chdir(job["cwd"])
-            sys.argv = [job["module"], job["job_file"]]
+            os.chdir(request["cwd"])
+            sys.argv = [request["module"], request["job_file"]]
             importlib.invalidate_caches()
-            runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
+            runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
             code = 0
         except SystemExit as ended:
             code = ended.code or 0

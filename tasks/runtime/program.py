@@ -1,6 +1,6 @@
 """The program's side of the protocol between the flow and its programs.
 
-A program gets one job file, and says what happens as JSON lines on its standard output:
+A program gets one job file, and reports as JSON lines on its standard output:
 
     {"event": "progress", ...facts}
     {"event": "result", "result": {...}}
@@ -27,12 +27,18 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
+from pydantic import ValidationError
 
-from tasks.contracts.errors import describe, preempted
+from tasks.contracts.base import Contract
+from tasks.contracts.errors import CodeFailed, describe, preempted
+from tasks.contracts.jobs import Job, Result
 from tasks.runtime import ranks
+
+AnyJob = TypeVar("AnyJob", bound=Job)
+AnyContract = TypeVar("AnyContract", bound=Contract)
 
 PARENT_GONE = 75
 """Exit status of a program whose parent went away."""
@@ -108,13 +114,19 @@ class Reporter:
             fcntl.flock(self._turn, fcntl.LOCK_UN)
 
 
-def run(main: Callable[[dict[str, Any], Reporter], dict[str, Any]], graceful: bool = False) -> None:
-    """Run a program: read its job, do it, report, and exit. Never returns.
+def run(
+    main: Callable[[AnyJob, Reporter], Result | None],
+    job_type: type[AnyJob],
+    graceful: bool = False,
+) -> None:
+    """Run a program: read its job, do it, report the result, and exit. Never returns.
 
     The exit status is 0 after a result, 1 after an error, `PARENT_GONE` when the parent went away.
 
     Args:
-        main: Takes the job and a reporter, returns the result.
+        main: Takes the job and a reporter, returns the result. A rank other than the first may
+            return None.
+        job_type: The job's model.
         graceful: On SIGTERM, only set `Reporter.stopping`, so that `main` can save its work and
             then raise `Preempted`. Otherwise `Preempted` is raised where the program stands.
     """
@@ -126,10 +138,10 @@ def run(main: Callable[[dict[str, Any], Reporter], dict[str, Any]], graceful: bo
     _handle_signals(reporter, graceful)
     status = 0
     try:
-        job = orjson.loads(Path(sys.argv[1]).read_bytes())
-        result = main(job, reporter)
+        data = orjson.loads(Path(sys.argv[1]).read_bytes())
+        result = main(parse(job_type, data, f"job {Path(sys.argv[1]).name}"), reporter)
         if ranks.rank() == 0:
-            reporter.send({"event": "result", "result": result})
+            reporter.send({"event": "result", "result": orjson.Fragment(result.model_dump_json())})
     except BaseException as problem:
         _ignore_signals()
         traceback.print_exc()
@@ -139,6 +151,30 @@ def run(main: Callable[[dict[str, Any], Reporter], dict[str, Any]], graceful: bo
     sys.stderr.flush()
     # Not sys.exit: what was said must stand, even if a library fails or hangs while it unloads.
     os._exit(status)
+
+
+def parse(model: type[AnyContract], data: Any, where: str) -> AnyContract:
+    """A job or a result, from the JSON values that the other process sent.
+
+    Args:
+        model: What it should be.
+        data: JSON values.
+        where: What it is called in messages.
+
+    Raises:
+        CodeFailed: It is something else. The error names the first wrong field.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"])) or "the whole"
+        raise CodeFailed(
+            f"{where}, field {field}",
+            f"{str(first['input'])[:200]!r}: {first['msg']}",
+            f"a valid {model.__name__}",
+            "this is a defect of the program or of what starts it: report it with the log",
+        ) from None
 
 
 def _claim_stdout() -> int:

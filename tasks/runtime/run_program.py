@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
@@ -32,7 +32,9 @@ from tasks.contracts.errors import (
     TimedOut,
     from_json,
 )
+from tasks.contracts.jobs import Job, Result
 from tasks.runtime import fork_server
+from tasks.runtime.program import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,13 +48,15 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_TO_LEAVE, _SECONDS_TO_LEAVE_TOGETHER = 0.2, 5.0
 _TAIL_CHARACTERS = 4000
 
+AnyResult = TypeVar("AnyResult", bound=Result)
 OnProgress = Callable[[dict[str, Any]], None]
 Process = subprocess.Popen[bytes] | fork_server.ForkedProgram
 
 
 def run_program(
     module: str,
-    job: dict[str, Any],
+    job: Job,
+    result: type[AnyResult],
     *,
     scratch: Path,
     on_progress: OnProgress | None = None,
@@ -60,7 +64,7 @@ def run_program(
     limit_name: str = "time limit",
     grace: float = 60.0,
     processes: int = 1,
-) -> dict[str, Any]:
+) -> AnyResult:
     """Run a program and wait for its result.
 
     Whatever ends this call (also a cancellation) ends the program: it is asked to stop, and
@@ -68,7 +72,8 @@ def run_program(
 
     Args:
         module: The program's module, `tasks.finetune.program`.
-        job: Its job, as JSON values. Relative paths in it start from this process's folder.
+        job: Its job. Relative paths in it start from this process's folder.
+        result: The result's model.
         scratch: A folder for the job file and the program's log. It is created if need be.
         on_progress: Called with each progress line as it comes, in this thread.
         time_limit: Seconds until the program is stopped; None for no limit.
@@ -85,12 +90,12 @@ def run_program(
         OutOfHostMemory: It was killed by SIGKILL.
         Preempted: It was stopped by SIGTERM.
         TimedOut: It ran past the limit.
-        CodeFailed: It ended in any other way without a result.
+        CodeFailed: It ended in any other way without a result, or its result is not valid.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     name = program_name(module)
     job_file, log = scratch / f"{name}.job.json", scratch / f"{name}.log"
-    job_file.write_bytes(orjson.dumps(job, option=orjson.OPT_INDENT_2))
+    job_file.write_bytes(job.model_dump_json(indent=2).encode())
     together = processes > 1
     process = (
         _start_several(processes, module, job_file, log)
@@ -105,7 +110,7 @@ def run_program(
         _end(process, grace, _SECONDS_TO_LEAVE_TOGETHER if together else _SECONDS_TO_LEAVE)
     if together and _killed(process.returncode) and _may_follow_from_another(last):
         last = None
-    return _outcome(last, process.returncode, name, log)
+    return parse(result, _outcome(last, process.returncode, name, log), f"result of program {name}")
 
 
 def program_name(module: str) -> str:

@@ -1,14 +1,13 @@
 """Turns the texts of shards into token ids.
 
-Job: `tokenizer` (folder), `max_length` (tokens), `shards`: a list of `digest`, `rows` (the shard's
-`rows.parquet`) and `out` (an empty folder). Into each `out` go
+Job: `TokenizeClassificationJob`. The folder `out` of each shard gets
 
 `tokens.parquet`, in the shard's order of rows: `hash_hi`, `hash_lo` (uint64), `label`,
 `input_ids` (list of int32), `token_type_ids` (list of int8; only for pairs, and only where the
 tokenizer makes them), `length` (int32, tokens), `truncated` (bool);
 `lengths.npy`: int32, shape (rows, 2): tokens after and before cutting.
 
-A progress line follows each shard: `done`, `total`, `digest`. Result: `shards`, their number.
+A progress line follows each shard: `done`, `total`, `digest`.
 
 The ids are those of `AutoTokenizer(text, text_pair, truncation=True, max_length=…)`, but the fast
 tokenizer is called directly, and token ids go from its lists straight into Arrow's buffers.
@@ -27,24 +26,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.contracts.errors import BadModel
+from tasks.contracts.jobs import Done, TokenizeClassificationJob
 from tasks.runtime.program import Reporter, run
 
 _ROWS_AT_ONCE = 1024
 
 
-def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+def main(job: TokenizeClassificationJob, reporter: Reporter) -> Done:
     """See the module's description.
 
     Raises:
         BadModel: The tokenizer cannot be loaded, or has no fast form.
     """
-    encoder = Encoder(Path(job["tokenizer"]), job["max_length"])
-    for number, shard in enumerate(job["shards"]):
-        tokenize_shard(encoder, Path(shard["rows"]), Path(shard["out"]))
-        reporter.progress(
-            always=True, done=number + 1, total=len(job["shards"]), digest=shard["digest"]
-        )
-    return {"shards": len(job["shards"])}
+    encoder = Encoder(job.tokenizer, job.max_length)
+    for number, shard in enumerate(job.shards, 1):
+        tokenize_shard(encoder, shard.rows, shard.out)
+        reporter.progress(always=True, done=number, total=len(job.shards), digest=shard.digest)
+    return Done()
 
 
 class Encoder:
@@ -185,4 +183,4 @@ def _bad(found: str) -> BadModel:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, TokenizeClassificationJob)

@@ -1,8 +1,6 @@
 """Turns the examples of shards into token ids to train a language model on.
 
-Job: `tokenizer` (folder), `task`, `max_length` (tokens), `too_long` (`truncate`, `drop` or
-`split`), `shards`: a list of `digest`, `rows` (the shard's `rows.parquet`) and `out` (an empty
-folder). Into each `out` go
+Job: `TokenizeLanguageJob`. The folder `out` of each shard gets
 
 `tokens.parquet`: `row` (uint32: the row within the shard; one that was left out is absent, one that
 became several sequences is there several times), `side` (uint8: 0; for preference 0 is chosen and 1
@@ -16,7 +14,7 @@ sequence before cutting;
 the hashes, of `hash` (32 hexadecimal digits), `row`, `side`, and `segments`, a list of `loss_mask`
 (bool) and `text`.
 
-A progress line follows each shard: `done`, `total`, `digest`. Result: `shards`, their number.
+A progress line follows each shard: `done`, `total`, `digest`.
 """
 
 from __future__ import annotations
@@ -24,7 +22,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, groupby
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +33,7 @@ from tasks.chat.encoder import Encoded, ExampleEncoder, check_loss_mask
 from tasks.chat.rendering import Rendering
 from tasks.chat.stop_tokens import training_tokenizer
 from tasks.contracts.errors import BadData, BadRecipe, BurnishError
+from tasks.contracts.jobs import Done, RowShard, TokenizeLanguageJob
 from tasks.runtime.program import Reporter, run
 
 _ROWS_AT_ONCE = 512
@@ -81,7 +79,7 @@ class Limit(NamedTuple):
     pairs: bool
 
 
-def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+def main(job: TokenizeLanguageJob, reporter: Reporter) -> Done:
     """See the module's description.
 
     Raises:
@@ -92,7 +90,7 @@ def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    limit = Limit(job["max_length"], job["too_long"], job["task"] == "preference")
+    limit = Limit(job.max_length, job.too_long, job.task == "preference")
     if limit.pairs and limit.policy == "split":
         raise BadRecipe(
             "training.too_long",
@@ -100,16 +98,14 @@ def main(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
             "truncate or drop",
             "choose one of them",
         )
-    encoder = ExampleEncoder(training_tokenizer(Path(job["tokenizer"])), job["task"])
-    for number, shard in enumerate(job["shards"]):
-        tokenize_shard(encoder, job["task"], limit, shard)
-        reporter.progress(
-            always=True, done=number + 1, total=len(job["shards"]), digest=shard["digest"]
-        )
-    return {"shards": len(job["shards"])}
+    encoder = ExampleEncoder(training_tokenizer(job.tokenizer), job.task)
+    for number, shard in enumerate(job.shards, 1):
+        tokenize_shard(encoder, job.task, limit, shard)
+        reporter.progress(always=True, done=number, total=len(job.shards), digest=shard.digest)
+    return Done()
 
 
-def tokenize_shard(encoder: ExampleEncoder, task: str, limit: Limit, shard: dict[str, Any]) -> None:
+def tokenize_shard(encoder: ExampleEncoder, task: str, limit: Limit, shard: RowShard) -> None:
     """Tokenize one shard.
 
     Args:
@@ -121,7 +117,7 @@ def tokenize_shard(encoder: ExampleEncoder, task: str, limit: Limit, shard: dict
     Raises:
         BadModel, BadData: As `main`, with the row.
     """
-    out, first = Path(shard["out"]), 0
+    out, first = shard.out, 0
     samples: list[Sample] = []
     tables, lengths = [_table([], 0, np.empty((0, 2), np.uint64))], [np.empty((0, 4), np.int32)]
     for rows, groups in _encoded(encoder, task, shard):
@@ -187,12 +183,12 @@ def _parts(each: Encoded, limit: Limit) -> Iterator[Encoded]:
 
 
 def _encoded(
-    encoder: ExampleEncoder, task: str, shard: dict[str, Any]
+    encoder: ExampleEncoder, task: str, shard: RowShard
 ) -> Iterator[tuple[pa.RecordBatch, list[list[Encoded]]]]:
     """Batches with the sequences of their rows; a batch is tokenized while the next is rendered."""
     first = 0
     waiting: tuple[int, pa.RecordBatch, list[int], Future] | None = None
-    with pq.ParquetFile(shard["rows"]) as file, ThreadPoolExecutor(1) as pool:
+    with pq.ParquetFile(shard.rows) as file, ThreadPoolExecutor(1) as pool:
         for batch in file.iter_batches(_ROWS_AT_ONCE, columns=list(_COLUMNS)):
             rendered = _rendered(encoder, shard, first, batch)
             flat = list(chain.from_iterable(rendered))
@@ -206,7 +202,7 @@ def _encoded(
 
 
 def _rendered(
-    encoder: ExampleEncoder, shard: dict[str, Any], first: int, batch: pa.RecordBatch
+    encoder: ExampleEncoder, shard: RowShard, first: int, batch: pa.RecordBatch
 ) -> list[list[Rendering]]:
     found = []
     for row, example in enumerate(batch.column("example").to_pylist()):
@@ -218,7 +214,7 @@ def _rendered(
 
 
 def _grouped(
-    waiting: tuple[int, pa.RecordBatch, list[int], Future], task: str, shard: dict[str, Any]
+    waiting: tuple[int, pa.RecordBatch, list[int], Future], task: str, shard: RowShard
 ) -> tuple[pa.RecordBatch, list[list[Encoded]]]:
     first, batch, counts, future = waiting
     sequences = iter(future.result())
@@ -231,11 +227,11 @@ def _grouped(
     return batch, groups
 
 
-def _located(error: BurnishError, shard: dict[str, Any], row: int, text: str) -> BurnishError:
+def _located(error: BurnishError, shard: RowShard, row: int, text: str) -> BurnishError:
     """The same error, with the row that it was met in."""
     shown = " ".join(text.split())
     shown = repr(shown if len(shown) <= _EXCERPT else f"{shown[:_EXCERPT]}…")
-    place = f"row {row} of shard {shard['digest'][:12]}: {shown}"
+    place = f"row {row} of shard {shard.digest[:12]}: {shown}"
     if isinstance(error, BadData):
         return BadData(f"data, {place}", error.found, error.expected, error.fix)
     return type(error)(error.where, f"{error.found}, in {place}", error.expected, error.fix)
@@ -297,4 +293,4 @@ def _lists(values: Iterator[list[int]], lengths: np.ndarray, kind: type) -> pa.L
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, TokenizeLanguageJob)

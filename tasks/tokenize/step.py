@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import orjson
@@ -13,6 +13,13 @@ import orjson
 from tasks.contracts.artifacts import Artifact
 from tasks.contracts.base import Contract
 from tasks.contracts.errors import BadData
+from tasks.contracts.jobs import (
+    Done,
+    RowShard,
+    TokenizeClassificationJob,
+    TokenizeLanguageJob,
+    TooLong,
+)
 from tasks.contracts.recipe_data import Task
 from tasks.contracts.results import Tokenized
 from tasks.load.dataset import dataset_shards
@@ -49,7 +56,7 @@ class TokenizeInputs(Contract):
     tokenizer: Artifact
     max_length: int
     task: Task = "text-classification"
-    too_long: Literal["truncate", "drop", "split"] = "truncate"
+    too_long: TooLong = "truncate"
 
     @property
     def program(self) -> str:
@@ -63,10 +70,23 @@ class TokenizeInputs(Contract):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the program is told, besides tokenizer and shards."""
+        """The part of the job that does not depend on where files are."""
         if self.task == "text-classification":
             return {"max_length": self.max_length}
         return {"max_length": self.max_length, "task": self.task, "too_long": self.too_long}
+
+    def job(
+        self, tokenizer: Path, shards: list[RowShard]
+    ) -> TokenizeClassificationJob | TokenizeLanguageJob:
+        """The program's job.
+
+        Args:
+            tokenizer: Its folder.
+            shards: What to tokenize.
+        """
+        classes = self.task == "text-classification"
+        job = TokenizeClassificationJob if classes else TokenizeLanguageJob
+        return job(tokenizer=tokenizer, shards=tuple(shards), **self.settings)
 
     def key_part(self) -> dict[str, Any]:
         """As of any contract, but without what a classification does not read."""
@@ -139,12 +159,12 @@ def _run(
     """Have the program tokenize; each shard is stored as soon as it is done."""
     log = run_logger()
     made: dict[str, dict[str, Any]] = {}
-    jobs = []
+    work: list[RowShard] = []
     for shard in missing:
         out = scratch / shard.digest
         out.mkdir()
         rows = store.file(shard, "rows.parquet")
-        jobs.append({"digest": shard.digest, "rows": str(rows), "out": str(out)})
+        work.append(RowShard(digest=shard.digest, rows=rows, out=out))
 
     def take(progress: dict[str, Any]) -> None:
         digest = progress["digest"]
@@ -156,12 +176,13 @@ def _run(
         if progress["done"] * 10 // progress["total"] > (progress["done"] - 1) * 10 // len(missing):
             log.info("%d of %d shards tokenized", progress["done"], progress["total"])
 
-    job = {
-        "tokenizer": str(store.open(inputs.tokenizer)),
-        "shards": jobs,
-        **inputs.settings,
-    }
-    run_program(inputs.program, job, scratch=scratch / "program", on_progress=take)
+    run_program(
+        inputs.program,
+        inputs.job(store.open(inputs.tokenizer), work),
+        Done,
+        scratch=scratch / "program",
+        on_progress=take,
+    )
     return made
 
 

@@ -14,6 +14,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tasks.contracts.errors import TrainingDiverged
+from tasks.contracts.jobs import FinetuneJob
 from tasks.models import adapter as adapter_
 from tasks.models import distributed
 from tasks.runtime import ranks
@@ -31,7 +32,7 @@ _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with
 _LOWER = ("loss", "perplexity")
 
 
-def arguments(job: dict[str, Any], examples: int, **changes: Any) -> TrainingArguments:
+def arguments(job: FinetuneJob, examples: int, **changes: Any) -> TrainingArguments:
     """Settings of the Trainer.
 
     Args:
@@ -39,19 +40,19 @@ def arguments(job: dict[str, Any], examples: int, **changes: Any) -> TrainingArg
         examples: In the training split.
         **changes: What a task has otherwise.
     """
-    training, plan = job["training"], job["plan"]
-    steps = math.ceil(examples / training["batch_size"]) * training["epochs"]
+    training, plan = job.training, job.plan
+    steps = math.ceil(examples / training.batch_size) * training.epochs
     options: dict[str, Any] = {
-        "output_dir": str(Path(job["work"]) / "checkpoints"),
-        "num_train_epochs": training["epochs"],
-        "learning_rate": training["learning_rate"],
-        "lr_scheduler_type": _SCHEDULES[training["schedule"]],
-        "warmup_steps": math.ceil(training["warmup"] * steps),
-        "weight_decay": training["weight_decay"],
-        "optim": plan["optimizer"],
-        "bf16": plan["precision"] == "bf16",
-        "use_cpu": plan["device"] == "cpu",
-        "seed": training["seed"],
+        "output_dir": str(job.work / "checkpoints"),
+        "num_train_epochs": training.epochs,
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": _SCHEDULES[training.schedule],
+        "warmup_steps": math.ceil(training.warmup * steps),
+        "weight_decay": training.weight_decay,
+        "optim": plan.optimizer,
+        "bf16": plan.precision == "bf16",
+        "use_cpu": plan.device == "cpu",
+        "seed": training.seed,
         "eval_strategy": "epoch",
         # Checkpoints are saved by `CheckpointCallback`, which knows when one is worth its time.
         "save_strategy": "no",
@@ -63,7 +64,7 @@ def arguments(job: dict[str, Any], examples: int, **changes: Any) -> TrainingArg
         "remove_unused_columns": False,
         "label_names": ["labels"],
         "dataloader_num_workers": 0,
-        "dataloader_pin_memory": plan["device"] == "cuda",
+        "dataloader_pin_memory": plan.device == "cuda",
         "disable_tqdm": True,
         "report_to": [],
     }
@@ -252,9 +253,9 @@ class CheckpointCallback(TrainerCallback):
         )
 
 
-def checkpoint(folder: str | None) -> Path | None:
-    """The checkpoint to go on from, if there is one and it is whole."""
-    return Path(folder) if folder and (Path(folder) / _COMPLETE).is_file() else None
+def checkpoint(folder: Path | None) -> Path | None:
+    """The checkpoint to resume from; None if there is none or it is incomplete."""
+    return folder if folder and (folder / _COMPLETE).is_file() else None
 
 
 def memory_mb() -> float:

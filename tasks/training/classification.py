@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
+from tasks.contracts.jobs import FinetuneJob
 from tasks.models import adapter, classifier, distributed, weights
 from tasks.models.merge import dequantize_to_host, merge, merge_device
 from tasks.runtime import ranks
@@ -38,7 +39,7 @@ class Classification:
 
     names = CLASSIFICATION
 
-    def __init__(self, job: dict[str, Any]) -> None:
+    def __init__(self, job: FinetuneJob) -> None:
         self.warnings: list[str] = []
         self._job = job
 
@@ -49,7 +50,7 @@ class Classification:
         def gathered(now: bool) -> Examples:
             if not now:
                 return Examples(file)
-            return gather(job["shards"], Path(job["keep"]), job["labels"], split, file)
+            return gather(job.shards, job.keep_file, list(job.labels), split, file)
 
         return distributed.main_process_first(gathered)
 
@@ -61,24 +62,24 @@ class Classification:
         merged into the original ones it is another model.
         """
         job = self._job
-        plan, seed = job["plan"], job["training"]["seed"]
-        dtype, device = weights.DTYPES[plan["precision"]], plan["device"]
+        plan, seed = job.plan, job.training.seed
+        dtype, device = weights.DTYPES[plan.precision], plan.device
         if merging:
-            device = merge_device(device, job["quantization"])
+            device = merge_device(device, job.quantization)
         base, found = classifier.load_classifier(
-            Path(job["base"]),
-            job["labels"],
+            job.base,
+            list(job.labels),
             seed=seed,
             dtype=dtype,
-            quantization=job["quantization"],
-            head_modules=job["head_modules"],
+            quantization=job.quantization,
+            head_modules=job.head_modules,
             device=device,
-            attention=plan["attention"],
+            attention=plan.attention,
         )
         if merging:
             base = dequantize_to_host(base, dtype)
         base.config.pad_token_id = self._tokenizer().pad_token_id
-        return adapter.attach_lora(base, job["lora"], {*found, *job["head_modules"]}, seed)
+        return adapter.attach_lora(base, job.lora, {*found, *job.head_modules}, seed)
 
     def trainer(
         self, model: Any, train: Examples, validation: Examples, callbacks: list[TrainerCallback]
@@ -95,27 +96,27 @@ class Classification:
         )
         # Else the model is told how many examples a step has, which classifiers do not ask.
         trainer.model_accepts_loss_kwargs = False
-        trainer.batch_size = self._job["training"]["batch_size"]
+        trainer.batch_size = self._job.training.batch_size
         trainer.validation_metrics = ClassificationMetrics(
-            Path(self._job["work"]) / f"evaluate-{ranks.rank()}"
+            self._job.work / f"evaluate-{ranks.rank()}"
         )
         return trainer
 
     def merge(self, model: Any) -> Any:
         """Adapter and base as one model, in the number format of the base's files."""
-        return merge(model, weights.stored_dtype(Path(self._job["base"])))
+        return merge(model, weights.stored_dtype(self._job.base))
 
     def finish(self, model: Any, out: Path) -> None:
         """Write what ships beside the weights."""
-        classifier.save_tokenizer(self._tokenizer(), out, self._job["training"]["max_length"])
+        classifier.save_tokenizer(self._tokenizer(), out, self._job.training.max_length)
 
     def _tokenizer(self) -> Any:
-        return classifier.load_tokenizer(Path(self._job["tokenizer"]))
+        return classifier.load_tokenizer(self._job.tokenizer)
 
     def _arguments(self, examples: int) -> Any:
         job = self._job
-        share = -(-job["training"]["batch_size"] // ranks.count())
-        most = min(job.get("micro_batch") or share, share)
+        share = -(-job.training.batch_size // ranks.count())
+        most = min(job.micro_batch_examples or share, share)
         # A divisor: the batch of an optimizer step stays what the recipe says.
         micro = next(size for size in range(most, 0, -1) if share % size == 0)
         return arguments(

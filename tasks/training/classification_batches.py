@@ -8,7 +8,7 @@ of the shards nor on that of their rows.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from tasks.contracts.errors import BadData
+from tasks.contracts.jobs import TokenShard
 
 SPLIT_NUMBERS = {"train": 1, "validation": 2, "test": 3}
 IGNORED_LABEL = -100
@@ -208,12 +209,12 @@ class PadBatch:
 
 
 def gather(
-    shards: list[dict[str, str]], keep_file: Path, labels: list[str], split: str, out: Path
+    shards: Sequence[TokenShard], keep_file: Path, labels: list[str], split: str, out: Path
 ) -> Examples:
     """Copy one split's rows out of the shards' tokens.
 
     Args:
-        shards: For each, its `digest` and its `tokens` (a Parquet file).
+        shards: Their tokens.
         keep_file: For each shard digest, the split number of every row.
         labels: In the order of their ids.
         split: `train`, `validation` or `test`.
@@ -234,11 +235,11 @@ def gather(
 
 
 def copy_split(
-    shards: list[dict[str, str]],
+    shards: Sequence[TokenShard],
     keep_file: Path,
     split: str,
     out: Path,
-    rows: Callable[[dict[str, str], np.ndarray], Iterator[pa.RecordBatch]],
+    rows: Callable[[TokenShard, np.ndarray], Iterator[pa.RecordBatch]],
 ) -> bool:
     """Copy what belongs to one split out of the shards, into an Arrow file.
 
@@ -252,7 +253,7 @@ def copy_split(
     writer: pa.RecordBatchFileWriter | None = None
     with np.load(keep_file, allow_pickle=False) as keep, pa.OSFile(str(out), "wb") as sink:
         for shard in shards:
-            for batch in rows(shard, keep[shard["digest"]] == SPLIT_NUMBERS[split]):
+            for batch in rows(shard, keep[shard.digest] == SPLIT_NUMBERS[split]):
                 if writer is None:
                     writer = pa.ipc.new_file(sink, batch.schema)
                 writer.write_batch(batch)
@@ -261,11 +262,11 @@ def copy_split(
     return writer is not None
 
 
-def _rows(shard: dict[str, str], chosen: np.ndarray, labels: list[str]) -> Iterator[pa.RecordBatch]:
-    file = pq.ParquetFile(shard["tokens"], memory_map=True)
+def _rows(shard: TokenShard, chosen: np.ndarray, labels: list[str]) -> Iterator[pa.RecordBatch]:
+    file = pq.ParquetFile(shard.tokens, memory_map=True)
     if file.metadata.num_rows != len(chosen):
         raise BadData(
-            f"shard {shard['digest'][:12]}",
+            f"shard {shard.digest[:12]}",
             f"{file.metadata.num_rows} rows of tokens",
             f"{len(chosen)}, as in the data",
             "start the run again with --refresh tokenize",
@@ -276,7 +277,7 @@ def _rows(shard: dict[str, str], chosen: np.ndarray, labels: list[str]) -> Itera
         start += batch.num_rows
         batch = batch.filter(wanted)
         if batch.num_rows:
-            yield _numbered(batch, labels, shard["digest"])
+            yield _numbered(batch, labels, shard.digest)
 
 
 def _numbered(batch: pa.RecordBatch, labels: list[str], digest: str) -> pa.RecordBatch:

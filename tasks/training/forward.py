@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from tasks.contracts.plan import Plan
 from tasks.kernels import fused_lora, packed_attention
 from tasks.models import causal
 from tasks.runtime import ranks
@@ -28,17 +29,17 @@ class Forward:
         warnings: Gets what the plan wants and the model does not allow.
     """
 
-    def __init__(self, base: PreTrainedModel, plan: dict[str, Any], warnings: list[str]) -> None:
-        self._base, self._device = base, plan["device"]
-        self._half = plan["precision"] == "bf16"
-        self.shared = plan["sharding"] == "fsdp" and ranks.count() > 1
+    def __init__(self, base: PreTrainedModel, plan: Plan, warnings: list[str]) -> None:
+        self._base, self._device = base, plan.device
+        self._half = plan.precision == "bf16"
+        self.shared = plan.sharding == "fsdp" and ranks.count() > 1
         self._find_out(plan, warnings)
         if self._half:
             # Adapters are fp32, and autocast rounds them: casting their inputs up would be undone.
             for module in base.modules():
                 if hasattr(module, "lora_A"):
                     module.cast_input_dtype_enabled = False
-        if not self.shared and not plan["compile"]:
+        if not self.shared and not plan.compile:
             fused_lora.fuse(base)
 
     def __call__(
@@ -75,13 +76,13 @@ class Forward:
             logits = logits.reshape(-1, logits.shape[-1]).index_select(0, batch.target_positions)
         return losses.logit_losses(logits, batch.targets, predict)
 
-    def _find_out(self, plan: dict[str, Any], warnings: list[str]) -> None:
+    def _find_out(self, plan: Plan, warnings: list[str]) -> None:
         """Ask the model what it allows: packing, and leaving its head out."""
         base = self._base
         base.eval()
         with self._precision():
-            self.packing = plan["packing"] and causal.supports_packing(base, self._device)
-            if plan["packing"] and not self.packing:
+            self.packing = plan.packing and causal.supports_packing(base, self._device)
+            if plan.packing and not self.packing:
                 warnings.append(
                     "packing was left out: this architecture's examples would see each other"
                 )
@@ -89,7 +90,7 @@ class Forward:
                 base.set_attn_implementation(
                     "sdpa" if causal.supports_plain_attention(base, self._device) else "eager"
                 )
-            self._fused = plan["sharding"] != "fsdp" and causal.head_is_linear(base, self._device)
+            self._fused = plan.sharding != "fsdp" and causal.head_is_linear(base, self._device)
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self._device, torch.bfloat16, enabled=self._half)

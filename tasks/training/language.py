@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from tasks.chat.stop_tokens import stop_token_ids, training_tokenizer
+from tasks.contracts.jobs import FinetuneJob
+from tasks.contracts.plan import Plan
 from tasks.models import adapter, causal, classifier, distributed, liger, weights
 from tasks.models.merge import dequantize_to_host, merge, merge_device
 from tasks.runtime import ranks
@@ -45,7 +47,7 @@ class Language:
     names: tuple[str, ...] = ("loss", "perplexity", "accuracy")
     pairs = False
 
-    def __init__(self, job: dict[str, Any]) -> None:
+    def __init__(self, job: FinetuneJob) -> None:
         self.warnings: list[str] = []
         self._job = job
 
@@ -56,7 +58,7 @@ class Language:
         def gathered(now: bool) -> TokenExamples:
             if not now:
                 return TokenExamples(file, 2 if self.pairs else 1)
-            return gather_tokens(job["shards"], Path(job["keep"]), split, file, self.pairs)
+            return gather_tokens(job.shards, job.keep_file, split, file, self.pairs)
 
         return distributed.main_process_first(gathered)
 
@@ -67,23 +69,23 @@ class Language:
         An adapter that was trained on a quantized base belongs to that base's rounded weights, in
         the number format that they were computed in: merged into others it is another model.
         """
-        job, plan = self._job, self._job["plan"]
-        dtype, device = weights.DTYPES[plan["precision"]], plan["device"]
+        job, plan = self._job, self._job.plan
+        dtype, device = weights.DTYPES[plan.precision], plan.device
         if merging:
-            device = merge_device(device, job["quantization"])
+            device = merge_device(device, job.quantization)
         base = causal.load_causal(
-            Path(job["base"]),
+            job.base,
             dtype=dtype,
-            quantization=job["quantization"],
+            quantization=job.quantization,
             device=device,
-            attention=plan["attention"],
-            shards=plan["world_size"] if plan["sharding"] == "fsdp" else 1,
+            attention=plan.attention,
+            shards=plan.world_size if plan.sharding == "fsdp" else 1,
         )
         if merging:
             base = dequantize_to_host(base, dtype)
-        elif plan["kernels"] == "liger":
+        elif plan.kernels == "liger":
             liger.apply_liger(base, device)
-        return causal.attach_lora(base, job["lora"], job["training"]["seed"])
+        return causal.attach_lora(base, job.lora, job.training.seed)
 
     def trainer(
         self,
@@ -93,15 +95,15 @@ class Language:
         callbacks: list[TrainerCallback],
     ) -> LanguageTrainer:
         """What trains the model."""
-        job, plan = self._job, self._job["plan"]
+        job, plan = self._job, self._job.plan
         forward = Forward(model.get_base_model(), plan, self.warnings)
-        if plan["checkpointing"]:
+        if plan.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        if plan["compile"]:
+        if plan.compile:
             _compile(model.get_base_model(), self.warnings)
         longest = max(train.widest, validation.widest)
-        budget = job.get("micro_batch_tokens") or _budget(
-            model.get_base_model(), plan, longest, job.get("most_tokens")
+        budget = job.micro_batch_tokens or _budget(
+            model.get_base_model(), plan, longest, job.max_micro_batch_tokens
         )
         trainer = self._trainer_class()(
             forward,
@@ -113,12 +115,12 @@ class Language:
             eval_dataset=validation,
             callbacks=callbacks,
         )
-        trainer.batch_size = job["training"]["batch_size"]
+        trainer.batch_size = job.training.batch_size
         return trainer
 
     def merge(self, model: Any) -> PreTrainedModel:
         """Adapter and base as one model, in the number format of the base's files."""
-        merged = merge(model, weights.stored_dtype(Path(self._job["base"])))
+        merged = merge(model, weights.stored_dtype(self._job.base))
         self._settle_generation(merged)
         return merged
 
@@ -127,14 +129,14 @@ class Language:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._settle_generation(base)
         base.generation_config.save_pretrained(out)
-        classifier.save_tokenizer(self._tokenizer(), out, self._job["training"]["max_length"])
+        classifier.save_tokenizer(self._tokenizer(), out, self._job.training["max_length"])
         adapter.make_readable(out)
 
     def _trainer_class(self) -> type[LanguageTrainer]:
         return LanguageTrainer
 
     def _tokenizer(self) -> Any:
-        return training_tokenizer(Path(self._job["tokenizer"]))
+        return training_tokenizer(self._job.tokenizer)
 
     def _settle_generation(self, model: PreTrainedModel) -> None:
         tokenizer = self._tokenizer()
@@ -146,7 +148,7 @@ class Language:
         return arguments(
             job,
             examples,
-            per_device_train_batch_size=-(-job["training"]["batch_size"] // ranks.count()),
+            per_device_train_batch_size=-(-job.training.batch_size // ranks.count()),
             # `Forward` sees to it, around the forward pass alone.
             bf16=False,
             dataloader_pin_memory=False,
@@ -320,19 +322,17 @@ def _as_they_are(examples: list[Example]) -> dict[str, list[Example]]:
     return {"examples": examples}
 
 
-def _budget(
-    base: PreTrainedModel, plan: dict[str, Any], longest: int, most: int | None = None
-) -> int:
+def _budget(base: PreTrainedModel, plan: Plan, longest: int, most: int) -> int:
     """Tokens of a micro-batch, by memory, and no more than was forecast to fit."""
-    if plan["device"] == "cpu":
+    if plan.device == "cpu":
         return max(min(_CPU_TOKENS, most or _CPU_TOKENS), longest)
     config = base.config.get_text_config()
     hidden, layers = config.hidden_size, config.num_hidden_layers
     between = getattr(config, "intermediate_size", None) or 4 * hidden
     layer = _HIDDEN_KEPT * hidden + _BETWEEN_KEPT * between
-    numbers = layer + layers * hidden if plan["checkpointing"] else layers * layer
+    numbers = layer + layers * hidden if plan.checkpointing else layers * layer
     free, _ = torch.cuda.mem_get_info()
-    fitting = int(_SHARE_OF_MEMORY * free / (numbers * (2 if plan["precision"] == "bf16" else 4)))
+    fitting = int(_SHARE_OF_MEMORY * free / (numbers * (2 if plan.precision == "bf16" else 4)))
     picked = min(_MOST_TOKENS, max(_LEAST_TOKENS, fitting // 256 * 256))
     return max(longest, min(picked, most or picked))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import Dataset
 
 from tasks.contracts.errors import BadData
+from tasks.contracts.jobs import TokenShard
 from tasks.kernels.packed_attention import packed_arguments
 from tasks.training.classification_batches import copy_split
 
@@ -187,12 +188,12 @@ def make_batch(examples: list[Example], packing: bool, device: str) -> Batch:
 
 
 def gather_tokens(
-    shards: list[dict[str, str]], keep_file: Path, split: str, out: Path, pairs: bool
+    shards: Sequence[TokenShard], keep_file: Path, split: str, out: Path, pairs: bool
 ) -> TokenExamples:
     """Copy one split's sequences out of the shards' tokens.
 
     Args:
-        shards: For each, its `digest` and its `tokens` (a Parquet file).
+        shards: Their tokens.
         keep_file: For each shard digest, the split number of every row.
         split: `train`, `validation` or `test`.
         out: The Arrow file to write.
@@ -213,9 +214,9 @@ def gather_tokens(
     return TokenExamples(out, 2 if pairs else 1)
 
 
-def _sequences(shard: dict[str, str], chosen: np.ndarray, pairs: bool) -> Iterator[pa.RecordBatch]:
+def _sequences(shard: TokenShard, chosen: np.ndarray, pairs: bool) -> Iterator[pa.RecordBatch]:
     left = None
-    for batch in pq.ParquetFile(shard["tokens"], memory_map=True).iter_batches(
+    for batch in pq.ParquetFile(shard.tokens, memory_map=True).iter_batches(
         _ROWS_AT_ONCE, columns=["row", *_COLUMNS]
     ):
         table = pa.Table.from_batches([batch])
@@ -230,7 +231,7 @@ def _sequences(shard: dict[str, str], chosen: np.ndarray, pairs: bool) -> Iterat
 
 
 def _learnable(
-    table: pa.Table, shard: dict[str, str], chosen: np.ndarray, pairs: bool
+    table: pa.Table, shard: TokenShard, chosen: np.ndarray, pairs: bool
 ) -> Iterator[pa.RecordBatch]:
     """The chosen rows of a table, without those that have nothing to learn."""
     rows = table.column("row").to_numpy()
@@ -269,9 +270,9 @@ def _moved(values: np.ndarray, device: str) -> torch.Tensor:
     return torch.from_numpy(values).to(device, non_blocking=True)
 
 
-def _foreign(shard: dict[str, str], found: str) -> BadData:
+def _foreign(shard: TokenShard, found: str) -> BadData:
     return BadData(
-        f"shard {shard['digest'][:12]}",
+        f"shard {shard.digest[:12]}",
         found,
         "the tokens of the data that is trained on",
         "start the run again with --refresh tokenize",

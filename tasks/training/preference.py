@@ -31,7 +31,7 @@ class Preference(Language):
     ) -> PreferenceTrainer:
         """What trains the model."""
         trainer = super().trainer(model, train, validation, callbacks)
-        trainer.beta = self._job["training"]["beta"]
+        trainer.beta = self._job.training.beta
         with model.disable_adapter():
             trainer.of_train, trainer.of_validation = map(
                 trainer.likelihoods_of, (train, validation)

@@ -12,6 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tasks.contracts.jobs import FinetuneJob, PinnedBase, TokenShard
+from tasks.contracts.plan import Plan
+from tasks.contracts.recipe_training import LoraRecipe, TrainingRecipe
+
 LONGEST, STEPS = 256, 2
 DROPOUT = 0.05
 
@@ -28,12 +32,12 @@ def forecast(spec: dict[str, Any]) -> dict[str, Any]:
 
     from tasks.plan.memory_trace import Setting, peak
 
-    job = make_job(spec, "cuda" if torch.cuda.is_available() else "cpu")
+    job = make_job(spec, "cuda" if torch.cuda.is_available() else "cpu", {})
     setting = Setting(
         base=Path(spec["base"]),
-        lora=job["lora"],
+        lora=job.lora,
         quantization=spec["quantization"],
-        plan=job["plan"],
+        plan=job.plan,
         checkpointing=spec["checkpointing"],
         tokens=spec["tokens"],
         longest=spec.get("longest", LONGEST),
@@ -59,8 +63,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     work = Path(spec["work"])
     shutil.rmtree(work, ignore_errors=True)
     (work / "work").mkdir(parents=True)
-    job = make_job(spec, "cuda" if cuda else "cpu") | write_tokens(spec, work)
-    finetune_program._prepare(job["plan"], 1)
+    job = make_job(spec, "cuda" if cuda else "cpu", write_tokens(spec, work))
+    finetune_program.prepare(job.plan, 1)
     if spec.get("tight"):
         allocator.tighten()
     task = Language(job)
@@ -76,7 +80,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         return step(trainer, *arguments)
 
     LanguageTrainer._step = first_notes_what_reading_took
-    finetune_program._train(job, task, *examples, _Nobody())
+    finetune_program.train_model(job, task, *examples, _Nobody())
     return {"peak": memory.peak(), "reading": reading[0], "cuda": cuda}
 
 
@@ -126,11 +130,14 @@ class _Nobody:
         pass
 
 
-def make_job(spec: dict[str, Any], device: str) -> dict[str, Any]:
-    """The job of `tasks.finetune.program`, without its data."""
-    from tasks.contracts.plan import Plan
-    from tasks.contracts.recipe_training import LoraRecipe, TrainingRecipe
+def make_job(spec: dict[str, Any], device: str, data: dict[str, Any]) -> FinetuneJob:
+    """The job of `tasks.finetune.program`.
 
+    Args:
+        spec: The condition.
+        device: `cpu` or `cuda`.
+        data: From `write_tokens`; empty if the data do not matter.
+    """
     longest = spec.get("longest", LONGEST)
     plan = Plan(
         device=device,
@@ -143,23 +150,28 @@ def make_job(spec: dict[str, Any], device: str) -> dict[str, Any]:
     training = TrainingRecipe(
         epochs=1, batch_size=spec["tokens"] // longest, max_length=longest, best_by="loss"
     )
-    return {
-        "task": "completion",
-        "base": spec["base"],
-        "tokenizer": spec["base"],
-        "labels": [],
-        "lora": LoraRecipe(dropout=spec.get("dropout", DROPOUT)).model_dump(mode="json"),
-        "quantization": spec["quantization"],
-        "training": training.model_dump(mode="json"),
-        "plan": plan.model_dump(mode="json"),
-        "ship": "merged",
-        "head_modules": [],
-        "base_pin": {"uri": spec["base"], "digest": "0" * 64},
-        "micro_batch_tokens": spec["tokens"],
-        "out": str(Path(spec.get("work", ".")) / "out"),
-        "work": str(Path(spec.get("work", ".")) / "work"),
-        "resume_from": None,
-    }
+    work = Path(spec.get("work", "."))
+    return FinetuneJob(
+        task="completion",
+        base=spec["base"],
+        base_pin=PinnedBase(uri=spec["base"], digest="0" * 64),
+        tokenizer=spec["base"],
+        **{"shards": (), "keep_file": work / "keep.npz"} | data,
+        labels=(),
+        head_modules=(),
+        lora=LoraRecipe(dropout=spec.get("dropout", DROPOUT)),
+        quantization=spec["quantization"],
+        training=training,
+        plan=plan,
+        ship="merged",
+        micro_batch_examples=0,
+        micro_batch_tokens=spec["tokens"],
+        max_micro_batch_tokens=0,
+        tight_memory=False,
+        work=work / "work",
+        resume_from=None,
+        out=work / "out",
+    )
 
 
 def write_tokens(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -197,8 +209,8 @@ def write_tokens(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     pq.write_table(pa.Table.from_pylist(rows, pa.schema(types)), folder / "tokens.parquet")
     np.savez(folder / "keep.npz", all=np.array([1] * count + [2], np.uint8))
     return {
-        "shards": [{"digest": "all", "tokens": str(folder / "tokens.parquet")}],
-        "keep": str(folder / "keep.npz"),
+        "shards": (TokenShard(digest="all", tokens=folder / "tokens.parquet"),),
+        "keep_file": folder / "keep.npz",
     }
 
 

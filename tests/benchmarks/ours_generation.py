@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from tasks.contracts.jobs import ScoreLanguageJob, ScoreResult
 from tasks.runtime.run_program import run_program
 from tests.benchmarks.ours_training import program_seconds
 
@@ -25,6 +26,7 @@ def main() -> None:
     run_program(
         "tasks.evaluate.language_program",
         make_job(spec),
+        ScoreResult,
         scratch=folder / "program",
         on_progress=lambda line: lines.append(
             {**line, "at": time.perf_counter(), "cpu": program_seconds()}
@@ -38,27 +40,27 @@ def main() -> None:
     print("\n" + json.dumps({"answers": answers, **facts}))
 
 
-def make_job(spec: dict[str, Any]) -> dict[str, Any]:
+def make_job(spec: dict[str, Any]) -> ScoreLanguageJob:
     """The job of `tasks.evaluate.language_program`."""
-    return {
-        "task": "instruction",
-        "kind": "merged",
-        "model": spec["base"],
-        "base": None,
-        "quantization": "none",
-        "tokenizer": None,
-        "max_length": spec["max_length"],
-        "examples": spec["examples"],
-        "generate_tokens": spec["generate_tokens"],
-        "must_match": "",
-        "must_not_contain": [],
-        "json_schema": "",
-        "beta": 0.1,
-        "batch_size": spec["batch_size"],
-        "measure_latency": False,
-        "out": str(Path(spec["scratch"]) / "scores.parquet"),
-        "device": "cpu",
-    }
+    return ScoreLanguageJob(
+        task="instruction",
+        kind="merged",
+        model=spec["base"],
+        base=None,
+        quantization="none",
+        tokenizer=None,
+        max_length=spec["max_length"],
+        examples=spec["examples"],
+        generate_tokens=spec["generate_tokens"],
+        must_match="",
+        must_not_contain=(),
+        json_schema="",
+        beta=0.1,
+        batch_size=spec["batch_size"],
+        measure_latency=False,
+        out=Path(spec["scratch"]) / "scores.parquet",
+        device="cpu",
+    )
 
 
 def generating(lines: list[dict[str, Any]], clock: str) -> float:

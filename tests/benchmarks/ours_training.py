@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from tasks.contracts.jobs import FinetuneJob, FinetuneResult, PinnedBase, TokenShard
 from tasks.contracts.plan import Plan
 from tasks.contracts.recipe_training import LoraRecipe, TrainingRecipe
 from tasks.runtime.run_program import run_program
@@ -26,6 +27,7 @@ def main() -> None:
     result = run_program(
         "tasks.finetune.program",
         make_job(spec),
+        FinetuneResult,
         scratch=Path(spec["scratch"]) / "program",
         on_progress=watch,
     )
@@ -33,17 +35,17 @@ def main() -> None:
         "samples": watch.samples,
         "seconds": watch.seconds,
         "cpu_seconds": watch.cpu_seconds,
-        "trained_parameters": result["trained_parameters"],
+        "trained_parameters": result.trained_parameters,
         "peak_mb": round(watch.peak_mb),
         "attention": spec["options"].get("attention", "packed"),
-        "eval_loss": result["metrics"]["loss"],
-        "steps": result["steps"],
+        "eval_loss": result.metrics["loss"],
+        "steps": result.steps,
         "progress": watch.lines[-5:],
     }
     print("\n" + json.dumps(found))
 
 
-def make_job(spec: dict[str, Any]) -> dict[str, Any]:
+def make_job(spec: dict[str, Any]) -> FinetuneJob:
     """The job of `tasks.finetune.program`.
 
     Args:
@@ -73,27 +75,28 @@ def make_job(spec: dict[str, Any]) -> dict[str, Any]:
         best_by="loss",
         seed=spec["seed"],
     )
-    return {
-        "task": "completion",
-        "base": spec["base"],
-        "base_pin": {"uri": spec["base"], "digest": "0" * 64},
-        "tokenizer": spec["base"],
-        "shards": [{"digest": spec["shard"], "tokens": spec["tokens"]}],
-        "keep": spec["keep"],
-        "labels": [],
-        "lora": LoraRecipe(r=spec["rank"], alpha=spec["alpha"], dropout=0.0).model_dump(
-            mode="json"
-        ),
-        "quantization": spec["quantization"],
-        "training": training.model_dump(mode="json"),
-        "plan": Plan.model_validate(plan).model_dump(mode="json"),
-        "ship": "adapter",
-        "head_modules": [],
-        "micro_batch_tokens": micro_batch_tokens,
-        "out": str(folder / "model"),
-        "work": str(folder / "work"),
-        "resume_from": None,
-    }
+    return FinetuneJob(
+        task="completion",
+        base=spec["base"],
+        base_pin=PinnedBase(uri=spec["base"], digest="0" * 64),
+        tokenizer=spec["base"],
+        shards=(TokenShard(digest=spec["shard"], tokens=spec["tokens"]),),
+        keep_file=spec["keep"],
+        labels=(),
+        head_modules=(),
+        lora=LoraRecipe(r=spec["rank"], alpha=spec["alpha"], dropout=0.0),
+        quantization=spec["quantization"],
+        training=training,
+        plan=Plan.model_validate(plan),
+        ship="adapter",
+        micro_batch_examples=0,
+        micro_batch_tokens=micro_batch_tokens,
+        max_micro_batch_tokens=0,
+        tight_memory=False,
+        work=folder / "work",
+        resume_from=None,
+        out=folder / "model",
+    )
 
 
 class Watch:

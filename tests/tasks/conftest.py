@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
+from tasks.contracts.jobs import FinetuneJob, PinnedBase, TokenShard
 from tasks.contracts.plan import Plan
 from tasks.contracts.recipe_training import LoraRecipe, TrainingRecipe
 from tasks.runtime.program import Reporter
@@ -67,11 +68,11 @@ def shards(tmp_path_factory, tiny_base, news):
         for place, rows in enumerate(parts):
             file = folder / f"{place}.parquet"
             _write_tokens(file, rows, tokenizer)
-            listed.append({"digest": f"shard-{len(rows)}-{place}", "tokens": str(file)})
+            listed.append(TokenShard(digest=f"shard-{len(rows)}-{place}", tokens=file))
             chosen = [numbers[splits[order[row["text"]] % len(splits)]] for row in rows]
-            keep[listed[-1]["digest"]] = np.array(chosen, dtype=np.uint8)
+            keep[listed[-1].digest] = np.array(chosen, dtype=np.uint8)
         np.savez(folder / "keep.npz", **keep)
-        return {"shards": listed, "keep": str(folder / "keep.npz")}
+        return {"shards": tuple(listed), "keep_file": folder / "keep.npz"}
 
     return write
 
@@ -94,28 +95,33 @@ def train_job(tiny_base, shards, news, tmp_path):
     """A job for `tasks.finetune.program`; give what differs."""
     made = []
 
-    def make(data=None, training=None, lora=None, **changes):
+    def make(data=None, training=None, lora=None, plan=None, **changes):
         place = tmp_path / f"run{len(made)}"
         made.append(place)
         recipe = {"epochs": 2, "batch_size": 8, "learning_rate": 5e-3, "max_length": MAX_LENGTH}
         recipe["best_by"] = "accuracy"
-        job = {
-            "base": str(tiny_base),
-            "tokenizer": str(tiny_base),
+        fields = {
+            "task": "text-classification",
+            "base": tiny_base,
+            "base_pin": PinnedBase(uri=str(tiny_base), digest="d" * 64),
+            "tokenizer": tiny_base,
             **(data or shards([news])),
             "labels": LABELS,
-            "lora": LoraRecipe(**{"r": 4, **(lora or {})}).model_dump(mode="json"),
-            "quantization": "nf4",
-            "training": TrainingRecipe(**recipe | (training or {})).model_dump(mode="json"),
-            "plan": Plan(device="cpu", precision="fp32").model_dump(mode="json"),
-            "ship": "merged",
             "head_modules": ["classifier"],
-            "base_pin": {"uri": str(tiny_base), "digest": "d" * 64},
-            "out": str(place / "out"),
-            "work": str(place / "work"),
+            "lora": LoraRecipe(**{"r": 4, **(lora or {})}),
+            "quantization": "nf4",
+            "training": TrainingRecipe(**recipe | (training or {})),
+            "plan": Plan(**{"device": "cpu", "precision": "fp32", **(plan or {})}),
+            "ship": "merged",
+            "micro_batch_examples": 0,
+            "micro_batch_tokens": 0,
+            "max_micro_batch_tokens": 0,
+            "tight_memory": False,
+            "work": place / "work",
             "resume_from": None,
+            "out": place / "out",
         }
-        return job | changes
+        return FinetuneJob(**fields | changes)
 
     return make
 

@@ -23,6 +23,7 @@ from tasks.chat.encoder import encode_prompt
 from tasks.chat.stop_tokens import training_tokenizer
 from tasks.contracts.artifacts import Source
 from tasks.contracts.errors import BadModel
+from tasks.contracts.jobs import ConvertGgufJob, ConvertGgufResult
 from tasks.storage.sources import fetch_folder, resolve
 from tasks.storage.store import open_store
 from tests.tasks.conftest import Notes
@@ -83,7 +84,7 @@ def run(tmp_path):
     """Runs the program on files; returns what it says, and the folder that it wrote."""
 
     def run(*files):
-        job = {"files": [str(file) for file in files], "out": str(tmp_path / "out")}
+        job = ConvertGgufJob(files=files, out=tmp_path / "out")
         return main(job, Notes()), tmp_path / "out"
 
     return run
@@ -98,7 +99,7 @@ class TestAGgufFile:
 
         file = write_gguf(tmp_path / "m.gguf", kind=kind)
         facts, out = run(file)
-        assert facts == {"architecture": "LlamaForCausalLM", "dtype": expected}
+        assert facts == ConvertGgufResult(architecture="LlamaForCausalLM", dtype=expected)
         model = AutoModelForCausalLM.from_pretrained(out)
         assert model.dtype == getattr(torch, expected)
         assert model.config.tie_word_embeddings

@@ -24,6 +24,7 @@ from transformers import (
 from tasks.base_model.inspect_program import main
 from tasks.chat.template import CHATML
 from tasks.contracts.errors import BadModel, BadRecipe
+from tasks.contracts.jobs import InspectJob
 from tasks.contracts.results import Inspected
 from tasks.models.classifier import load_tokenizer
 from tests.tasks.conftest import LABELS, Notes, content
@@ -34,8 +35,14 @@ def inspect(tmp_path):
     """Inspects a model's folder."""
 
     def inspect(base, task="text-classification", chat_template=""):
-        job = {"base": str(base), "tokenizer_out": str(tmp_path / "tokenizer"), "labels": LABELS}
-        return main(job | {"task": task, "chat_template": chat_template}, Notes())
+        job = InspectJob(
+            base=base,
+            task=task,
+            labels=LABELS,
+            chat_template=chat_template,
+            tokenizer_out=tmp_path / "tokenizer",
+        )
+        return main(job, Notes())
 
     return inspect
 
@@ -49,33 +56,29 @@ def base(tiny_base, tmp_path):
 class TestAModelThatCanBeTrained:
     def test_is_described_as_the_contract_says(self, inspect, tiny_base):
         found = inspect(tiny_base)
-        assert set(found) == set(Inspected.model_fields) - {
-            "schema_version",
-            "artifact",
-            "key",
-            "provenance",
-        }
-        assert found["architecture"] == "BertForSequenceClassification"
-        assert found["max_length"] == 64
-        assert found["pad_token"] == "[PAD]"
-        assert found["vocabulary"] == 30522
+        step_fields = {"schema_version", "artifact", "key", "provenance"}
+        assert set(dict(found)) == set(Inspected.model_fields) - step_fields
+        assert found.architecture == "BertForSequenceClassification"
+        assert found.max_length == 64
+        assert found.pad_token == "[PAD]"
+        assert found.vocabulary == 30522
 
     def test_has_a_new_head_and_linear_modules_outside_of_it(self, inspect, tiny_base):
         found = inspect(tiny_base)
-        assert found["head_modules"] == ["classifier"]
-        assert "bert.encoder.layer.0.attention.self.query" in found["linear_modules"]
-        assert "classifier" not in found["linear_modules"]
-        assert len(found["linear_modules"]) == 2 * 6 + 1
+        assert found.head_modules == ("classifier",)
+        assert "bert.encoder.layer.0.attention.self.query" in found.linear_modules
+        assert "classifier" not in found.linear_modules
+        assert len(found.linear_modules) == 2 * 6 + 1
 
     def test_that_lacks_a_part_gets_it_as_a_part_of_the_head(self, inspect, base):
         BertForMaskedLM.from_pretrained(base).save_pretrained(base)
-        assert inspect(base)["head_modules"] == ["bert.pooler.dense", "classifier"]
+        assert inspect(base).head_modules == ("bert.pooler.dense", "classifier")
 
     def test_that_was_a_classifier_has_the_same_head(self, inspect, base):
         BertForSequenceClassification.from_pretrained(base, num_labels=7).save_pretrained(base)
         found = inspect(base)
-        assert found["head_modules"] == ["classifier"]
-        assert "classifier" not in found["linear_modules"]
+        assert found.head_modules == ("classifier",)
+        assert "classifier" not in found.linear_modules
 
     def test_counts_positions_from_the_pad_token_in_some_families(self, inspect, base):
         shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -84,9 +87,9 @@ class TestAModelThatCanBeTrained:
         )
         RobertaModel(config).save_pretrained(base)
         found = inspect(base)
-        assert found["max_length"] == 64
-        assert found["head_modules"] == ["classifier"]
-        assert not any(name.startswith("classifier") for name in found["linear_modules"])
+        assert found.max_length == 64
+        assert found.head_modules == ("classifier",)
+        assert not any(name.startswith("classifier") for name in found.linear_modules)
 
     def test_may_be_a_decoder(self, inspect, base):
         shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -94,15 +97,15 @@ class TestAModelThatCanBeTrained:
             base
         )
         found = inspect(base)
-        assert found["head_modules"] == ["score"]
-        assert "model.layers.0.self_attn.q_proj" in found["linear_modules"]
+        assert found.head_modules == ("score",)
+        assert "model.layers.0.self_attn.q_proj" in found.linear_modules
 
     def test_is_not_loaded_into_memory(self, inspect, base):
         weights = load_file(base / "model.safetensors")
         name = "encoder.layer.0.output.dense.weight"
         weights[name] = torch.full_like(weights[name], float("nan"))
         save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
-        assert inspect(base)["parameters"] > 0
+        assert inspect(base).parameters > 0
 
 
 def change(folder, file="config.json", **settings):
@@ -226,17 +229,17 @@ class TestALanguageModel:
     def test_is_described_as_the_contract_says(self, inspect, tiny_lm):
         found = inspect(tiny_lm, "instruction")
         own = {"schema_version", "artifact", "key", "provenance"}
-        assert set(found) == set(Inspected.model_fields) - own
-        assert found["architecture"] == "LlamaForCausalLM"
-        assert (found["max_length"], found["vocabulary"]) == (256, 49152)
-        assert found["head_modules"] == []
-        assert found["warnings"] == []
-        assert len(found["linear_modules"]) == 2 * 7
-        assert not any("lm_head" in name for name in found["linear_modules"])
+        assert set(dict(found)) == set(Inspected.model_fields) - own
+        assert found.architecture == "LlamaForCausalLM"
+        assert (found.max_length, found.vocabulary) == (256, 49152)
+        assert found.head_modules == ()
+        assert found.warnings == ()
+        assert len(found.linear_modules) == 2 * 7
+        assert not any("lm_head" in name for name in found.linear_modules)
 
     def test_has_this_shape(self, inspect, tiny_lm):
         rows, layer = 49152, 32 * (32 + 16 + 16 + 32 + 64 + 64 + 64)
-        assert inspect(tiny_lm, "completion")["shape"] == {
+        assert inspect(tiny_lm, "completion").shape == {
             "hidden": 32,
             "layers": 2,
             "heads": 4,
@@ -257,18 +260,18 @@ class TestALanguageModel:
         model.config.tie_word_embeddings = False
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
         model.to(torch.bfloat16).save_pretrained(lm)
-        shape = inspect(lm, "completion")["shape"]
+        shape = inspect(lm, "completion").shape
         assert (shape["tied"], shape["embedding_parameters"]) == (0, 2 * 49152 * 32)
         assert shape["stored_bytes"] == 2
 
     def test_keeps_a_tokenizer_whose_padding_ends_nothing(self, inspect, tiny_lm, tmp_path):
-        assert inspect(tiny_lm, "instruction")["pad_token"] == "<|endoftext|>"
+        assert inspect(tiny_lm, "instruction").pad_token == "<|endoftext|>"
         saved = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
         assert (saved.pad_token, saved.eos_token) == ("<|endoftext|>", "<|im_end|>")
         assert saved.chat_template == AutoTokenizer.from_pretrained(tiny_lm).chat_template
 
     def test_may_have_no_token_to_pad_with(self, inspect, with_tokenizer, tmp_path):
-        assert inspect(with_tokenizer(unk_token=None), "completion")["pad_token"] == ""
+        assert inspect(with_tokenizer(unk_token=None), "completion").pad_token == ""
         assert AutoTokenizer.from_pretrained(tmp_path / "tokenizer").pad_token is None
 
     @pytest.mark.parametrize("task", ["instruction", "preference"])
@@ -277,7 +280,7 @@ class TestALanguageModel:
         with pytest.raises(BadModel, match="without a chat template") as caught:
             inspect(lm, task)
         assert caught.value.where == "model.chat_template"
-        assert inspect(lm, "completion")["architecture"] == "LlamaForCausalLM"
+        assert inspect(lm, "completion").architecture == "LlamaForCausalLM"
 
     def test_gets_chatml_where_it_has_none(self, inspect, with_tokenizer, tmp_path):
         lm = with_tokenizer(chat_template=None, eos_token="<|endoftext|>")
@@ -285,15 +288,15 @@ class TestALanguageModel:
         saved = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
         assert (saved.chat_template, saved.eos_token) == (CHATML, "<|im_end|>")
         assert saved.pad_token == "<|endoftext|>"
-        assert not any("chat template" in warning for warning in found["warnings"])
+        assert not any("chat template" in warning for warning in found.warnings)
 
     def test_gets_the_recipes_template_with_a_warning(self, inspect, tiny_lm, tmp_path):
         template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
         found = inspect(tiny_lm, "instruction", template)
         assert AutoTokenizer.from_pretrained(tmp_path / "tokenizer").chat_template == template
-        assert found["warnings"] == [
-            "the tokenizer's own chat template is replaced by the recipe's (model.chat_template)"
-        ]
+        assert found.warnings == (
+            "the tokenizer's own chat template is replaced by the recipe's (model.chat_template)",
+        )
 
     @pytest.mark.parametrize("template", ["{% for %}", "{{ messages[7].content }}"])
     def test_with_a_template_that_cannot_be_used_is_refused(self, inspect, tiny_lm, template):
@@ -316,12 +319,12 @@ class TestALanguageModel:
     def test_that_names_other_special_tokens_than_its_tokenizer_is_warned_of(self, inspect, lm):
         change(lm, eos_token_id=0)
         change(lm, "generation_config.json", eos_token_id=[0, 2], bos_token_id=7)
-        assert inspect(lm, "completion")["warnings"] == [
+        assert inspect(lm, "completion").warnings == (
             "the tokenizer's bos_token is 1 (<|im_start|>), but generation_config.json says "
             "7 (<gh_stars>): the tokenizer's is used",
             "the tokenizer's eos_token is 2 (<|im_end|>), but config.json says 0 (<|endoftext|>): "
             "the tokenizer's is used",
-        ]
+        )
 
     def test_with_a_vocabulary_that_has_outgrown_it_is_refused(self, inspect, lm):
         tokenizer = AutoTokenizer.from_pretrained(lm)

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from tasks.chat.stop_tokens import training_tokenizer
 from tasks.contracts.errors import BadRecipe, NotFound
+from tasks.contracts.jobs import BenchmarkJob
 from tasks.evaluate import benchmark_program
 from tests.tasks.conftest import Notes
 from tests.tasks.samples import SHIPS
@@ -47,19 +48,20 @@ def folder(tmp_path):
 @pytest.fixture
 def run(tiny_lm, folder):
     def go(**changes):
-        job = {
-            "model": str(tiny_lm),
-            "base": None,
+        fields = {
+            "model": tiny_lm,
             "kind": "merged",
+            "base": None,
             "quantization": "none",
             "tokenizer": None,
+            "device": "cpu",
             "tasks": ["ships"],
-            "folder": str(folder),
+            "folder": folder,
             "limit": 0,
             "chat": False,
             "batch_size": 4,
         }
-        return benchmark_program.main(job | changes, Notes())
+        return benchmark_program.main(BenchmarkJob(**fields | changes), Notes())
 
     return go
 
@@ -86,12 +88,12 @@ def accuracy_by_hand(home):
 class TestATaskOfOnesOwn:
     def test_is_asked_of_the_model_that_ships(self, run, tiny_lm):
         found = run()
-        assert found["examples"] == {"ships": 9}
-        assert found["results"]["ships"]["acc"] == pytest.approx(accuracy_by_hand(tiny_lm))
-        assert set(found["results"]["ships"]) == {"acc", "acc_stderr"}
+        assert found.examples == {"ships": 9}
+        assert found.results["ships"]["acc"] == pytest.approx(accuracy_by_hand(tiny_lm))
+        assert set(found.results["ships"]) == {"acc", "acc_stderr"}
 
     def test_may_be_asked_in_part_and_in_chat(self, run):
-        assert run(limit=3, chat=True)["examples"] == {"ships": 3}
+        assert run(limit=3, chat=True).examples == {"ships": 3}
 
 
 class TestRefusals:

@@ -9,6 +9,7 @@ import yaml
 
 from tasks.contracts.artifacts import Artifact
 from tasks.contracts.errors import BadRecipe, NotFound
+from tasks.contracts.jobs import Done
 from tasks.contracts.results import Benchmarked
 from tasks.evaluate import benchmark_step
 from tasks.evaluate.benchmark_step import BenchmarkTasks, check_benchmarks
@@ -61,7 +62,7 @@ class TestEarly:
         )
         for _ in range(2):
             check_benchmarks(tasks_of("ships", folder=folder), run_context(tmp_path))
-        assert runs == [{}]
+        assert runs == [Done()]
         # It is no cache of what is not there.
         own_tasks(tmp_path, task="shops")
         with pytest.raises(BadRecipe, match=r"'ships', which.*'shops'"):

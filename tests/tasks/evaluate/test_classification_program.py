@@ -1,7 +1,6 @@
 """Scores: loaded as a consumer loads it, example by example."""
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tasks.contracts.errors import BadModel
+from tasks.contracts.jobs import ScoreClassificationJob
 from tasks.evaluate import classification_program
 from tasks.finetune import program as finetune_program
 from tests.tasks.conftest import LABELS, MAX_LENGTH, Notes
@@ -41,19 +41,22 @@ def scored(tmp_path):
     """Runs the program; returns its result and the table."""
 
     def run(model, examples, **changes):
-        job = {
-            "model": str(model),
-            "base": None,
+        fields = {
+            "model": model,
             "kind": "merged",
+            "base": None,
             "quantization": "none",
+            "tokenizer": None,
+            "device": "cpu",
+            "max_length": None,
             "labels": LABELS,
             "seed": 1,
             "examples": examples,
             "batch_size": 7,
             "measure_latency": False,
-            "out": str(tmp_path / "scores.parquet"),
+            "out": tmp_path / "scores.parquet",
         }
-        result = classification_program.main(job | changes, Notes())
+        result = classification_program.main(ScoreClassificationJob(**fields | changes), Notes())
         return result, pq.read_table(tmp_path / "scores.parquet")
 
     return run
@@ -134,13 +137,13 @@ class TestScores:
 class TestTheResult:
     def test_names_labels_and_size(self, scored, shipped, examples):
         result, _ = scored(shipped, examples())
-        assert result["labels"] == LABELS
-        assert result["size_bytes"] == sum(p.stat().st_size for p in shipped.iterdir())
-        assert result["milliseconds_per_example"] is None
+        assert result.labels == tuple(LABELS)
+        assert result.size_bytes == sum(p.stat().st_size for p in shipped.iterdir())
+        assert result.milliseconds_per_example is None
 
     def test_has_a_latency_where_one_is_asked_for(self, scored, shipped, examples):
         result, _ = scored(shipped, examples(), measure_latency=True)
-        assert 0 < result["milliseconds_per_example"] < 5000
+        assert 0 < result.milliseconds_per_example < 5000
 
 
 class TestABrokenModel:
@@ -170,7 +173,7 @@ class TestAnUntrainedModel:
         result, first = scored(tiny_base, examples(), **untrained)
         _, again = scored(tiny_base, examples(), **untrained)
         _, other = scored(tiny_base, examples(), **untrained, seed=2)
-        assert result["labels"] == LABELS
+        assert result.labels == tuple(LABELS)
         assert first.equals(again)
         assert not np.allclose(first["loss"].to_numpy(), other["loss"].to_numpy())
 
@@ -188,12 +191,12 @@ class TestAnAdapter:
         merged = train_job(quantization=quantization, training={"epochs": 1})
         finetune_program.main(merged, Notes())
         adapter = train_job(quantization=quantization, training={"epochs": 1}, ship="adapter")
-        shutil.rmtree(adapter["work"], ignore_errors=True)
-        shutil.copytree(merged["work"], adapter["work"])
-        finetune_program.ship(adapter, Path(adapter["work"]) / "best" / "adapter.safetensors")
-        _, one = scored(merged["out"], examples())
+        shutil.rmtree(adapter.work, ignore_errors=True)
+        shutil.copytree(merged.work, adapter.work)
+        finetune_program.ship(adapter, adapter.work / "best" / "adapter.safetensors")
+        _, one = scored(merged.out, examples())
         _, two = scored(
-            adapter["out"],
+            adapter.out,
             examples(),
             kind="adapter",
             base=str(tiny_base),

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from tasks.chat import encoder
 from tasks.chat.stop_tokens import stop_token_ids, training_tokenizer
 from tasks.contracts.errors import BadModel, BadRecipe
+from tasks.contracts.jobs import ScoreLanguageJob
 from tasks.evaluate import answer_metrics, language_program
 from tests.tasks.chat.conversations import MUST_THINK, REMOVES_REASONING
 from tests.tasks.conftest import Notes
@@ -93,12 +94,13 @@ def scored(tmp_path, tiny_lm, written):
     """Runs the program; returns its result and the table."""
 
     def run(rows, task="instruction", columns=None, **changes):
-        job = {
-            "model": str(tiny_lm),
-            "base": None,
+        fields = {
+            "model": tiny_lm,
             "kind": "merged",
+            "base": None,
             "quantization": "none",
             "tokenizer": None,
+            "device": "cpu",
             "max_length": None,
             "task": task,
             "examples": written(rows, **(columns or {})),
@@ -109,9 +111,9 @@ def scored(tmp_path, tiny_lm, written):
             "beta": 0.1,
             "batch_size": 4,
             "measure_latency": False,
-            "out": str(tmp_path / "scores.parquet"),
+            "out": tmp_path / "scores.parquet",
         }
-        result = language_program.main(job | changes, Notes())
+        result = language_program.main(ScoreLanguageJob(**fields | changes), Notes())
         return result, pq.read_table(tmp_path / "scores.parquet")
 
     return run
@@ -330,11 +332,11 @@ class TestAnswers:
 class TestTheResult:
     def test_has_a_size_and_a_latency_where_one_is_asked_for(self, scored, tiny_lm):
         result, _ = scored(chats())
-        assert result["size_bytes"] == sum(p.stat().st_size for p in tiny_lm.iterdir())
-        assert result["milliseconds_per_example"] is None
+        assert result.size_bytes == sum(p.stat().st_size for p in tiny_lm.iterdir())
+        assert result.milliseconds_per_example is None
         for tokens in (0, 4):
             result, _ = scored(chats(), measure_latency=True, generate_tokens=tokens)
-            assert 0 < result["milliseconds_per_example"] < 5000
+            assert 0 < result.milliseconds_per_example < 5000
 
     def test_is_the_same_again(self, scored):
         _, one = scored(chats(), generate_tokens=8)

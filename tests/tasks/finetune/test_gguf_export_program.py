@@ -12,6 +12,7 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tasks.contracts.errors import BadModel, BadRecipe
+from tasks.contracts.jobs import CheckGgufJob, Done, ExportGgufJob, ExportGgufResult
 from tasks.finetune.gguf_export_program import end_texts, modelfile
 from tasks.runtime.gguf_converter import find_converter
 from tasks.runtime.run_program import run_program
@@ -21,17 +22,28 @@ from tasks.runtime.run_program import run_program
 TOLERANCE = {"f16": 2**-11, "q8_0": 0.5 / 127 + 2**-11}
 
 
-def run_export(work, **job):
+def check(work, base, tokenizer):
+    """Checks whether a model can be exported."""
     work.mkdir(parents=True, exist_ok=True)
-    fixed = {"converter": str(find_converter()), "work": str(work), "type": "f16"}
-    return run_program("tasks.finetune.gguf_export_program", fixed | job, scratch=work)
+    job = CheckGgufJob(
+        converter=find_converter(), file_type="f16", base=base, tokenizer=tokenizer, work=work
+    )
+    return run_program("tasks.finetune.gguf_check_program", job, Done, scratch=work)
 
 
-def export(model, out, kind="f16", **job):
+def export(model, out, file_type="f16", converter=None):
     """Exports a model; returns the file."""
-    out.mkdir(parents=True, exist_ok=True)
-    job |= {"model": str(model), "out": str(out), "type": kind}
-    return out / run_export(out / "work", **job)["file"]
+    work = out / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    job = ExportGgufJob(
+        converter=converter or find_converter(),
+        file_type=file_type,
+        model=model,
+        work=work,
+        out=out,
+    )
+    result = run_program("tasks.finetune.gguf_export_program", job, ExportGgufResult, scratch=work)
+    return out / result.file
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +135,7 @@ class TestTheModelfile:
 
 class TestBeforeTraining:
     def test_a_base_that_the_converter_knows_leaves_nothing(self, tiny_lm, tmp_path):
-        assert run_export(tmp_path / "work", base=str(tiny_lm), tokenizer=str(tiny_lm)) == {}
+        assert check(tmp_path / "work", tiny_lm, tiny_lm) == Done()
         assert not [path for path in (tmp_path / "work").iterdir() if path.is_dir()]
 
     def test_a_tokenizer_that_it_does_not_know(self, spoilt, tiny_lm, tmp_path):
@@ -136,7 +148,7 @@ class TestBeforeTraining:
         )
         tokenizer.save(str(spoilt / "tokenizer.json"))
         with pytest.raises(BadModel, match=r"model\.gguf.*LlamaForCausalLM.*pre-tokenizer"):
-            run_export(tmp_path / "work", base=str(tiny_lm), tokenizer=str(spoilt))
+            check(tmp_path / "work", tiny_lm, spoilt)
 
 
 class TestWhatCannotBeExported:
@@ -162,7 +174,7 @@ class TestWhatCannotBeExported:
         script = tmp_path / "convert_hf_to_gguf.py"
         script.write_text("import what_is_not_there")
         with pytest.raises(BadRecipe, match=r"'what_is_not_there'.*pip install"):
-            export(tiny_lm, tmp_path / "out", converter=str(script))
+            export(tiny_lm, tmp_path / "out", converter=script)
 
 
 @pytest.mark.slow

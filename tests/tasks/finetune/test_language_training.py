@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from tasks.contracts.errors import BadData, BadModel, BadRecipe, Preempted, TrainingDiverged
+from tasks.contracts.jobs import FinetuneJob, PinnedBase, TokenShard
 from tasks.contracts.plan import Plan
 from tasks.contracts.recipe_training import LoraRecipe, TrainingRecipe
 from tasks.contracts.results import Finetuned
@@ -109,10 +110,10 @@ def lm_data(tmp_path_factory, tokenizer):
             }
             table = pa.Table.from_pylist(rows, pa.schema(types))
             pq.write_table(table, folder / f"{name}.parquet", row_group_size=7)
-            listed.append({"digest": name, "tokens": str(folder / f"{name}.parquet")})
+            listed.append(TokenShard(digest=name, tokens=folder / f"{name}.parquet"))
             keep[name] = np.where(part % 5 == 4, 2, 1).astype(np.uint8)
         np.savez(folder / "keep.npz", **keep)
-        return {"shards": listed, "keep": str(folder / "keep.npz")}
+        return {"shards": tuple(listed), "keep_file": folder / "keep.npz"}
 
     return write
 
@@ -128,25 +129,28 @@ def lm_job(tiny_lm, lm_data, tmp_path):
         recipe = {"epochs": 2, "batch_size": 8, "learning_rate": 5e-3, "best_by": "loss"}
         settled = {"device": "cpu", "precision": "fp32", "attention": "packed", "packing": True}
         pairs = changes.get("task") == "preference"
-        job = {
+        fields = {
             "task": "instruction",
-            "base": str(tiny_lm),
-            "tokenizer": str(tiny_lm),
+            "base": tiny_lm,
+            "base_pin": PinnedBase(uri=str(tiny_lm), digest="d" * 64),
+            "tokenizer": tiny_lm,
             **(data or lm_data(pairs=pairs)),
             "labels": [],
-            "lora": LoraRecipe(**{"r": 4, "dropout": 0.0, **(lora or {})}).model_dump(mode="json"),
-            "quantization": "none",
-            "training": TrainingRecipe(**recipe | (training or {})).model_dump(mode="json"),
-            "plan": Plan(**settled | (plan or {})).model_dump(mode="json"),
-            "ship": "merged",
             "head_modules": [],
-            "base_pin": {"uri": str(tiny_lm), "digest": "d" * 64},
+            "lora": LoraRecipe(**{"r": 4, "dropout": 0.0, **(lora or {})}),
+            "quantization": "none",
+            "training": TrainingRecipe(**recipe | (training or {})),
+            "plan": Plan(**settled | (plan or {})),
+            "ship": "merged",
+            "micro_batch_examples": 0,
             "micro_batch_tokens": 0,
-            "out": str(place / "out"),
-            "work": str(place / "work"),
+            "max_micro_batch_tokens": 0,
+            "tight_memory": False,
+            "work": place / "work",
             "resume_from": None,
+            "out": place / "out",
         }
-        return job | changes
+        return FinetuneJob(**fields | changes)
 
     return make
 
@@ -156,12 +160,10 @@ def set_up(tmp_path):
     """Builds all that training has, without training: the task, its model, data and trainer."""
 
     def build(job):
-        Path(job["work"]).mkdir(parents=True, exist_ok=True)
-        finetune_program._prepare(job["plan"], job["training"]["seed"])
-        task = finetune_program._task(job)
-        data = [
-            task.examples(split, Path(job["work"]) / split) for split in ("train", "validation")
-        ]
+        job.work.mkdir(parents=True, exist_ok=True)
+        finetune_program.prepare(job.plan, job.training.seed)
+        task = finetune_program.make_task(job)
+        data = [task.examples(split, job.work / split) for split in ("train", "validation")]
         model = task.model()
         return task, model, data[0], task.trainer(model, *data, [])
 
@@ -177,7 +179,7 @@ def shake(model):
 
 
 def adapter_of(job):
-    return load_file(Path(job["work"]) / "best" / "adapter.safetensors")
+    return load_file(job.work / "best" / "adapter.safetensors")
 
 
 def mean_loss(model, examples):
@@ -252,7 +254,7 @@ class TestTheLossOfAStep:
             for size in (30, 100, 0)
         ]
         for job in jobs:
-            assert finetune_program.main(job, Notes())["steps"] == 3
+            assert finetune_program.main(job, Notes()).steps == 3
         one, *others = (adapter_of(job) for job in jobs)
         for other in others:
             for name, tensor in one.items():
@@ -302,7 +304,7 @@ class TestTheSameJob:
         one = lm_job(data=lm_data(places, cuts=[17]))
         two = lm_job(data=lm_data(shuffled, cuts=[9, 30]))
         assert finetune_program.main(one, Notes()) == finetune_program.main(two, Notes())
-        assert content(one["out"]) == content(two["out"])
+        assert content(one.out) == content(two.out)
 
     @pytest.mark.parametrize("task", ["instruction", "preference"])
     def test_gives_the_same_bytes_when_it_is_interrupted(self, lm_job, task):
@@ -316,10 +318,10 @@ class TestTheSameJob:
             saved = [line["checkpoint"] for line in notes.lines if "checkpoint" in line]
             moved = f"{job['work']}-elsewhere-{stop_at}"
             shutil.move(saved[-1], moved)
-            shutil.rmtree(job["work"])
-            job["resume_from"] = moved
+            shutil.rmtree(job.work)
+            job = job.model_copy(update={"resume_from": Path(moved)})
         assert finetune_program.main(job, Notes()) == expected
-        assert content(job["out"]) == content(whole["out"])
+        assert content(job.out) == content(whole.out)
 
 
 class TestTheResult:
@@ -328,9 +330,9 @@ class TestTheResult:
         result = finetune_program.main(lm_job(), notes)
         own = {"schema_version", "artifact", "key", "provenance", "tokens_per_second"}
         assert set(result) == set(Finetuned.model_fields) - own
-        assert set(result["metrics"]) == {"loss", "perplexity", "accuracy"}
-        assert result["metrics"]["perplexity"] == pytest.approx(math.exp(result["metrics"]["loss"]))
-        assert result["warnings"] == []
+        assert set(result.metrics) == {"loss", "perplexity", "accuracy"}
+        assert result.metrics["perplexity"] == pytest.approx(math.exp(result.metrics["loss"]))
+        assert result.warnings == ()
         json.dumps(result, allow_nan=False)
         steps = [line for line in notes.lines if "tokens_per_second" in line]
         assert {"step", "steps", "epoch", "loss", "learning_rate", "memory_mb"} <= set(steps[0])
@@ -364,9 +366,9 @@ class TestWhatIsLearnt:
             training={"epochs": 12, "learning_rate": 1e-2, "batch_size": 6},
         )
         result = finetune_program.main(job, Notes())
-        logged = [entry["loss"] for entry in result["history"] if "loss" in entry]
+        logged = [entry["loss"] for entry in result.history if "loss" in entry]
         assert logged[-1] < 0.05 * logged[0]
-        model = AutoModelForCausalLM.from_pretrained(job["out"])
+        model = AutoModelForCausalLM.from_pretrained(job.out)
         prompt, answer = sentence(1)
         asked = tokenizer(prompt, return_tensors="pt")
         said = model.generate(**asked, max_new_tokens=20, do_sample=False)[0]
@@ -377,9 +379,9 @@ class TestWhatIsLearnt:
         training = {"epochs": 6, "learning_rate": 0.1, "batch_size": 4, "schedule": "constant"}
         job = lm_job(base=bold_lm, training=training)
         result = finetune_program.main(job, Notes())
-        epochs = [entry for entry in result["history"] if "eval_loss" in entry]
+        epochs = [entry for entry in result.history if "eval_loss" in entry]
         best = min(epochs, key=lambda entry: entry["eval_loss"])
-        assert (result["best_epoch"], result["metrics"]["loss"]) == (
+        assert (result.best_epoch, result.metrics["loss"]) == (
             best["epoch"],
             best["eval_loss"],
         )
@@ -404,7 +406,7 @@ class TestQuantisation:
         assert torch.equal(first_layer(), before)
 
     def test_leaves_the_head_alone(self, lm_job):
-        model = finetune_program._task(lm_job(quantization="nf4")).model()
+        model = finetune_program.make_task(lm_job(quantization="nf4")).model()
         assert type(model.get_output_embeddings()) is torch.nn.Linear
         assert "Linear4bit" in {type(m).__name__ for m in model.modules()}
 
@@ -418,9 +420,9 @@ class TestQuantisation:
             expected = model.eval()(input_ids=ids, use_cache=False).logits.float()
         adapter_.save_adapter(model, tmp_path / "adapter.safetensors")
         finetune_program.ship(job, tmp_path / "adapter.safetensors")
-        plain = job | {"quantization": "none", "out": str(tmp_path / "plain")}
+        plain = job.model_copy(update={"quantization": "none", "out": tmp_path / "plain"})
         finetune_program.ship(plain, tmp_path / "adapter.safetensors")
-        shipped, other = (AutoModelForCausalLM.from_pretrained(j["out"]) for j in (job, plain))
+        shipped, other = (AutoModelForCausalLM.from_pretrained(j.out) for j in (job, plain))
         with torch.no_grad():
             own, others = (
                 (model(input_ids=ids).logits - expected).abs().max() for model in (shipped, other)
@@ -437,7 +439,7 @@ class TestWhatShips:
         adapter_.save_adapter(model, tmp_path / "adapter.safetensors")
         finetune_program.ship(job, tmp_path / "adapter.safetensors")
         ids = torch.tensor(data[0].parts[0].ids, dtype=torch.long)[None]
-        shipped = AutoModelForCausalLM.from_pretrained(job["out"])
+        shipped = AutoModelForCausalLM.from_pretrained(job.out)
         with torch.no_grad():
             expected = model.eval()(input_ids=ids, use_cache=False).logits
             assert torch.allclose(shipped(input_ids=ids).logits, expected, atol=1e-5)
@@ -449,7 +451,7 @@ class TestWhatShips:
         jobs = [lm_job(ship=kind, training={"epochs": 1}) for kind in ("merged", "adapter")]
         for job in jobs:
             finetune_program.main(job, Notes())
-        merged, adapter = (job["out"] for job in jobs)
+        merged, adapter = (job.out for job in jobs)
         ids = torch.arange(100, 120)[None]
         base = AutoModelForCausalLM.from_pretrained(tiny_lm)
         with torch.no_grad():
@@ -464,15 +466,15 @@ class TestWhatShips:
     def test_generates_and_chats_as_it_was_trained(self, lm_job, tiny_lm, ship):
         job = lm_job(ship=ship, training={"epochs": 1})
         finetune_program.main(job, Notes())
-        shipped = content(job["out"])
-        tokenizer = AutoTokenizer.from_pretrained(job["out"])
+        shipped = content(job.out)
+        tokenizer = AutoTokenizer.from_pretrained(job.out)
         base = AutoTokenizer.from_pretrained(tiny_lm)
         assert tokenizer.chat_template == base.chat_template
-        ends = GenerationConfig.from_pretrained(job["out"]).eos_token_id
+        ends = GenerationConfig.from_pretrained(job.out).eos_token_id
         assert tokenizer.convert_tokens_to_ids(END) in (ends if isinstance(ends, list) else [ends])
         assert {name.rpartition(".")[2] for name in shipped} <= {"json", "safetensors", "jinja"}
-        assert all(job["work"].encode() not in data for data in shipped.values())
-        modes = {path.stat().st_mode & 0o777 for path in Path(job["out"]).iterdir()}
+        assert all(str(job.work).encode() not in data for data in shipped.values())
+        modes = {path.stat().st_mode & 0o777 for path in job.out.iterdir()}
         assert modes == {0o644}
 
     def test_with_a_generation_config_that_contradicts_itself_ships_all_the_same(
@@ -484,7 +486,7 @@ class TestWhatShips:
         (base / "generation_config.json").write_text(json.dumps(settings))
         job = lm_job(base=str(base), training={"epochs": 1})
         finetune_program.main(job, Notes())
-        assert GenerationConfig.from_pretrained(job["out"]).temperature == 0.6
+        assert GenerationConfig.from_pretrained(job.out).temperature == 0.6
 
     def test_keeps_the_number_format_of_the_base(self, lm_job, tiny_lm, tmp_path):
         base = shutil.copytree(tiny_lm, tmp_path / "half")
@@ -511,7 +513,7 @@ class TestWhatShips:
         ids = torch.tensor(data[0].parts[0].ids, dtype=torch.long)[None]
         with torch.no_grad():
             expected = model.eval()(input_ids=ids, use_cache=False).logits
-            shipped = AutoModelForCausalLM.from_pretrained(job["out"])(input_ids=ids).logits
+            shipped = AutoModelForCausalLM.from_pretrained(job.out)(input_ids=ids).logits
         assert torch.allclose(shipped, expected, atol=1e-5)
 
 
@@ -545,10 +547,10 @@ class TestPreference:
     def test_is_learnt(self, lm_job, bold_lm):
         job = lm_job(task="preference", base=bold_lm, training={"epochs": 3})
         result = finetune_program.main(job, Notes())
-        assert set(result["metrics"]) == {"loss", "accuracy", "margin"}
-        assert result["metrics"]["loss"] < 0.5 * math.log(2)
-        assert result["metrics"]["accuracy"] == 1.0
-        assert result["metrics"]["margin"] > 0
+        assert set(result.metrics) == {"loss", "accuracy", "margin"}
+        assert result.metrics["loss"] < 0.5 * math.log(2)
+        assert result.metrics["accuracy"] == 1.0
+        assert result.metrics["margin"] > 0
 
     def test_steps_do_not_depend_on_micro_batches(self, lm_job, set_up):
         losses = []
@@ -580,12 +582,14 @@ class TestABadBase:
         del weights["model.norm.weight"]
         save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(BadModel, match="1 tensors missing"):
-            finetune_program._task(lm_job(base=str(broken))).model()
+            finetune_program.make_task(lm_job(base=str(broken))).model()
 
     def test_gets_no_adapter_on_its_head(self, lm_job):
         with pytest.raises(BadRecipe, match="the output embedding"):
-            finetune_program._task(lm_job(lora={"target_modules": ["lm_head"]})).model()
-        names = [name for name, _ in finetune_program._task(lm_job()).model().named_parameters()]
+            finetune_program.make_task(lm_job(lora={"target_modules": ["lm_head"]})).model()
+        names = [
+            name for name, _ in finetune_program.make_task(lm_job()).model().named_parameters()
+        ]
         assert not any("lm_head.lora" in name for name in names)
         assert sum("lora_A" in name for name in names) == 2 * 7
 
@@ -621,7 +625,7 @@ class TestExamples:
         for number, places in enumerate((np.arange(40), np.arange(40)[::-1])):
             data = lm_data(places, cuts=[11])
             part = gather_tokens(
-                data["shards"], data["keep"], "train", tmp_path / str(number), pairs=False
+                data["shards"], data["keep_file"], "train", tmp_path / str(number), pairs=False
             )
             found.append([each.parts[0].ids.tolist() for each in part])
             assert part.lengths.tolist() == [len(ids) for ids in found[-1]]
@@ -630,27 +634,29 @@ class TestExamples:
 
     def test_without_anything_to_learn_are_left_out(self, lm_data, tmp_path):
         data = lm_data()
-        file = data["shards"][0]["tokens"]
+        file = data["shards"][0].tokens
         table = pq.read_table(file)
         silent = [[0] * len(marks) for marks in table.column("loss_mask").to_pylist()]
         column = pa.array(silent, pa.list_(pa.uint8()))
         pq.write_table(table.set_column(5, "loss_mask", column), file)
         with pytest.raises(BadData, match="no examples with tokens to learn"):
-            gather_tokens(data["shards"], data["keep"], "train", tmp_path / "t", pairs=False)
+            gather_tokens(data["shards"], data["keep_file"], "train", tmp_path / "t", pairs=False)
 
     def test_of_pairs_stay_pairs_across_the_files_batches(self, lm_data, tmp_path, monkeypatch):
         monkeypatch.setattr("tasks.training.language_batches._ROWS_AT_ONCE", 3)
         data = lm_data(pairs=True)
-        found = gather_tokens(data["shards"], data["keep"], "train", tmp_path / "t", pairs=True)
+        found = gather_tokens(
+            data["shards"], data["keep_file"], "train", tmp_path / "t", pairs=True
+        )
         assert len(found) == 32
         starts = [[part.ids[:3].tolist() for part in each.parts] for each in found]
         assert all(one == other for one, other in starts)
 
     def test_of_other_data_are_refused(self, lm_data, tmp_path):
         one, two = lm_data(range(40)), lm_data(range(9))
-        mixed = [{**two["shards"][0], "tokens": one["shards"][0]["tokens"]}]
+        mixed = [two["shards"][0].model_copy(update={"tokens": one["shards"][0].tokens})]
         with pytest.raises(BadData, match="row 39 of 9"):
-            gather_tokens(mixed, two["keep"], "train", tmp_path / "t", pairs=False)
+            gather_tokens(mixed, two["keep_file"], "train", tmp_path / "t", pairs=False)
 
 
 class TestSteps:
@@ -736,7 +742,7 @@ class TestTheCompiledModel:
             for each in (False, True)
         ]
         one, other = (finetune_program.main(job, Notes()) for job in jobs)
-        assert other["metrics"]["loss"] == pytest.approx(one["metrics"]["loss"], rel=1e-3)
+        assert other.metrics["loss"] == pytest.approx(one.metrics["loss"], rel=1e-3)
 
 
 class TestTheBudget:

@@ -19,6 +19,8 @@ from sklearn import metrics as sklearn_metrics
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerControl
 
 from tasks.contracts.errors import BadData, BadRecipe, Preempted, TrainingDiverged
+from tasks.contracts.jobs import FinetuneResult
+from tasks.contracts.recipe_training import LoraRecipe
 from tasks.contracts.results import Finetuned
 from tasks.finetune import program as finetune_program
 from tasks.models import adapter as adapter_
@@ -51,9 +53,13 @@ class TestTheSameJob:
         first = finetune_program.main(one, Notes())
         progress = []
         second = run_program(
-            "tasks.finetune.program", two, scratch=tmp_path / "s", on_progress=progress.append
+            "tasks.finetune.program",
+            two,
+            FinetuneResult,
+            scratch=tmp_path / "s",
+            on_progress=progress.append,
         )
-        assert content(one["out"]) == content(two["out"])
+        assert content(one.out) == content(two.out)
         assert first == second
         assert any("eval_accuracy" in line for line in progress)
 
@@ -64,8 +70,10 @@ class TestTheSameJob:
         for way in ("on", "off"):
             monkeypatch.setenv("BURNISH_FORK_SERVER", way)
             job = train_job(data=data, training={"epochs": 1})
-            result = run_program("tasks.finetune.program", job, scratch=tmp_path / way)
-            results.append((result, content(job["out"])))
+            result = run_program(
+                "tasks.finetune.program", job, FinetuneResult, scratch=tmp_path / way
+            )
+            results.append((result, content(job.out)))
         assert results[0] == results[1]
 
     @pytest.mark.parametrize("ship", ["merged", "adapter"])
@@ -80,30 +88,30 @@ class TestTheSameJob:
             saved = [line["checkpoint"] for line in notes.lines if "checkpoint" in line]
             moved = f"{job['work']}-elsewhere-{stop_at}"
             shutil.move(saved[-1], moved)
-            shutil.rmtree(job["work"])
-            job["resume_from"] = moved
+            shutil.rmtree(job.work)
+            job = job.model_copy(update={"resume_from": Path(moved)})
         assert finetune_program.main(job, Notes()) == expected
-        assert content(job["out"]) == content(whole["out"])
+        assert content(job.out) == content(whole.out)
 
     def test_with_another_seed_gives_another_model(self, train_job):
         one, two = train_job(training={"epochs": 1}), train_job(training={"epochs": 1, "seed": 18})
         for job in (one, two):
             finetune_program.main(job, Notes())
-        assert content(one["out"]) != content(two["out"])
+        assert content(one.out) != content(two.out)
 
     def test_starts_afresh_from_half_a_checkpoint(self, train_job, tmp_path):
         job = train_job(training={"epochs": 1}, resume_from=str(tmp_path / "half"))
         (tmp_path / "half").mkdir()
         (tmp_path / "half" / "trainer_state.json").write_text("{")
-        assert finetune_program.main(job, Notes())["steps"] > 0
+        assert finetune_program.main(job, Notes()).steps > 0
 
     def test_in_micro_batches_gives_the_same_model_up_to_rounding(self, train_job):
-        jobs = [train_job(training={"epochs": 1}, micro_batch=size) for size in (None, 2)]
+        jobs = [train_job(training={"epochs": 1}, micro_batch_examples=size) for size in (0, 2)]
         whole, parts = (finetune_program.main(job, Notes()) for job in jobs)
-        assert parts["steps"] == whole["steps"]
+        assert parts.steps == whole.steps
         # Adam turns rounding of tiny gradients into steps, so weights agree less than losses.
         losses = [
-            [entry["loss"] for entry in run["history"] if "loss" in entry] for run in (whole, parts)
+            [entry["loss"] for entry in run.history if "loss" in entry] for run in (whole, parts)
         ]
         assert np.allclose(*losses, atol=0.02)
 
@@ -120,12 +128,18 @@ class TestACancelledRun:
                 raise Cancelled
 
         with pytest.raises(Cancelled):
-            run_program("tasks.finetune.program", job, scratch=tmp_path / "s", on_progress=cancel)
-        newest = max(Path(job["work"]).glob("checkpoints/*/complete"), key=os.path.getmtime).parent
+            run_program(
+                "tasks.finetune.program",
+                job,
+                FinetuneResult,
+                scratch=tmp_path / "s",
+                on_progress=cancel,
+            )
+        newest = max(job.work.glob("checkpoints/*/complete"), key=os.path.getmtime).parent
         reached = json.loads((newest / "trainer_state.json").read_text())["global_step"]
         notes = Notes(stop_at=0)
         with pytest.raises(Preempted):
-            finetune_program.main(job | {"resume_from": str(newest)}, notes)
+            finetune_program.main(job.model_copy(update={"resume_from": newest}), notes)
         began = next(line["step"] for line in notes.lines if "step" in line)
         assert began == reached >= 3
 
@@ -137,11 +151,11 @@ class TestTheResult:
         result = finetune_program.main(job, notes)
         own = {"schema_version", "artifact", "key", "provenance", "tokens_per_second"}
         assert set(result) == set(Finetuned.model_fields) - own
-        assert set(result["metrics"]) == {"loss", "accuracy", "precision", "recall", "f1"}
-        assert result["steps"] == 8
-        evaluated = [entry for entry in result["history"] if "eval_loss" in entry]
+        assert set(result.metrics) == {"loss", "accuracy", "precision", "recall", "f1"}
+        assert result.steps == 8
+        evaluated = [entry for entry in result.history if "eval_loss" in entry]
         assert [entry["epoch"] for entry in evaluated] == [1.0, 2.0]
-        assert {"step", "epoch", "loss", "learning_rate"} <= set(result["history"][0])
+        assert {"step", "epoch", "loss", "learning_rate"} <= set(result.history[0])
         json.dumps(result, allow_nan=False)
 
     def test_counts_what_was_trained(self, train_job, tiny_base):
@@ -149,8 +163,7 @@ class TestTheResult:
         layers, hidden = 2, 32
         head = hidden * len(LABELS) + len(LABELS)
         assert (
-            finetune_program.main(job, Notes())["trained_parameters"]
-            == layers * 2 * 2 * hidden + head
+            finetune_program.main(job, Notes()).trained_parameters == layers * 2 * 2 * hidden + head
         )
 
     def test_is_reported_as_it_comes(self, train_job):
@@ -174,8 +187,8 @@ class TestQuantisation:
             quantization="nf4",
             head_modules=["classifier"],
         )
-        lora = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["all-linear"]}
-        model = adapter_.attach_lora(base, lora | {"modules_to_save": []}, heads, seed=1)
+        lora = LoraRecipe(r=4, alpha=8, dropout=0.0)
+        model = adapter_.attach_lora(base, lora, heads, seed=1)
         torch.manual_seed(2)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -219,10 +232,10 @@ class TestQuantisation:
         lora = {"r": 4, "alpha": 8, "dropout": 0.0}
         job = train_job(lora=lora, training={"seed": 1})
         finetune_program.ship(job, tmp_path / "adapter.safetensors")
-        shipped = AutoModelForSequenceClassification.from_pretrained(job["out"]).eval()
+        shipped = AutoModelForSequenceClassification.from_pretrained(job.out).eval()
         plain = train_job(lora=lora, training={"seed": 1}, quantization="none")
         finetune_program.ship(plain, tmp_path / "adapter.safetensors")
-        other = AutoModelForSequenceClassification.from_pretrained(plain["out"]).eval()
+        other = AutoModelForSequenceClassification.from_pretrained(plain.out).eval()
         with torch.no_grad():
             assert torch.allclose(shipped(**batch).logits, expected, atol=1e-4)
             # Merged into the base as it was before quantisation it is another model.
@@ -233,8 +246,8 @@ class TestWhatShips:
     def test_is_an_ordinary_model(self, train_job, news):
         job = train_job()
         result = finetune_program.main(job, Notes())
-        model = AutoModelForSequenceClassification.from_pretrained(job["out"]).eval()
-        tokenizer = AutoTokenizer.from_pretrained(job["out"])
+        model = AutoModelForSequenceClassification.from_pretrained(job.out).eval()
+        tokenizer = AutoTokenizer.from_pretrained(job.out)
         assert tokenizer.model_max_length == MAX_LENGTH
         assert model.config.label2id == {name: number for number, name in enumerate(LABELS)}
         assert model.config.problem_type == "single_label_classification"
@@ -248,22 +261,22 @@ class TestWhatShips:
             found = model(**batch).logits.argmax(-1)
         truth = torch.tensor([LABELS.index(row["label"]) for row in held_out])
         accuracy = (found == truth).float().mean().item()
-        assert accuracy == pytest.approx(result["metrics"]["accuracy"], abs=0.07)
+        assert accuracy == pytest.approx(result.metrics["accuracy"], abs=0.07)
 
     @pytest.mark.parametrize("ship", ["merged", "adapter"])
     def test_holds_no_pickle_and_no_path_of_this_machine(self, train_job, ship, tmp_path):
         job = train_job(ship=ship, training={"epochs": 1})
         finetune_program.main(job, Notes())
-        shipped = content(job["out"])
+        shipped = content(job.out)
         assert {name.rpartition(".")[2] for name in shipped} == {"json", "safetensors"}
         for name, data in shipped.items():
-            for place in (job["base"], job["work"], str(tmp_path.parent)):
+            for place in (str(job.base), str(job.work), str(tmp_path.parent)):
                 assert place.encode() not in data, name
 
     def test_may_be_read_by_others(self, train_job):
         job = train_job(training={"epochs": 1})
         finetune_program.main(job, Notes())
-        modes = {path.stat().st_mode & 0o777 for path in Path(job["out"]).iterdir()}
+        modes = {path.stat().st_mode & 0o777 for path in job.out.iterdir()}
         assert modes == {0o644}
 
     @pytest.mark.parametrize(
@@ -281,7 +294,7 @@ class TestWhatShips:
         assert (config["base_model_name_or_path"], config["revision"]) == (name, revision)
 
     def shipped_config(self, job, tmp_path):
-        model = finetune_program._task(job).model()
+        model = finetune_program.make_task(job).model()
         adapter_.save_adapter(model, tmp_path / "adapter.safetensors")
         finetune_program.ship(job, tmp_path / "adapter.safetensors")
         with open(f"{job['out']}/adapter_config.json") as file:
@@ -293,8 +306,8 @@ class TestWhatShips:
         for each in (job, merged):
             finetune_program.main(each, Notes())
         base = AutoModelForSequenceClassification.from_pretrained(tiny_base, num_labels=3)
-        adapter = PeftModel.from_pretrained(base, job["out"]).eval()
-        whole = AutoModelForSequenceClassification.from_pretrained(merged["out"]).eval()
+        adapter = PeftModel.from_pretrained(base, job.out).eval()
+        whole = AutoModelForSequenceClassification.from_pretrained(merged.out).eval()
         batch = batch_of(tiny_base, [row["text"] for row in news])
         with torch.no_grad():
             assert torch.allclose(adapter(**batch).logits, whole(**batch).logits, atol=1e-4)
@@ -306,18 +319,18 @@ class TestWhatShips:
         save_file(weights, half / "model.safetensors", metadata={"format": "pt"})
         job = train_job(base=str(half), training={"epochs": 1})
         finetune_program.main(job, Notes())
-        assert {tensor.dtype for tensor in tensors(job["out"]).values()} == {torch.bfloat16}
+        assert {tensor.dtype for tensor in tensors(job.out).values()} == {torch.bfloat16}
 
 
 class TestPrecision:
     def test_bf16_trains_adapter_and_head_in_fp32(self, train_job):
-        plan = train_job()["plan"] | {"precision": "bf16"}
-        model = finetune_program._task(train_job(plan=plan, quantization="none")).model()
+        plan = {"precision": "bf16"}
+        model = finetune_program.make_task(train_job(plan=plan, quantization="none")).model()
         trained = {p.dtype for p in model.parameters() if p.requires_grad}
         frozen = {p.dtype for p in model.parameters() if not p.requires_grad}
         assert (trained, frozen) == ({torch.float32}, {torch.bfloat16})
         job = train_job(plan=plan)
-        assert math.isfinite(finetune_program.main(job, Notes())["metrics"]["loss"])
+        assert math.isfinite(finetune_program.main(job, Notes()).metrics["loss"])
 
 
 class TestABadLoss:
@@ -381,7 +394,7 @@ class TestExamples:
         for place, rows in enumerate((news, news[::-1])):
             data = shards([rows[:10], rows[10:]])
             part = gather(
-                data["shards"], data["keep"], LABELS, "train", tmp_path / f"{place}.arrow"
+                data["shards"], data["keep_file"], LABELS, "train", tmp_path / f"{place}.arrow"
             )
             found.append([(row["labels"], row["input_ids"].tolist()) for row in part])
         assert found[0] == found[1]
@@ -389,18 +402,18 @@ class TestExamples:
     def test_of_an_empty_split_are_refused(self, shards, news, tmp_path):
         data = shards([news], splits=("train",))
         with pytest.raises(BadData, match="validation split"):
-            gather(data["shards"], data["keep"], LABELS, "validation", tmp_path / "v.arrow")
+            gather(data["shards"], data["keep_file"], LABELS, "validation", tmp_path / "v.arrow")
 
     def test_with_an_unknown_label_are_refused(self, shards, news, tmp_path):
         data = shards([news])
         with pytest.raises(BadData, match="label 'tech'"):
-            gather(data["shards"], data["keep"], LABELS[:2], "train", tmp_path / "t.arrow")
+            gather(data["shards"], data["keep_file"], LABELS[:2], "train", tmp_path / "t.arrow")
 
     def test_that_do_not_belong_to_the_data_are_refused(self, shards, news, tmp_path):
         one, two = shards([news]), shards([news[:9]])
-        mixed = [{**one["shards"][0], "tokens": two["shards"][0]["tokens"]}]
+        mixed = [one["shards"][0].model_copy(update={"tokens": two["shards"][0].tokens})]
         with pytest.raises(BadData, match="9 rows of tokens"):
-            gather(mixed, one["keep"], LABELS, "train", tmp_path / "t.arrow")
+            gather(mixed, one["keep_file"], LABELS, "train", tmp_path / "t.arrow")
 
 
 class TestBatches:
@@ -470,11 +483,11 @@ class TestMetrics:
 class TestTargets:
     def test_that_match_nothing_are_refused(self, train_job):
         with pytest.raises(BadRecipe, match="no linear layer named q_proj") as caught:
-            finetune_program._task(train_job(lora={"target_modules": ["q_proj"]})).model()
+            finetune_program.make_task(train_job(lora={"target_modules": ["q_proj"]})).model()
         assert "query" in caught.value.expected
 
     def test_are_all_linear_layers_but_the_head(self, train_job):
-        model = finetune_program._task(train_job()).model()
+        model = finetune_program.make_task(train_job()).model()
         adapted = {n.rpartition(".lora_A")[0] for n, _ in model.named_parameters() if "lora_A" in n}
         assert len(adapted) == 2 * 6 + 1
         assert not any("classifier" in name for name in adapted)
@@ -482,6 +495,6 @@ class TestTargets:
     def test_and_a_gpu_that_is_not_there_are_refused(self, train_job):
         if torch.cuda.is_available():
             pytest.skip("there is a GPU")
-        plan = train_job()["plan"] | {"device": "cuda"}
+        plan = {"device": "cuda"}
         with pytest.raises(BadRecipe, match="without a usable GPU"):
             finetune_program.main(train_job(plan=plan), Notes())

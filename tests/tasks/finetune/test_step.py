@@ -1,10 +1,9 @@
 """What training makes besides the weights: the GGUF file that the recipe may ask for."""
 
-from pathlib import Path
-
 import pytest
 
 from tasks.contracts.errors import BadModel
+from tasks.contracts.jobs import Done, ExportGgufResult, FinetuneResult
 from tasks.contracts.plan import Plan
 from tasks.contracts.recipe_training import LoraRecipe, TrainingRecipe
 from tasks.finetune import step as finetune_step
@@ -15,12 +14,12 @@ from tasks.runtime.run_program import program_name
 from tasks.storage.sources import resolve
 from tasks.storage.store import open_store
 
-RESULT = {
-    "metrics": {},
-    "history": (),
-    "best_epoch": 1.0,
-    "steps": 1,
-    "trained_parameters": 1,
+RESULTS = {
+    "finetune": FinetuneResult(
+        metrics={}, history=(), best_epoch=1.0, steps=1, trained_parameters=1, warnings=()
+    ),
+    "finetune-gguf-check": Done(),
+    "finetune-gguf-export": ExportGgufResult(file="model-q8_0.gguf", bytes=0),
 }
 
 
@@ -63,12 +62,14 @@ def programs(monkeypatch):
     """The programs that are run, in order, each with its job; they write one file at most."""
     ran = []
 
-    def run_program(name, job, **options):
-        ran.append((program_name(name), job))
-        if job.get("out"):
-            Path(job["out"]).mkdir(exist_ok=True)
-            (Path(job["out"]) / ran[-1][0]).write_text("")
-        return RESULT if ran[-1][0] == "finetune" else {}
+    def run_program(module, job, result, **options):
+        name = program_name(module)
+        ran.append((name, job))
+        if hasattr(job, "out"):
+            job.out.mkdir(exist_ok=True)
+            (job.out / name).write_text("")
+        assert isinstance(RESULTS[name], result)
+        return RESULTS[name]
 
     monkeypatch.setattr(finetune_step, "run_program", run_program)
     return ran
@@ -78,14 +79,14 @@ class TestTheGgufFile:
     def test_is_tried_before_training_and_made_after_it(self, inputs, context, programs):
         made = finetune.work(inputs(gguf="q8_0"), context)
         assert [name for name, _ in programs] == [
-            "finetune-gguf-export",
+            "finetune-gguf-check",
             "finetune",
             "finetune-gguf-export",
         ]
-        trial, training, export = (job for _, job in programs)
-        assert "model" not in trial and trial["base"] == training["base"]
-        assert export["model"] == export["out"] == training["out"]
-        assert trial["type"] == export["type"] == "q8_0"
+        check, training, export = (job for _, job in programs)
+        assert check.base == training.base
+        assert export.model == export.out == training.out
+        assert check.file_type == export.file_type == "q8_0"
         folder = open_store(context.store).open(made.artifact)
         assert sorted(path.name for path in folder.iterdir()) == [
             "finetune",
@@ -97,8 +98,8 @@ class TestTheGgufFile:
         assert [name for name, _ in programs] == ["finetune"]
 
     def test_that_cannot_be_made_costs_no_training(self, inputs, context, programs, monkeypatch):
-        def refuse(name, job, **options):
-            assert name == "tasks.finetune.gguf_export_program"
+        def refuse(module, job, result, **options):
+            assert module == "tasks.finetune.gguf_check_program"
             raise BadModel("model.gguf", "a", "b", "c")
 
         monkeypatch.setattr(finetune_step, "run_program", refuse)

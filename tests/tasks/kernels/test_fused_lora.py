@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tasks.contracts.recipe_training import LoraRecipe
 from tasks.kernels import fused_lora
 from tasks.models import causal
 
@@ -15,14 +16,8 @@ def adapted(tiny_lm):
 
     def make(precision=torch.float32, quantization="none", **options):
         model = causal.load_causal(tiny_lm, dtype=precision, quantization=quantization)
-        settings = {
-            "r": 4,
-            "alpha": 8,
-            "dropout": 0.0,
-            "target_modules": ["all-linear"],
-            "modules_to_save": [],
-        }
-        model = causal.attach_lora(model, settings | options, 0)
+        lora = LoraRecipe(**{"r": 4, "alpha": 8, "dropout": 0.0, **options})
+        model = causal.attach_lora(model, lora, 0)
         torch.manual_seed(1)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:

@@ -116,7 +116,7 @@ class TestMerge:
     @pytest.mark.parametrize("changes", [{}, {"dora": True, "target_modules": ["q_proj"]}])
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_equals_merging_all_at_once(self, tiny_lm, dtype, changes):
-        lora = LoraRecipe(**{"r": 4, **changes}).model_dump(mode="json")
+        lora = LoraRecipe(**{"r": 4, **changes})
         plain = merge.dequantize_to_host(quantized(tiny_lm, dtype), dtype)
         found = merge.merge(randomize(causal.attach_lora(plain, lora, 1)), torch.bfloat16)
         base = quantized(tiny_lm, dtype).dequantize(dtype=dtype)
@@ -125,7 +125,7 @@ class TestMerge:
 
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_of_a_classifier_equals_merging_all_at_once(self, tiny_base, dtype):
-        lora = LoraRecipe(r=4).model_dump(mode="json")
+        lora = LoraRecipe(r=4)
         base, heads = classifier(tiny_base, dtype)
         plain = merge.dequantize_to_host(base, dtype)
         found = merge.merge(randomize(adapter.attach_lora(plain, lora, heads, 1)), torch.float16)
@@ -137,7 +137,7 @@ class TestMerge:
         assert_equal(found, expected)
 
     def test_of_conv1d_layers_gives_the_trained_outputs(self, tiny_gpt2):
-        lora = LoraRecipe(r=4, dropout=0.0).model_dump(mode="json")
+        lora = LoraRecipe(r=4, dropout=0.0)
         trained = randomize(causal.attach_lora(quantized(tiny_gpt2, torch.float32), lora, 1)).eval()
         plain = merge.dequantize_to_host(quantized(tiny_gpt2, torch.float32), torch.float32)
         found = merge.merge(randomize(causal.attach_lora(plain, lora, 1)), torch.float32)

@@ -3,6 +3,7 @@
 import pytest
 from transformers import LlamaConfig
 
+from tasks.contracts.jobs import ForecastJob
 from tasks.contracts.plan import Plan
 from tasks.contracts.recipe_training import LoraRecipe
 from tasks.plan import forecast_program
@@ -46,23 +47,23 @@ def forecast(tmp_path):
             optimizer="paged_adamw_8bit",
             packing=True,
         )
-        job = {
-            "base": str(folder),
-            "lora": LoraRecipe().model_dump(mode="json"),
+        fields = {
+            "base": folder,
+            "lora": LoraRecipe(),
             "quantization": "nf4",
-            "plan": plan.model_dump(mode="json"),
+            "plan": plan,
             "ship": "adapter",
             "checkpointing": "auto",
             "micro_batch_tokens": 2048,
             "max_length": 2048,
-            "longest": 2048,
-            "most_tokens": 2048,
+            "longest_example": 2048,
+            "step_tokens": 2048,
             "target_share": 0.5,
             "memory": 22 * 10**9,
             "host_memory": 60 * 10**9,
             "stored_bytes": 2,
         }
-        return forecast_program.main(job | changes, SilentReporter())
+        return forecast_program.main(ForecastJob(**fields | changes), SilentReporter())
 
     return run
 
@@ -74,67 +75,71 @@ def total(parts):
 class TestALargeModel:
     def test_of_8_billion_weights_fits_24_gb_with_qlora(self, forecast):
         found = forecast("8B")
-        assert found["fits"] and found["micro_batch_tokens"] == 2048
+        assert found.fits and found.micro_batch_tokens == 2048
         # 7 billion linear weights of half a byte, and a billion of two.
-        assert found["parts"]["weights"] == pytest.approx(5.6e9, rel=0.02)
-        assert found["trained_parameters"] == 41_943_040
+        assert found.parts["weights"] == pytest.approx(5.6e9, rel=0.02)
+        assert found.trained_parameters == 41_943_040
 
     def test_gets_as_many_tokens_as_fit(self, forecast):
-        found = forecast("8B", micro_batch_tokens=0, most_tokens=60_000, checkpointing="on")
-        assert found["fits"] and 4096 < found["micro_batch_tokens"] < 60_000
-        assert 0.9 * 22e9 < total(found["parts"]) <= 22e9
+        found = forecast("8B", micro_batch_tokens=0, step_tokens=60_000, checkpointing="on")
+        assert found.fits and 4096 < found.micro_batch_tokens < 60_000
+        assert 0.9 * 22e9 < total(found.parts) <= 22e9
 
     def test_is_checkpointed_only_if_it_must_be(self, forecast):
-        assert forecast("8B")["checkpointing"] is True
-        assert forecast("8B", memory=60 * 10**9)["checkpointing"] is False
+        assert forecast("8B").checkpointing is True
+        assert forecast("8B", memory=60 * 10**9).checkpointing is False
 
     def test_of_70_billion_does_not_fit_at_all(self, forecast):
         found = forecast("70B")
-        assert not found["fits"] and not any(each["fits"] for each in found["remedies"])
-        assert found["parts"]["weights"] > 35e9
+        assert not found.fits and not any(each.fits for each in found.remedies)
+        assert found.parts["weights"] > 35e9
 
     @pytest.mark.slow
     def test_that_does_not_fit_gets_remedies(self, forecast):
         found = forecast("8B", quantization="none", checkpointing="off", memory=15 * 10**9)
-        assert not found["fits"]
-        remedies = {each["change"]: each for each in found["remedies"]}
+        assert not found.fits
+        remedies = {each.change: each for each in found.remedies}
         together = "quantization: nf4 and plan.checkpointing: on and lora.dropout: 0"
-        assert remedies[together]["fits"]
+        assert remedies[together].fits
         assert {"quantization: nf4", "plan.checkpointing: on"} <= set(remedies)
-        peaks = [each["peak"] for each in found["remedies"]]
-        assert min(peaks) == remedies[together]["peak"]
+        peaks = [each.peak for each in found.remedies]
+        assert min(peaks) == remedies[together].peak
 
     @pytest.mark.slow
     def test_may_fit_with_shorter_examples(self, forecast):
         found = forecast(
-            "8B", longest=60_000, max_length=60_000, micro_batch_tokens=0, most_tokens=60_000
+            "8B",
+            longest_example=60_000,
+            max_length=60_000,
+            micro_batch_tokens=0,
+            step_tokens=60_000,
         )
-        last = found["remedies"][-1]
-        assert last["fits"] and "training.max_length: " in last["change"]
+        last = found.remedies[-1]
+        assert last.fits and "training.max_length: " in last.change
 
     def test_is_merged_in_host_memory_if_the_card_is_too_small(self, forecast):
         found = forecast("8B", ship="merged")
-        assert found["fits"]
+        assert found.fits
         # 8 billion weights of two bytes, 42 million of four, twice, and a layer of 59 million.
         needed = 2 * 8.03e9 + 8 * 41_943_040 + 13 * 4096 * 14336
-        assert found["shipping_host"] == pytest.approx(needed, rel=0.001)
-        lasting = found["parts"]["weights"] + found["parts"]["quantization constants"]
-        assert lasting < found["shipping"] < lasting + 3.1 * 4096 * 14336
-        assert found["shipping"] < total(found["parts"])
+        assert found.merge_host_memory == pytest.approx(needed, rel=0.001)
+        lasting = found.parts["weights"] + found.parts["quantization constants"]
+        assert lasting < found.merge_memory < lasting + 3.1 * 4096 * 14336
+        assert found.merge_memory < total(found.parts)
 
     @pytest.mark.parametrize("ship", ["merged", "adapter"])
     def test_fits_only_if_the_machine_has_room_to_merge_it(self, forecast, ship):
         found = forecast("8B", ship=ship, host_memory=16 * 10**9)
-        assert found["fits"] == (ship == "adapter") and not found["remedies"]
-        assert total(found["parts"]) < 22e9
+        assert found.fits == (ship == "adapter") and not found.remedies
+        assert total(found.parts) < 22e9
 
     def test_stored_in_more_bits_needs_more_host_memory(self, forecast):
         few, many = (forecast("8B", ship="merged", stored_bytes=each) for each in (2, 4))
-        assert many["shipping_host"] - few["shipping_host"] == pytest.approx(16.06e9, rel=0.1)
+        assert many.merge_host_memory - few.merge_host_memory == pytest.approx(16.06e9, rel=0.1)
 
     def test_that_is_not_quantized_is_not_merged_on_the_card(self, forecast):
         found = forecast("8B", ship="merged", quantization="none", memory=80 * 10**9)
-        assert found["shipping"] == 0 and found["shipping_host"] > 16e9
+        assert found.merge_memory == 0 and found.merge_host_memory > 16e9
 
 
 class TestAModelThatCannotBeTraced:
@@ -143,4 +148,4 @@ class TestAModelThatCannotBeTraced:
             raise RuntimeError("no such kernel")
 
         monkeypatch.setattr(forecast_program, "peak", fails)
-        assert forecast("8B") == {"unknown": "RuntimeError: no such kernel"}
+        assert forecast("8B").unknown == "RuntimeError: no such kernel"

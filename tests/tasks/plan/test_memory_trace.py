@@ -33,9 +33,9 @@ def setting(tmp_path):
         settled = {"device": "cpu", "precision": "fp32", "attention": "packed", "packing": True}
         options = {
             "base": folder,
-            "lora": LoraRecipe(**{"r": 8, "dropout": 0.0, **(lora or {})}).model_dump(mode="json"),
+            "lora": LoraRecipe(**{"r": 8, "dropout": 0.0, **(lora or {})}),
             "quantization": "none",
-            "plan": Plan(**settled | (plan or {})).model_dump(mode="json"),
+            "plan": Plan(**settled | (plan or {})),
             "checkpointing": False,
             "tokens": 256,
             "longest": 64,
@@ -160,7 +160,7 @@ def real_model(setting):
     from transformers import AutoModelForCausalLM
 
     packed_attention.register()
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[setting.plan["precision"]]
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[setting.plan.precision]
     return AutoModelForCausalLM.from_config(
         config_of(setting), dtype=dtype, attn_implementation="packed"
     )

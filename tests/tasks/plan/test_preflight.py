@@ -193,7 +193,7 @@ class TestMemory:
         assert error.value.where == "plan.device_memory_gb"
 
     def test_merging_on_a_card_that_is_too_small_is_refused(self):
-        small = forecast_of(parts={"weights": 10**9}, shipping=30 * 10**9)
+        small = forecast_of(parts={"weights": 10**9}, merge_memory=30 * 10**9)
         with pytest.raises(BadRecipe) as error:
             refuse_memory(small)
         assert error.value.where == "model.ship"
@@ -209,7 +209,7 @@ class TestMemory:
         small = forecast_of(
             parts={"weights": 10**9},
             memory=memory,
-            shipping_host=30 * 10**9,
+            merge_host_memory=30 * 10**9,
             host_memory=32 * 10**9,
             host_reserve=4 * 10**9,
         )

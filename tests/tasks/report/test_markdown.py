@@ -31,7 +31,7 @@ class TestForecast:
         assert "1,000 tokens per epoch, 3 epochs, 12 steps on A Card. The time is unknown" in text
 
     def test_shows_what_merging_takes_of_the_machine(self):
-        text = markdown.forecast_markdown(forecast_of(shipping_host=27 * 10**9), self.load)
+        text = markdown.forecast_markdown(forecast_of(merge_host_memory=27 * 10**9), self.load)
         assert "Merging the adapter afterwards takes 27.00 GB of the machine's own memory." in text
 
     def test_shows_the_time_if_it_is_known(self):

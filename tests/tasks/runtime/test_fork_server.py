@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tasks.contracts import jobs
 from tasks.contracts.errors import CodeFailed, OutOfHostMemory, TimedOut
 from tasks.contracts.plan import Plan
 from tasks.contracts.recipe_training import LoraRecipe
@@ -20,6 +21,7 @@ from tasks.runtime import fork_server
 from tasks.runtime.gguf_converter import find_converter
 from tasks.runtime.run_program import ROOT, preload, run_program
 from tests.tasks.base_model.test_gguf_step import write_gguf
+from tests.tasks.runtime.programs import AnyJob, AnyResult
 from tests.tasks.runtime.test_run_program import HEADER, gone
 from tests.tasks.samples import write_jsonl
 
@@ -39,7 +41,7 @@ run(main)
 THREADS = """
 import threading
 import numpy as np, pyarrow as pa, pyarrow.compute as pc, tokenizers, torch
-from tasks.runtime.program import run
+from tests.tasks.runtime.programs import run
 
 def main(job, reporter):
     assert job["loaded"] == ("transformers.trainer" in __import__("sys").modules)
@@ -81,7 +83,8 @@ def follow(folder):
         job = {"began": str(folder / f"{name}-began")}
         if until:
             job["until"] = str(folder / f"{name}-end")
-        return run_program("follower", job, scratch=folder / name, **options)
+        job = AnyJob(values=job)
+        return run_program("follower", job, AnyResult, scratch=folder / name, **options).values
 
     return run
 
@@ -209,8 +212,10 @@ class TestEnds:
             "import sys; from pathlib import Path; from tasks.runtime import fork_server\n"
             "fork_server.LIBRARIES = {}\n"
             "from tasks.runtime.run_program import run_program\n"
-            f"job, scratch = {{'began': {str(folder / 'began')!r}}}, Path({str(folder)!r})\n"
-            "print(run_program('follower', job, scratch=scratch)['parent'], flush=True)\n"
+            "from tests.tasks.runtime.programs import AnyJob, AnyResult\n"
+            f"job = AnyJob(values={{'began': {str(folder / 'began')!r}}})\n"
+            f"found = run_program('follower', job, AnyResult, scratch=Path({str(folder)!r}))\n"
+            "print(found.values['parent'], flush=True)\n"
             f"{'import time; time.sleep(60)' if how == 'killed' else ''}"
         )
         paths = os.pathsep.join([str(ROOT), str(folder)])
@@ -229,7 +234,8 @@ class TestEnds:
 
 @pytest.fixture
 def language_job(tmp_path, tiny_lm):
-    """Makes a small job for a language-model program, which writes below the given folder."""
+    """Makes a small job for a language-model program, which writes below the given folder; returns
+    it with its result's model."""
     chats = [
         {
             "messages": [
@@ -246,13 +252,13 @@ def language_job(tmp_path, tiny_lm):
         "hash_hi": pa.array(range(20), pa.uint64()),
         "hash_lo": pa.array(range(20), pa.uint64()),
     }
-    rows = str(tmp_path / "rows.parquet")
+    rows = tmp_path / "rows.parquet"
     pq.write_table(pa.table(table), rows)
     plan = Plan(device="cpu", precision="fp32", attention="packed", packing=True)
     model = {
-        "model": str(tiny_lm),
-        "base": None,
+        "model": tiny_lm,
         "kind": "merged",
+        "base": None,
         "quantization": "none",
         "tokenizer": None,
         "device": "cpu",
@@ -260,67 +266,80 @@ def language_job(tmp_path, tiny_lm):
 
     def make(name, out):
         (out / "out").mkdir(parents=True)
-        jobs = {
-            "tokenize.language_program": lambda: {
-                "tokenizer": str(tiny_lm),
-                "task": "instruction",
-                "max_length": 64,
-                "too_long": "truncate",
-                "shards": [{"digest": "5" * 64, "rows": rows, "out": str(out / "out")}],
-            },
-            "evaluate.language_program": lambda: (
-                model
-                | {
-                    "max_length": 64,
-                    "task": "instruction",
-                    "examples": rows,
-                    "generate_tokens": 4,
-                    "must_match": "",
-                    "must_not_contain": [],
-                    "json_schema": "",
-                    "beta": 0.1,
-                    "batch_size": 8,
-                    "measure_latency": False,
-                    "out": str(out / "out" / "scores.parquet"),
-                }
+        makers = {
+            "tokenize.language_program": lambda: (
+                jobs.TokenizeLanguageJob(
+                    tokenizer=tiny_lm,
+                    task="instruction",
+                    max_length=64,
+                    too_long="truncate",
+                    shards=[jobs.RowShard(digest="5" * 64, rows=rows, out=out / "out")],
+                ),
+                jobs.Done,
             ),
-            "plan.forecast_program": lambda: {
-                "base": str(tiny_lm),
-                "lora": LoraRecipe().model_dump(mode="json"),
-                "quantization": "nf4",
-                "plan": plan.model_dump(mode="json"),
-                "ship": "merged",
-                "checkpointing": "auto",
-                "micro_batch_tokens": 0,
-                "max_length": 64,
-                "longest": 64,
-                "most_tokens": 256,
-                "target_share": 0.5,
-                "memory": 8 * 10**9,
-            },
-            "base_model.gguf_program": lambda: {
-                "files": [str(write_gguf(tmp_path / "m.gguf"))],
-                "out": str(out / "out"),
-            },
-            "finetune.gguf_export_program": lambda: {
-                "type": "q8_0",
-                "converter": str(find_converter()),
-                "work": str(out),
-                "model": str(tiny_lm),
-                "out": str(out / "out"),
-            },
+            "evaluate.language_program": lambda: (
+                jobs.ScoreLanguageJob(
+                    **model,
+                    max_length=64,
+                    task="instruction",
+                    examples=rows,
+                    generate_tokens=4,
+                    must_match="",
+                    must_not_contain=(),
+                    json_schema="",
+                    beta=0.1,
+                    batch_size=8,
+                    measure_latency=False,
+                    out=out / "out" / "scores.parquet",
+                ),
+                jobs.ScoreResult,
+            ),
+            "plan.forecast_program": lambda: (
+                jobs.ForecastJob(
+                    base=tiny_lm,
+                    lora=LoraRecipe(),
+                    quantization="nf4",
+                    plan=plan,
+                    ship="merged",
+                    checkpointing="auto",
+                    micro_batch_tokens=0,
+                    max_length=64,
+                    longest_example=64,
+                    step_tokens=256,
+                    target_share=0.5,
+                    memory=8 * 10**9,
+                    host_memory=8 * 10**9,
+                    stored_bytes=4,
+                ),
+                jobs.ForecastResult,
+            ),
+            "base_model.gguf_program": lambda: (
+                jobs.ConvertGgufJob(files=[write_gguf(tmp_path / "m.gguf")], out=out / "out"),
+                jobs.ConvertGgufResult,
+            ),
+            "finetune.gguf_export_program": lambda: (
+                jobs.ExportGgufJob(
+                    converter=find_converter(),
+                    file_type="q8_0",
+                    model=tiny_lm,
+                    work=out,
+                    out=out / "out",
+                ),
+                jobs.ExportGgufResult,
+            ),
             "evaluate.benchmark_program": lambda: (
-                model
-                | {
-                    "tasks": ["ships"],
-                    "folder": str(own_task(tmp_path / "own")),
-                    "limit": 0,
-                    "chat": False,
-                    "batch_size": 4,
-                }
+                jobs.BenchmarkJob(
+                    **model,
+                    tasks=["ships"],
+                    folder=own_task(tmp_path / "own"),
+                    limit=0,
+                    chat=False,
+                    batch_size=4,
+                ),
+                jobs.BenchmarkResult,
             ),
         }
-        return jobs[name]()
+        return makers[name]()
 
     return make
 
@@ -372,12 +391,13 @@ class TestPrograms:
         found = []
         for setting in ("on", "off"):
             monkeypatch.setenv("BURNISH_FORK_SERVER", setting)
-            job = language_job(name, tmp_path / setting)
-            result = run_program(f"tasks.{name}", job, scratch=tmp_path / "s")
+            job, result_type = language_job(name, tmp_path / setting)
+            result = run_program(f"tasks.{name}", job, result_type, scratch=tmp_path / "s")
             files = sorted((tmp_path / setting / "out").rglob("*"))
             found.append((result, [(file.name, file.read_bytes()) for file in files]))
         assert found[0] == found[1]
-        assert found[0][0] or found[0][1]
+        result, files = found[0]
+        assert result != jobs.Done() or files
 
 
 class TestThreads:
@@ -391,7 +411,8 @@ class TestThreads:
         found = []
         for setting in ("on", "on", "off"):
             monkeypatch.setenv("BURNISH_FORK_SERVER", setting)
-            job = {"loaded": setting == "on"}
-            found.append(run_program("in_threads", job, scratch=tmp_path / "s", time_limit=120))
+            job = AnyJob(values={"loaded": setting == "on"})
+            options = {"scratch": tmp_path / "s", "time_limit": 120}
+            found.append(run_program("in_threads", job, AnyResult, **options))
         assert found[0] == found[1] == found[2]
-        assert found[0]["threads"][0] == 2
+        assert found[0].values["threads"][0] == 2

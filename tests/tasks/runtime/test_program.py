@@ -25,7 +25,7 @@ from tasks.runtime.run_program import ROOT
 
 SOURCE = """
 import os, time
-from tasks.runtime.program import run
+from tests.tasks.runtime.programs import run
 
 def main(job, reporter):
     reporter.progress(always=True, here=True)
@@ -42,7 +42,7 @@ def start(tmp_path):
 
     def start(body, graceful=False):
         (tmp_path / "program.py").write_text(SOURCE.format(body=body, graceful=graceful))
-        (tmp_path / "job.json").write_text("{}")
+        (tmp_path / "job.json").write_text('{"values": {}}')
         process = subprocess.Popen(
             [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "job.json")],
             stdin=subprocess.PIPE,
@@ -71,7 +71,10 @@ class TestTheEndOfAProgram:
 
     def test_is_0_after_a_result(self, start):
         process = start("return {'a': 1}")
-        assert json.loads(process.stdout.readline()) == {"event": "result", "result": {"a": 1}}
+        assert json.loads(process.stdout.readline()) == {
+            "event": "result",
+            "result": {"values": {"a": 1}},
+        }
         assert process.wait(10) == 0
 
     def test_is_1_after_an_error_with_the_traceback_on_standard_error(self, start):
@@ -104,7 +107,7 @@ class TestTheEndOfAProgram:
         )
         process = start(body, graceful=True)
         process.send_signal(signal.SIGTERM)
-        assert json.loads(process.stdout.readline())["result"] == {"saved": True}
+        assert json.loads(process.stdout.readline())["result"] == {"values": {"saved": True}}
 
     def test_of_one_without_a_job_shows_how_to_call_it(self, tmp_path):
         (tmp_path / "program.py").write_text(SOURCE.format(body="return {}", graceful=False))

@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tasks.contracts.errors import Preempted
+from tasks.contracts.jobs import FinetuneResult
 from tasks.finetune import program as finetune_program
 from tasks.runtime.run_program import run_program
 from tests.tasks.conftest import Notes
@@ -27,18 +28,19 @@ def run(tmp_path):
     """Trains on so many processes; on one, in this one."""
 
     def run(job, processes, **options):
-        job["plan"]["world_size"] = processes
+        plan = job.plan.model_copy(update={"world_size": processes})
+        job = job.model_copy(update={"plan": plan})
         if processes == 1:
             return finetune_program.main(job, Notes())
-        options |= {"scratch": Path(job["work"]).parent, "processes": processes}
-        return run_program("tasks.finetune.program", job, **options)
+        options |= {"scratch": job.work.parent, "processes": processes}
+        return run_program("tasks.finetune.program", job, FinetuneResult, **options)
 
     return run
 
 
 def assert_alike(jobs, results, names, precision="fp32"):
     bf16 = precision == "bf16"
-    one, other = (result["history"] for result in results)
+    one, other = (result.history for result in results)
     assert [set(entry) for entry in one] == [set(entry) for entry in other]
     # Within an epoch, it is counted in micro-batches; a rounding may make another token likelier.
     left_out = {"epoch", "eval_accuracy"} if bf16 else {"epoch"}
@@ -48,13 +50,13 @@ def assert_alike(jobs, results, names, precision="fp32"):
             wanted = pytest.approx(before[name], rel=5e-3 if bf16 else 1e-3, abs=1e-4)
             assert after[name] == wanted, name
     for name in names:
-        found, expected = (result["metrics"][name] for result in results)
+        found, expected = (result.metrics[name] for result in results)
         assert found == pytest.approx(expected, abs=2e-3 if bf16 else 1e-4)
     one, other = map(adapter_of, jobs)
     assert set(one) == set(other)
     most = 5e-3 if bf16 else 2e-3
     assert all((one[name] - other[name]).abs().max() < most for name in one)
-    shipped = [load_file(Path(job["out"]) / "model.safetensors") for job in jobs]
+    shipped = [load_file(job.out / "model.safetensors") for job in jobs]
     assert set(shipped[0]) == set(shipped[1])
 
 
@@ -80,8 +82,8 @@ class TestARequestToStop:
 
         with pytest.raises(Preempted, match="a checkpoint of step"):
             run(jobs[1], 2, on_progress=stop)
-        job = jobs[1] | {"resume_from": saved[-1]}
-        assert run(job, 2)["metrics"] == expected["metrics"]
+        job = jobs[1].model_copy(update={"resume_from": Path(saved[-1])})
+        assert run(job, 2).metrics == expected.metrics
         one, other = map(adapter_of, jobs)
         assert all((one[name] == other[name]).all() for name in one)
 
@@ -128,12 +130,12 @@ class TestTwoProcesses:
     def test_train_a_classifier_as_one_does(self, train_job, run):
         settings = SETTINGS | {"best_by": "loss"}
         options = {"quantization": "none", "training": settings, "lora": {"dropout": 0.0}}
-        jobs = [train_job(**options, micro_batch=size) for size in (None, 2)]
-        for job in jobs:
+        jobs = [train_job(**options, micro_batch_examples=size) for size in (0, 2)]
+        for number, job in enumerate(jobs):
             # The head keeps a dropout of its own.
-            base = shutil.copytree(job["base"], Path(job["work"]).parent / "base")
+            base = shutil.copytree(job.base, job.work.parent / "base")
             config = json.loads((base / "config.json").read_text())
             (base / "config.json").write_text(json.dumps(config | {"classifier_dropout": 0.0}))
-            job["base"] = str(base)
+            jobs[number] = job.model_copy(update={"base": base})
         results = [run(job, count) for count, job in enumerate(jobs, 1)]
         assert_alike(jobs, results, ("loss", "accuracy", "f1"))

@@ -8,11 +8,13 @@ import time
 
 import pytest
 
+from tasks.contracts import jobs
 from tasks.contracts.errors import BadData, CodeFailed, OutOfHostMemory, Preempted, TimedOut
 from tasks.runtime import fork_server
 from tasks.runtime.run_program import ROOT, child_environment, run_program
+from tests.tasks.runtime.programs import AnyJob, AnyResult
 
-HEADER = "import os, signal, sys, time\nfrom tasks.runtime.program import run\n"
+HEADER = "import os, signal, sys, time\nfrom tests.tasks.runtime.programs import run\n"
 
 
 @pytest.fixture(params=["fresh", "forked"])
@@ -35,7 +37,9 @@ def program(tmp_path, monkeypatch, way):
         indented = textwrap.indent(textwrap.dedent(body).strip(), "    ")
         source = f"{HEADER}def main(job, reporter):\n{indented}\nrun(main, graceful={graceful})\n"
         (tmp_path / "made_up_program.py").write_text(source)
-        return run_program("made_up_program", job or {}, scratch=tmp_path / "scratch", **options)
+        job = AnyJob(values=job or {})
+        scratch = tmp_path / "scratch"
+        return run_program("made_up_program", job, AnyResult, scratch=scratch, **options).values
 
     return run
 
@@ -95,6 +99,22 @@ class TestAProgramThatSucceeds:
         assert len(program("return {'text': 'x' * 3_000_000}")["text"]) == 3_000_000
 
 
+class TestAProgramThatIsMisunderstood:
+    def test_refuses_a_job_of_another_kind_and_names_the_field(self, program, tmp_path):
+        program("return {}")
+        wrong = jobs.Done()
+        with pytest.raises(CodeFailed, match=r"job made-up\.job\.json, field values") as caught:
+            run_program("made_up_program", wrong, AnyResult, scratch=tmp_path / "scratch")
+        assert "Field required" in caught.value.found
+        assert caught.value.expected == "a valid AnyJob"
+
+    def test_by_a_result_of_another_kind_names_the_field(self, program, tmp_path):
+        program("return {}")
+        job, scratch = AnyJob(values={}), tmp_path / "scratch"
+        with pytest.raises(CodeFailed, match="result of program made-up, field architecture"):
+            run_program("made_up_program", job, jobs.ConvertGgufResult, scratch=scratch)
+
+
 class TestAProgramThatFails:
     def test_raises_its_own_typed_error(self, program):
         body = """
@@ -117,13 +137,13 @@ class TestAProgramThatFails:
 
     def test_before_its_start_is_told_with_its_log(self, way, tmp_path):
         with pytest.raises(CodeFailed, match=r"(?s)exit status 1 .*No module named .?no_such"):
-            run_program("no_such_program", {}, scratch=tmp_path)
+            run_program("no_such_program", AnyJob(values={}), AnyResult, scratch=tmp_path)
 
     def test_by_leaving_early_is_told_with_its_exit_status(self, way, tmp_path, monkeypatch):
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         (tmp_path / "leaves.py").write_text("raise SystemExit(7)")
         with pytest.raises(CodeFailed, match="exit status 7 and no result"):
-            run_program("leaves", {}, scratch=tmp_path)
+            run_program("leaves", AnyJob(values={}), AnyResult, scratch=tmp_path)
 
     def test_by_a_crash_is_told_with_the_signal(self, program):
         with pytest.raises(CodeFailed, match="SIGSEGV"):
@@ -201,7 +221,9 @@ class TestTheParent:
         )
         parent = (
             "from pathlib import Path; from tasks.runtime.run_program import run_program; "
-            f"run_program('sleeper', {{'pid': {str(tmp_path / 'pid')!r}}}, "
+            "from tests.tasks.runtime.programs import AnyJob, AnyResult; "
+            f"job = AnyJob(values={{'pid': {str(tmp_path / 'pid')!r}}}); "
+            f"run_program('sleeper', job, AnyResult, "
             f"scratch=Path({str(tmp_path)!r}))"
         )
         paths = os.pathsep.join([str(ROOT), str(tmp_path)])
@@ -339,7 +361,9 @@ class TestSeveralProcesses:
         )
         parent = (
             "from pathlib import Path; from tasks.runtime.run_program import run_program; "
-            f"run_program('sleeper', {{'pid': {str(tmp_path / 'pid')!r}}}, processes=2, "
+            "from tests.tasks.runtime.programs import AnyJob, AnyResult; "
+            f"job = AnyJob(values={{'pid': {str(tmp_path / 'pid')!r}}}); "
+            f"run_program('sleeper', job, AnyResult, processes=2, "
             f"scratch=Path({str(tmp_path)!r}))"
         )
         paths = os.pathsep.join([str(ROOT), str(tmp_path)])

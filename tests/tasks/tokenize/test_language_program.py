@@ -11,6 +11,7 @@ import pytest
 from tasks.chat.encoder import encode_example
 from tasks.chat.stop_tokens import training_tokenizer
 from tasks.contracts.errors import BadData, BadModel, BadRecipe
+from tasks.contracts.jobs import Done, RowShard, TokenizeLanguageJob
 from tasks.tokenize.language_program import main
 from tests.tasks.conftest import Notes
 
@@ -46,15 +47,15 @@ def tokenize(tiny_lm, tmp_path):
         pq.write_table(pa.table(columns), rows)
         out = tmp_path / "out"
         out.mkdir(exist_ok=True)
-        job = {
-            "tokenizer": str(tiny_lm),
-            "task": task,
-            "max_length": max_length,
-            "too_long": too_long,
-            "shards": [{"digest": "5" * 64, "rows": str(rows), "out": str(out)}],
-        }
+        job = TokenizeLanguageJob(
+            tokenizer=tiny_lm,
+            task=task,
+            max_length=max_length,
+            too_long=too_long,
+            shards=[RowShard(digest="5" * 64, rows=rows, out=out)],
+        )
         notes = Notes()
-        assert main(job, notes) == {"shards": 1}
+        assert main(job, notes) == Done()
         assert notes.lines == [{"done": 1, "total": 1, "digest": "5" * 64}]
         return out
 
