@@ -180,9 +180,9 @@ class _Step:
 class _UncheckedForward(Forward):
     """A `Forward` that skips its checks of the model: fake tensors have no numbers to compare."""
 
-    def _find_out(self, plan: Plan, warnings: list[str]) -> None:
+    def _probe(self, plan: Plan, warnings: list[str]) -> None:
         self.packing = plan.packing
-        self._fused = plan.sharding != "fsdp" and causal.head_looks_linear(self._base)
+        self.skips_logits = plan.sharding != "fsdp" and causal.head_looks_linear(self._base)
 
 
 class _Adam8bit:

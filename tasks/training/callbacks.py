@@ -1,4 +1,4 @@
-"""What the training of all tasks shares: its settings, and what happens around its steps."""
+"""Trainer settings and callbacks that all tasks share: best epoch, progress, checkpoints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tasks.runtime.program import Reporter
 
 CLASSIFICATION = ("loss", "accuracy", "precision", "recall", "f1")
-"""The metrics of a classifier."""
+"""The validation metrics of a classifier."""
 
 _SECONDS_BETWEEN_CHECKPOINTS = 600.0
 _POINTS_IN_HISTORY = 200
@@ -32,13 +32,13 @@ _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with
 _LOWER = ("loss", "perplexity")
 
 
-def arguments(job: FinetuneJob, examples: int, **changes: Any) -> TrainingArguments:
-    """Settings of the Trainer.
+def training_arguments(job: FinetuneJob, examples: int, **changes: Any) -> TrainingArguments:
+    """Settings of the Trainer that all tasks share.
 
     Args:
         job: The program's job.
-        examples: In the training split.
-        **changes: What a task has otherwise.
+        examples: Number of training examples.
+        **changes: Settings of the task, which take precedence.
     """
     training, plan = job.training, job.plan
     steps = math.ceil(examples / training.batch_size) * training.epochs
@@ -54,12 +54,12 @@ def arguments(job: FinetuneJob, examples: int, **changes: Any) -> TrainingArgume
         "use_cpu": plan.device == "cpu",
         "seed": training.seed,
         "eval_strategy": "epoch",
-        # Checkpoints are saved by `CheckpointCallback`, which knows when one is worth its time.
+        # `CheckpointCallback` decides when to save a checkpoint.
         "save_strategy": "no",
         "save_total_limit": 2,
         "logging_strategy": "steps",
         "logging_steps": max(1, steps // _POINTS_IN_HISTORY),
-        # Else a NaN is replaced by the mean of the other losses, and nobody sees it.
+        # Otherwise a NaN is replaced by the mean of the other losses and goes unnoticed.
         "logging_nan_inf_filter": False,
         "remove_unused_columns": False,
         "label_names": ["labels"],
@@ -74,15 +74,16 @@ def arguments(job: FinetuneJob, examples: int, **changes: Any) -> TrainingArgume
 class BestEpoch(TrainerCallback):
     """Keeps the weights of the best epoch, also across interruptions, and stops early.
 
-    The Trainer's own way remembers a path, which is void on another machine. Here the weights
-    travel inside each checkpoint. Of several processes, all decide alike, and the first one writes.
+    The Trainer's own mechanism stores a path, which is void on another machine. Here the weights
+    are part of each checkpoint. Several processes make the same decision, and the main process
+    writes.
 
     Args:
-        folder: Where they are kept.
-        metric: What is compared; of equal epochs the first is kept.
-        patience: Epochs without a better one after which training stops; 0 for never.
-        resume: A checkpoint to take the best so far from.
-        names: The metrics that are kept of each epoch.
+        folder: Folder for the best weights.
+        metric: The metric to compare; of equal epochs the first is kept.
+        patience: Epochs without improvement after which training stops; 0 for never.
+        resume: A checkpoint from which to restore the best epoch so far.
+        names: The metrics to record for each epoch.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class BestEpoch(TrainerCallback):
 
     @property
     def adapter(self) -> Path:
-        """The trained tensors of the best epoch."""
+        """The file with the trained tensors of the best epoch."""
         return self._folder / "adapter.safetensors"
 
     def on_evaluate(
@@ -124,7 +125,7 @@ class BestEpoch(TrainerCallback):
         model: Any,
         **_: Any,
     ) -> None:
-        """Compare this epoch with the best so far."""
+        """Compare this epoch with the best one so far."""
         found = {name: metrics[f"eval_{name}"] for name in self.names}
         if not math.isfinite(found["loss"]):
             raise diverged(f"validation loss {found['loss']} after step {state.global_step}")
@@ -141,15 +142,15 @@ class BestEpoch(TrainerCallback):
             (self._folder / "best.json").write_text(json.dumps(facts, sort_keys=True))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        """Put the best so far into the checkpoint."""
+        """Copy the best epoch so far into the checkpoint."""
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        # Each process has a file of its own in it.
+        # Each process writes its own file into it.
         distributed.barrier()
         if self._first:
             shutil.copytree(self._folder, checkpoint / "best", dirs_exist_ok=True)
-            # The last file that is written: a checkpoint without it is half a checkpoint.
+            # Written last: a checkpoint without this file is incomplete.
             (checkpoint / _COMPLETE).touch()
-        # Else one that leaves takes the first with it, before it is done.
+        # Without this, a process that exits would end the main process before it has finished.
         distributed.barrier()
 
     def _better(self, found: dict[str, float]) -> bool:
@@ -160,8 +161,12 @@ class BestEpoch(TrainerCallback):
 
 
 class CheckpointCallback(TrainerCallback):
-    """Reports progress, and decides when a checkpoint is saved: at the end of an epoch, every ten
-    minutes, and on a request to stop."""
+    """Reports progress, and saves a checkpoint after each epoch, every ten minutes and on a stop.
+
+    Args:
+        reporter: Receives progress, and knows whether a stop was requested.
+        best: The best epoch so far, which is reported too.
+    """
 
     def __init__(self, reporter: Reporter, best: BestEpoch) -> None:
         self._reporter, self._best, self._stopping = reporter, best, False
@@ -181,8 +186,8 @@ class CheckpointCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         due = self._agree(args, time.monotonic() - self._saved > _SECONDS_BETWEEN_CHECKPOINTS)
-        # A checkpoint at the epoch's last step would lack its evaluation: the end of the epoch
-        # comes at once, and saves.
+        # A checkpoint at the last step of an epoch would lack its evaluation; `on_epoch_end`
+        # follows at once and saves.
         if not _ends_epoch(state):
             control.should_save |= due or self._stopping
             control.should_training_stop |= self._stopping
@@ -204,7 +209,7 @@ class CheckpointCallback(TrainerCallback):
             tokens_per_second=round(
                 (state.num_input_tokens_seen - self._tokens_before) / seconds, 1
             ),
-            memory_mb=memory_mb(),
+            memory_mb=peak_memory_mb(),
         )
 
     def on_epoch_end(
@@ -212,8 +217,8 @@ class CheckpointCallback(TrainerCallback):
     ) -> None:
         self._agree(args)
         if not _ends_epoch(state):
-            # Stopped within an epoch: its evaluation would be of half an epoch, and takes time
-            # that a request to stop does not leave.
+            # Stopped within an epoch: an evaluation would be of half an epoch, and a request to
+            # stop leaves no time for it.
             control.should_evaluate = False
         elif state.global_step < state.max_steps:
             control.should_save = True
@@ -235,13 +240,13 @@ class CheckpointCallback(TrainerCallback):
             steps=state.max_steps,
             epoch=round(state.epoch, 3),
             best_epoch=self._best.epoch,
-            memory_mb=memory_mb(),
+            memory_mb=peak_memory_mb(),
             **found,
         )
 
     def _agree(self, args: TrainingArguments, due: bool = False) -> bool:
-        """All processes stop together, or none. The same for a checkpoint being due."""
-        # What was agreed is kept apart: a request that comes now is not known to the others.
+        """Agree with the other processes on stopping and on whether a checkpoint is due."""
+        # The agreed value is stored: the others do not know of a request that arrives later.
         due, self._stopping = distributed.any_process([due, self._reporter.stopping], args.device)
         return due
 
@@ -258,18 +263,18 @@ def checkpoint(folder: Path | None) -> Path | None:
     return folder if folder and (folder / _COMPLETE).is_file() else None
 
 
-def memory_mb() -> float:
-    """The most memory that was in use so far: of the GPU, or of this process."""
+def peak_memory_mb() -> float:
+    """Peak memory in MiB so far: of the GPU if there is one, else of this process."""
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
 def diverged(found: str) -> TrainingDiverged:
-    """The error of a loss that is no number.
+    """The error for a loss that is not finite.
 
     Args:
-        found: Which, and where.
+        found: The loss and its step.
     """
     return TrainingDiverged(
         "training.learning_rate",

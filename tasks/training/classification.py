@@ -1,4 +1,4 @@
-"""What is particular to training classifiers."""
+"""Train classifiers: data, model, Trainer and merging for `text-classification`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tasks.contracts.jobs import FinetuneJob
 from tasks.models import adapter, classifier, distributed, weights
 from tasks.models.merge import dequantize_to_host, merge, merge_device
 from tasks.runtime import ranks
-from tasks.training.callbacks import CLASSIFICATION, arguments, diverged
+from tasks.training.callbacks import CLASSIFICATION, diverged, training_arguments
 from tasks.training.classification_batches import (
     IGNORED_LABEL,
-    ByLength,
     Examples,
-    InOrder,
+    LengthGroupedSampler,
+    LongestFirstSampler,
     MicroBatches,
-    PadBatch,
+    PadCollator,
     gather,
 )
 from tasks.training.validation_metrics import ClassificationMetrics
@@ -44,7 +44,7 @@ class Classification:
         self._job = job
 
     def examples(self, split: str, file: Path) -> Examples:
-        """The examples of a split, in a file that is made for them."""
+        """The examples of a split, gathered into a file."""
         job = self._job
 
         def gathered(now: bool) -> Examples:
@@ -55,11 +55,13 @@ class Classification:
         return distributed.main_process_first(gathered)
 
     def model(self, merging: bool = False) -> Any:
-        """Base and new adapter: as it trains, or on the dequantized base in host memory, to be
-        merged.
+        """The base with a new adapter.
 
-        An adapter that was trained on a quantized base belongs to that base's rounded weights:
-        merged into the original ones it is another model.
+        An adapter trained on a quantized base fits that base's rounded weights: merged into the
+        original weights it gives another model.
+
+        Args:
+            merging: Whether to prepare for merging: the base is dequantized, in host memory.
         """
         job = self._job
         plan, seed = job.plan, job.training.seed
@@ -84,17 +86,17 @@ class Classification:
     def trainer(
         self, model: Any, train: Examples, validation: Examples, callbacks: list[TrainerCallback]
     ) -> Trainer:
-        """What trains the model."""
+        """The Trainer for a model."""
         trainer = ClassifierTrainer(
             model=model,
             args=self._arguments(len(train)),
             train_dataset=train,
             eval_dataset=validation,
-            data_collator=PadBatch(self._tokenizer()),
+            data_collator=PadCollator(self._tokenizer()),
             compute_loss_func=_loss,
             callbacks=callbacks,
         )
-        # Else the model is told how many examples a step has, which classifiers do not ask.
+        # Otherwise the Trainer passes the number of examples to the model, which does not take it.
         trainer.model_accepts_loss_kwargs = False
         trainer.batch_size = self._job.training.batch_size
         trainer.validation_metrics = ClassificationMetrics(
@@ -103,11 +105,11 @@ class Classification:
         return trainer
 
     def merge(self, model: Any) -> Any:
-        """Adapter and base as one model, in the number format of the base's files."""
+        """Merge the adapter into its base, in the dtype of the base's files."""
         return merge(model, weights.stored_dtype(self._job.base))
 
     def finish(self, model: Any, out: Path) -> None:
-        """Write what ships beside the weights."""
+        """Write the files that ship with the weights."""
         classifier.save_tokenizer(self._tokenizer(), out, self._job.training.max_length)
 
     def _tokenizer(self) -> Any:
@@ -117,9 +119,9 @@ class Classification:
         job = self._job
         share = -(-job.training.batch_size // ranks.count())
         most = min(job.micro_batch_examples or share, share)
-        # A divisor: the batch of an optimizer step stays what the recipe says.
+        # A divisor of the share: the batch size of a step stays that of the recipe.
         micro = next(size for size in range(most, 0, -1) if share % size == 0)
-        return arguments(
+        return training_arguments(
             job,
             examples,
             per_device_train_batch_size=micro,
@@ -130,19 +132,19 @@ class Classification:
 
 
 class ClassifierTrainer(Trainer):
-    """A Trainer whose batches follow from the seed, and that stops at the first bad loss.
+    """A Trainer with batches that depend on the seed only; it stops at a loss that is not finite.
 
     Attributes:
-        batch_size: Examples of a step, of all processes together.
-        validation_metrics: Computes metrics.
+        batch_size: Examples per step, over all processes.
+        validation_metrics: Computes the validation metrics.
     """
 
     batch_size: int
     validation_metrics: ClassificationMetrics
 
     def get_train_dataloader(self) -> DataLoader:
-        """Micro-batches of this process's share of each step."""
-        order = ByLength(self.train_dataset.lengths, self.batch_size, self.args.seed)
+        """The micro-batches of this process."""
+        order = LengthGroupedSampler(self.train_dataset.lengths, self.batch_size, self.args.seed)
         share = MicroBatches(
             order,
             self.batch_size,
@@ -172,9 +174,9 @@ class ClassifierTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Metrics of the validation split; of a batch, only the classes are kept."""
+        """Metrics of the validation split; only the classes of each batch are kept in memory."""
         data = self.eval_dataset if eval_dataset is None else eval_dataset
-        # For each example the class and the label, and the loss of all at the end.
+        # Prediction and label of each example, and the sum of losses.
         table = torch.zeros(2, len(data), dtype=torch.int64, device=self.args.device)
         total = torch.zeros(1, dtype=torch.float64, device=self.args.device)
         self.model.eval()
@@ -194,7 +196,7 @@ class ClassifierTrainer(Trainer):
         return found
 
     def _share(self, data: Examples) -> Iterator[list[int]]:
-        order, size = np.array(list(InOrder(data.lengths))), self.args.eval_batch_size
+        order, size = np.array(list(LongestFirstSampler(data.lengths))), self.args.eval_batch_size
         parts = np.split(order, range(size, len(order), size))
         for part in parts[self.args.process_index :: self.args.world_size]:
             yield part.tolist()
@@ -203,7 +205,7 @@ class ClassifierTrainer(Trainer):
 def _loss(
     outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """A micro-batch's part of the mean loss of its step's examples."""
+    """The contribution of a micro-batch to the mean loss of its step."""
     count = (labels != IGNORED_LABEL).sum() if num_items_in_batch is None else num_items_in_batch
     losses = F.cross_entropy(
         outputs.logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="sum"

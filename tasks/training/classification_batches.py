@@ -1,8 +1,8 @@
-"""Training examples: picked from the shards' tokens, put into one order, read from disk.
+"""Training examples of classifiers: gathered from shards, ordered, and padded into batches.
 
-Rows go to one Arrow file per split, which is mapped into memory, so that a data set larger than
-memory trains as well. The order is that of the inputs' hashes: it depends neither on the order
-of the shards nor on that of their rows.
+The rows of a split go to one Arrow file, which is memory-mapped, so the data may be larger than
+memory. They are ordered by the hashes of their inputs, independently of the order of the shards
+and of their rows.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from tasks.contracts.jobs import TokenShard
 
 SPLIT_NUMBERS = {"train": 1, "validation": 2, "test": 3}
 IGNORED_LABEL = -100
-"""The label of an example that has no part in the loss."""
+"""The label of an example that the loss ignores."""
 
 _ROWS_AT_ONCE = 8192
 _BATCHES_PER_POOL = 50
 
 
 class Examples(Dataset):
-    """The tokens of one split, in the order of their inputs' hashes.
+    """The tokens of one split, ordered by the hashes of their inputs.
+
+    Example -1 is a filler that the loss ignores.
 
     Attributes:
-        lengths: Tokens in each example.
-
-    The example -1 is a filler without part in the loss.
+        lengths: Tokens of each example.
     """
 
     def __init__(self, file: Path) -> None:
-        """Open what `gather` wrote.
+        """Open a file written by `gather`.
 
         Args:
-            file: An Arrow file; it is mapped, not read.
+            file: An Arrow file; it is memory-mapped.
         """
-        # Kept: the arrays below are views into it.
+        # Kept open: the arrays below are views into it.
         self._map = pa.memory_map(str(file))
         reader = pa.ipc.open_file(self._map)
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
@@ -53,7 +53,7 @@ class Examples(Dataset):
         self._batches = [_views(batch, self._columns) for batch in batches]
         self._starts = np.cumsum([0] + [batch.num_rows for batch in batches])
         hi, lo, lengths, labels = (
-            _joined(batches, name) for name in ("hash_hi", "hash_lo", "length", "label")
+            _concatenated(batches, name) for name in ("hash_hi", "hash_lo", "length", "label")
         )
         self._order = np.lexsort((lo, hi))
         self.lengths = lengths[self._order]
@@ -74,11 +74,11 @@ class Examples(Dataset):
         return example
 
 
-class ByLength(Sampler[int]):
-    """Batches of examples of like length, in an order drawn from the seed and the epoch.
+class LengthGroupedSampler(Sampler[int]):
+    """Batches of examples of similar length, in random order.
 
-    The order is a function of these two alone, so that a resumed epoch goes on with the very
-    batches that the interrupted one had left.
+    The order depends on seed and epoch only, so a resumed epoch continues with the batches that
+    the interrupted one had left.
     """
 
     def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
@@ -86,7 +86,7 @@ class ByLength(Sampler[int]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0 on, that the next iteration is for."""
+        """Set the epoch of the next iteration, counted from 0."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -97,7 +97,7 @@ class ByLength(Sampler[int]):
         shuffled = draw.permutation(len(self._lengths))
         batches: list[np.ndarray] = []
         size = self._batch_size
-        # The last batch may be short: it must stay last, for a loader cuts every `size` examples.
+        # The last batch may be short and must stay last: the loader cuts every `size` examples.
         whole = len(shuffled) // size * size
         pool = size * max(1, min(_BATCHES_PER_POOL, whole // size // 4))
         for start in range(0, whole, pool):
@@ -106,7 +106,7 @@ class ByLength(Sampler[int]):
             batches += np.split(part, len(part) // size)
         order = draw.permutation(len(batches)).tolist()
         if order and self._epoch == 0:
-            # The largest first: what does not fit into memory fails at once, not after hours.
+            # The largest first: if it does not fit into memory, training fails at once.
             longest = max(order, key=lambda number: self._lengths[batches[number]].sum())
             order.remove(longest)
             order.insert(0, longest)
@@ -116,21 +116,25 @@ class ByLength(Sampler[int]):
 
 
 class MicroBatches:
-    """One process's share of each step, in micro-batches, as a batch sampler.
+    """A batch sampler of one process's share of each step, in micro-batches.
 
-    All processes have equally many micro-batches; where a step does not come out even, the example
-    -1 fills up.
+    All processes get the same number of micro-batches; example -1 fills uneven steps.
 
     Args:
-        order: Of the examples, step by step.
-        batch_size: Examples of a step, over all processes. The last step may have fewer.
-        size: Of a micro-batch.
-        rank: Number of this process.
-        world_size: How many there are.
+        order: The examples in training order.
+        batch_size: Examples per step, over all processes. The last step may have fewer.
+        size: Examples per micro-batch.
+        rank: Rank of this process.
+        world_size: Number of processes.
     """
 
     def __init__(
-        self, order: ByLength, batch_size: int, size: int, rank: int = 0, world_size: int = 1
+        self,
+        order: LengthGroupedSampler,
+        batch_size: int,
+        size: int,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self._order = order
         self._batch_size, self._size = batch_size, size
@@ -151,11 +155,11 @@ class MicroBatches:
 
     @property
     def batch_sampler(self) -> MicroBatches:
-        """Itself: the Trainer hands the epoch to the sampler inside a loader's batch sampler."""
+        """This sampler: the Trainer calls `set_epoch` on `batch_sampler.batch_sampler`."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0 on, that the next iteration is for."""
+        """Set the epoch of the next iteration, counted from 0."""
         self._order.set_epoch(epoch)
 
     def _parts(self, examples: int) -> int:
@@ -163,8 +167,8 @@ class MicroBatches:
         return -(-share // self._size)
 
 
-class InOrder(Sampler[int]):
-    """Longest first: little padding, and the same batches every time. For evaluation."""
+class LongestFirstSampler(Sampler[int]):
+    """The longest examples first, for evaluation: little padding, always the same batches."""
 
     def __init__(self, lengths: np.ndarray) -> None:
         self._order = np.argsort(-lengths, kind="stable")
@@ -176,11 +180,11 @@ class InOrder(Sampler[int]):
         return iter(self._order.tolist())
 
 
-class PadBatch:
-    """Makes a batch of examples, padded to the longest of them.
+class PadCollator:
+    """Collates examples into a batch, padded to the longest of them.
 
     Args:
-        tokenizer: Says with what, and on which side.
+        tokenizer: Defines the pad token and the padding side.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -211,7 +215,7 @@ class PadBatch:
 def gather(
     shards: Sequence[TokenShard], keep_file: Path, labels: list[str], split: str, out: Path
 ) -> Examples:
-    """Copy one split's rows out of the shards' tokens.
+    """Copy the rows of one split from the token files of all shards to one file.
 
     Args:
         shards: Their tokens.
@@ -241,14 +245,14 @@ def copy_split(
     out: Path,
     rows: Callable[[TokenShard, np.ndarray], Iterator[pa.RecordBatch]],
 ) -> bool:
-    """Copy what belongs to one split out of the shards, into an Arrow file.
+    """Copy the rows of one split from shards to one Arrow file.
 
     Args:
         shards, keep_file, split, out: As `gather` takes them.
-        rows: A shard's rows as they are kept: takes it, and which of its rows are in the split.
+        rows: Yields the rows to write; takes a shard and a mask of its rows in the split.
 
     Returns:
-        Whether there was anything.
+        Whether the split has any rows.
     """
     writer: pa.RecordBatchFileWriter | None = None
     with np.load(keep_file, allow_pickle=False) as keep, pa.OSFile(str(out), "wb") as sink:
@@ -313,7 +317,7 @@ def _views(batch: pa.RecordBatch, names: list[str]) -> dict[str, tuple[np.ndarra
     }
 
 
-def _joined(batches: list[pa.RecordBatch], name: str) -> np.ndarray:
+def _concatenated(batches: list[pa.RecordBatch], name: str) -> np.ndarray:
     return np.concatenate([batch.column(name).to_numpy() for batch in batches])
 
 

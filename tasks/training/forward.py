@@ -1,4 +1,4 @@
-"""The forward pass of a packed batch."""
+"""The forward pass of a batch, packed or padded, to the losses of its target tokens."""
 
 from __future__ import annotations
 
@@ -17,47 +17,50 @@ from tasks.training.language_batches import Batch
 
 
 class Forward:
-    """Asks a model for the losses of tokens, the cheapest way that is right for it.
+    """Computes the losses of target tokens in the cheapest way that is correct for a model.
 
     Attributes:
-        packing: Whether batches shall be packed.
-        shared: Whether several processes hold the model together.
+        packing: Whether batches are to be packed.
+        sharded: Whether the model is sharded over several processes.
+        skips_logits: Whether losses are computed from hidden states, without the model's head.
 
     Args:
-        base: The model, with its adapter inside, but without the adapter's wrapper.
+        base: The model with its adapter layers, without the adapter's wrapper.
         plan: The job's plan.
-        warnings: Gets what the plan wants and the model does not allow.
+        warnings: Receives what the plan asks for and the model does not support.
     """
 
     def __init__(self, base: PreTrainedModel, plan: Plan, warnings: list[str]) -> None:
         self._base, self._device = base, plan.device
         self._half = plan.precision == "bf16"
-        self.shared = plan.sharding == "fsdp" and ranks.count() > 1
-        self._find_out(plan, warnings)
+        self.sharded = plan.sharding == "fsdp" and ranks.count() > 1
+        self._probe(plan, warnings)
         if self._half:
-            # Adapters are fp32, and autocast rounds them: casting their inputs up would be undone.
+            # Adapters are fp32 and autocast rounds them: casting their inputs up would be undone.
             for module in base.modules():
                 if hasattr(module, "lora_A"):
                     module.cast_input_dtype_enabled = False
-        if not self.shared and not plan.compile:
+        if not self.sharded and not plan.compile:
             fused_lora.fuse(base)
 
     def __call__(
         self, model: torch.nn.Module, batch: Batch, predict: bool = False
-    ) -> losses.Tokens:
-        """Losses of a batch's learnt tokens.
+    ) -> losses.TokenLosses:
+        """The losses of a batch's target tokens.
 
         Args:
-            model: The model, with all its wrappers.
-            batch: From `make_batch`, packed as `packing` says.
-            predict: Whether to say which targets were the most likely token.
+            model: The model with all its wrappers.
+            batch: A batch from `make_batch`, packed if `packing` is set.
+            predict: Whether to compute which targets were the most likely token.
         """
         with self._precision():
-            if self._fused:
-                return self._of_states(model, batch, predict)
-            return self._of_logits(model, batch, predict)
+            if self.skips_logits:
+                return self._losses_from_states(model, batch, predict)
+            return self._losses_from_logits(model, batch, predict)
 
-    def _of_states(self, model: torch.nn.Module, batch: Batch, predict: bool) -> losses.Tokens:
+    def _losses_from_states(
+        self, model: torch.nn.Module, batch: Batch, predict: bool
+    ) -> losses.TokenLosses:
         with causal.headless(self._base):
             states = model(**batch.inputs, use_cache=False).logits
         head = self._base.get_output_embeddings()
@@ -66,7 +69,9 @@ class Forward:
             states, batch.targets, head.weight, getattr(head, "bias", None), predict
         )
 
-    def _of_logits(self, model: torch.nn.Module, batch: Batch, predict: bool) -> losses.Tokens:
+    def _losses_from_logits(
+        self, model: torch.nn.Module, batch: Batch, predict: bool
+    ) -> losses.TokenLosses:
         if self.packing and causal.accepts_logits_to_keep(self._base):
             logits = model(
                 **batch.inputs, use_cache=False, logits_to_keep=batch.target_positions
@@ -76,21 +81,23 @@ class Forward:
             logits = logits.reshape(-1, logits.shape[-1]).index_select(0, batch.target_positions)
         return losses.logit_losses(logits, batch.targets, predict)
 
-    def _find_out(self, plan: Plan, warnings: list[str]) -> None:
-        """Ask the model what it allows: packing, and leaving its head out."""
+    def _probe(self, plan: Plan, warnings: list[str]) -> None:
+        """Test whether the model supports packing, and whether its head can be skipped."""
         base = self._base
         base.eval()
         with self._precision():
             self.packing = plan.packing and causal.supports_packing(base, self._device)
             if plan.packing and not self.packing:
                 warnings.append(
-                    "packing was left out: this architecture's examples would see each other"
+                    "packing is off: with this architecture, packed examples affect each other"
                 )
             if not self.packing and base.config._attn_implementation == packed_attention.NAME:
                 base.set_attn_implementation(
                     "sdpa" if causal.supports_plain_attention(base, self._device) else "eager"
                 )
-            self._fused = plan.sharding != "fsdp" and causal.head_is_linear(base, self._device)
+            self.skips_logits = plan.sharding != "fsdp" and causal.head_is_linear(
+                base, self._device
+            )
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self._device, torch.bfloat16, enabled=self._half)

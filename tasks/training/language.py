@@ -1,8 +1,8 @@
-"""What is particular to training language models on text, prompts and chats.
+"""Train language models on texts, prompts and conversations.
 
-Examples lie one behind the other, without padding, and do not see each other; the head is only
-computed where a token is learnt; and the loss of a step is the mean over the learnt tokens of the
-whole step, however it was cut into micro-batches and dealt out to processes.
+Examples are packed without padding and attend to themselves only. The head is computed for target
+tokens only. The loss of a step is the mean over the target tokens of the whole step, however the
+step is cut into micro-batches and distributed over processes.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from tasks.contracts.plan import Plan
 from tasks.models import adapter, causal, classifier, distributed, liger, weights
 from tasks.models.merge import dequantize_to_host, merge, merge_device
 from tasks.runtime import ranks
-from tasks.training.callbacks import arguments, diverged
+from tasks.training.callbacks import diverged, training_arguments
 from tasks.training.forward import Forward
 from tasks.training.language_batches import Batch, Example, TokenExamples, gather_tokens, make_batch
 from tasks.training.micro_batches import Steps, fill, in_order
 
-_CPU_TOKENS = 4096
-_LEAST_TOKENS, _MOST_TOKENS = 1024, 65536
-# Of the free memory of a GPU: the rest is for the logits' chunk, for gradients and for gaps.
+CPU_TOKENS = 4096
+_MIN_TOKENS, _MAX_TOKENS = 1024, 65536
+# Share of a GPU's free memory: the rest is for chunks of logits, gradients and fragmentation.
 _SHARE_OF_MEMORY = 0.6
-# Numbers that a layer keeps for the backward pass, a token: about so many hidden states, and so
-# many of the size between.
-_HIDDEN_KEPT, _BETWEEN_KEPT = 16, 6
+# Activations that a layer keeps per token for the backward pass, roughly: so many of the hidden
+# size, and so many of the intermediate size.
+_HIDDEN_KEPT, _INTERMEDIATE_KEPT = 16, 6
 
 
 class Language:
@@ -52,7 +52,7 @@ class Language:
         self._job = job
 
     def examples(self, split: str, file: Path) -> TokenExamples:
-        """The examples of a split, in a file that is made for them."""
+        """The examples of a split, gathered into a file."""
         job = self._job
 
         def gathered(now: bool) -> TokenExamples:
@@ -63,11 +63,13 @@ class Language:
         return distributed.main_process_first(gathered)
 
     def model(self, merging: bool = False) -> Any:
-        """Base and new adapter: as it trains, or on the dequantized base in host memory, to be
-        merged.
+        """The base with a new adapter.
 
-        An adapter that was trained on a quantized base belongs to that base's rounded weights, in
-        the number format that they were computed in: merged into others it is another model.
+        An adapter trained on a quantized base fits that base's rounded weights in their compute
+        dtype: merged into other weights it gives another model.
+
+        Args:
+            merging: Whether to prepare for merging: the base is dequantized, in host memory.
         """
         job, plan = self._job, self._job.plan
         dtype, device = weights.DTYPES[plan.precision], plan.device
@@ -94,7 +96,7 @@ class Language:
         validation: TokenExamples,
         callbacks: list[TrainerCallback],
     ) -> LanguageTrainer:
-        """What trains the model."""
+        """The Trainer for a model."""
         job, plan = self._job, self._job.plan
         forward = Forward(model.get_base_model(), plan, self.warnings)
         if plan.checkpointing:
@@ -102,7 +104,7 @@ class Language:
         if plan.compile:
             _compile(model.get_base_model(), self.warnings)
         longest = max(train.widest, validation.widest)
-        budget = job.micro_batch_tokens or _budget(
+        budget = job.micro_batch_tokens or token_budget(
             model.get_base_model(), plan, longest, job.max_micro_batch_tokens
         )
         trainer = self._trainer_class()(
@@ -119,17 +121,17 @@ class Language:
         return trainer
 
     def merge(self, model: Any) -> PreTrainedModel:
-        """Adapter and base as one model, in the number format of the base's files."""
+        """Merge the adapter into its base, in the dtype of the base's files."""
         merged = merge(model, weights.stored_dtype(self._job.base))
-        self._settle_generation(merged)
+        self._set_generation_config(merged)
         return merged
 
     def finish(self, model: Any, out: Path) -> None:
-        """Write what ships beside the weights."""
+        """Write the files that ship with the weights."""
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._settle_generation(base)
+        self._set_generation_config(base)
         base.generation_config.save_pretrained(out)
-        classifier.save_tokenizer(self._tokenizer(), out, self._job.training["max_length"])
+        classifier.save_tokenizer(self._tokenizer(), out, self._job.training.max_length)
         adapter.make_readable(out)
 
     def _trainer_class(self) -> type[LanguageTrainer]:
@@ -138,47 +140,47 @@ class Language:
     def _tokenizer(self) -> Any:
         return training_tokenizer(self._job.tokenizer)
 
-    def _settle_generation(self, model: PreTrainedModel) -> None:
+    def _set_generation_config(self, model: PreTrainedModel) -> None:
         tokenizer = self._tokenizer()
         ends = stop_token_ids(tokenizer, model.generation_config)
         causal.set_generation_config(model, ends, tokenizer.pad_token_id)
 
     def _arguments(self, examples: int) -> Any:
         job = self._job
-        return arguments(
+        return training_arguments(
             job,
             examples,
             per_device_train_batch_size=-(-job.training.batch_size // ranks.count()),
-            # `Forward` sees to it, around the forward pass alone.
+            # `Forward` applies autocast, to the forward pass only.
             bf16=False,
             dataloader_pin_memory=False,
         )
 
 
 class LanguageTrainer(Trainer):
-    """A Trainer whose steps are cut into micro-batches by tokens, and that stops at a bad loss.
+    """A Trainer that cuts steps into micro-batches by tokens and stops at a non-finite loss.
 
     Attributes:
-        budget: Tokens of a micro-batch.
-        batch_size: Examples of a step, of all processes together.
+        budget: Tokens per micro-batch.
+        batch_size: Examples per step, over all processes.
 
     Args:
-        forward: Gives losses.
-        budget: To begin with.
-        warnings: Gets what a person should know.
-        **options: As the Trainer's.
+        forward: Computes the losses of a batch.
+        budget: Initial tokens per micro-batch; halved when device memory runs out.
+        warnings: Receives warnings for the report.
+        **options: Options of the Trainer.
     """
 
     batch_size: int
 
     def __init__(self, forward: Forward, budget: int, warnings: list[str], **options: Any) -> None:
-        super().__init__(data_collator=_as_they_are, **options)
+        super().__init__(data_collator=_no_collation, **options)
         self.forward, self.budget, self._warnings = forward, budget, warnings
-        # What a process does for company when others have more micro-batches.
+        # Computed, and not counted, while other processes have more micro-batches.
         self._filler = self.train_dataset[int(self.train_dataset.lengths.argmin())]
 
     def get_train_dataloader(self) -> DataLoader:
-        """One item a step: this process's examples of it."""
+        """A loader with one item per step: this process's examples of it."""
         steps = Steps(
             self.train_dataset.lengths,
             self.batch_size,
@@ -186,16 +188,16 @@ class LanguageTrainer(Trainer):
             self.args.process_index,
             self.args.world_size,
         )
-        return DataLoader(self.train_dataset, batch_sampler=steps, collate_fn=_as_they_are)
+        return DataLoader(self.train_dataset, batch_sampler=steps, collate_fn=_no_collation)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Not counted: it would need the batch in one piece."""
+        """Not counted: the Trainer's estimate needs a collated batch."""
         return 0
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, list[Example]], *_: Any, **__: Any
     ) -> torch.Tensor:
-        """Forward and backward passes of a whole step.
+        """Run the forward and backward passes of a whole step.
 
         Returns:
             This process's share of the step's mean loss, times the number of processes.
@@ -205,10 +207,10 @@ class LanguageTrainer(Trainer):
         """
         model.train()
         examples = inputs["examples"]
-        while (loss := self._attempt(model, examples)) is None:
+        while (loss := self._try_step(model, examples)) is None:
             self.budget = max(self.budget // 2, 1)
             self._warnings.append(
-                f"device memory was too small: {self.budget} tokens at once from step "
+                f"device memory was too small: micro-batches of {self.budget} tokens from step "
                 f"{self.state.global_step + 1} on"
             )
         value = float(loss)
@@ -220,7 +222,7 @@ class LanguageTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Metrics of the validation split; all that is kept of a batch are a few sums."""
+        """Metrics of the validation split; only sums are kept in memory."""
         data = self.eval_dataset if eval_dataset is None else eval_dataset
         total = torch.zeros(4, dtype=torch.float64, device=self.args.device)
         for batch in self.batches(data):
@@ -235,27 +237,27 @@ class LanguageTrainer(Trainer):
         super()._save(output_dir, state_dict or adapter.unsharded_state(self.model))
 
     def batches(self, data: TokenExamples) -> Iterator[Batch]:
-        """This process's share of a split, the longest first."""
+        """This process's batches of a split, the longest first."""
         self.model.eval()
         parts = list(in_order(data.lengths, self.budget, self.forward.packing))
         rank, count = self.args.process_index, self.args.world_size
         for numbers in parts[rank::count]:
             yield self._batch([data[number] for number in numbers])
-        if self.forward.shared and rank >= (len(parts) % count or count):
-            # For company: no process can compute a layer that it does not hold.
+        if self.forward.sharded and rank >= (len(parts) % count or count):
+            # A sharded layer needs all processes: this one takes part without a batch of its own.
             self.forward(self.model, self._batch([self._filler]))
 
-    def _attempt(self, model: torch.nn.Module, examples: list[Example]) -> torch.Tensor | None:
-        """The loss of a step; None where memory was too small and less may do."""
+    def _try_step(self, model: torch.nn.Module, examples: list[Example]) -> torch.Tensor | None:
+        """The loss of a step; None if memory was too small and a smaller budget may help."""
         on_gpu = self.args.device.type == "cuda"
         draws = torch.cuda.get_rng_state() if on_gpu else None
         try:
             return self._step(model, examples)
         except torch.OutOfMemoryError:
-            # Other processes wait for this one's share: they cannot be called back.
+            # Other processes wait for this one and cannot repeat the step.
             if self.args.world_size > 1 or self.budget <= max(each.widest for each in examples):
                 raise
-        # Out of the handler: it would keep alive what the failed pass had made.
+        # Outside the handler, which would keep the tensors of the failed pass alive.
         model.zero_grad()
         if on_gpu:
             torch.cuda.empty_cache()
@@ -264,48 +266,48 @@ class LanguageTrainer(Trainer):
 
     def _step(self, model: torch.nn.Module, examples: list[Example]) -> torch.Tensor:
         parts = fill(examples, self.budget, self.forward.packing)
-        weight, tokens, count = self._of_all(examples, len(parts))
+        denominator, tokens, count = self._totals(examples, len(parts))
         self.state.num_input_tokens_seen += tokens
         own = len(parts)
         parts += [[self._filler]] * (count - own)
         total = torch.zeros((), device=self.args.device)
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
-            # Asked by what sums the gradients of an adapter on a shared model.
+            # Read by the hook that reduces an adapter's gradients on a sharded model.
             self.accelerator.gradient_state._set_sync_gradients(last)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                loss = self._loss(model, self._batch(part)) / weight
+                loss = self.batch_loss(model, self._batch(part)) / denominator
                 if number >= own:
                     loss = loss * 0.0
-                # Gradients of several processes are averaged, and shall be summed.
+                # Gradients are averaged over processes, but must be summed.
                 self.accelerator.backward(loss * self.args.world_size)
             total += loss.detach()
         return total * self.args.world_size
 
-    def _of_all(self, examples: list[Example], parts: int) -> tuple[float, int, int]:
-        """Over all processes: what the loss is divided by, tokens, and most micro-batches."""
-        own = [self._weight(examples), sum(example.tokens for example in examples), parts]
+    def _totals(self, examples: list[Example], parts: int) -> tuple[float, int, int]:
+        """Over all processes: the loss denominator, tokens, and the maximum of micro-batches."""
+        own = [self._denominator(examples), sum(example.tokens for example in examples), parts]
         if self.args.world_size == 1:
             return float(own[0]), own[1], own[2]
         table = self.accelerator.gather(torch.tensor([own], device=self.args.device))
-        weight, tokens, _ = table.sum(0).tolist()
-        return float(weight), tokens, int(table[:, 2].max())
+        denominator, tokens, _ = table.sum(0).tolist()
+        return float(denominator), tokens, int(table[:, 2].max())
 
     def _batch(self, examples: list[Example]) -> Batch:
         return make_batch(examples, self.forward.packing, str(self.args.device))
 
-    # What follows is all that another kind of loss has to say otherwise.
+    # A trainer with another loss overrides the following methods.
 
-    def _weight(self, examples: list[Example]) -> int:
-        """What the sum of a step's losses is divided by."""
+    def _denominator(self, examples: list[Example]) -> int:
+        """The denominator of a step's loss: here its target tokens."""
         return sum(int(part.loss_mask[1:].sum()) for each in examples for part in each.parts)
 
-    def _loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    def batch_loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """The sum of a batch's losses."""
         return self.forward(model, batch).nats.sum()
 
     def _sums(self, batch: Batch) -> torch.Tensor:
-        """What is summed over the validation split, for `_metrics`: four numbers."""
+        """The four numbers that are summed over the validation split for `_metrics`."""
         nats, right = self.forward(self.model, batch, predict=True)
         count = nats.new_tensor(len(nats), dtype=torch.float64)
         return torch.stack([nats.double().sum(), right.double().sum(), count, count * 0])
@@ -313,35 +315,42 @@ class LanguageTrainer(Trainer):
     def _metrics(self, sums: list[float]) -> dict[str, float]:
         nats, right, count, _ = sums
         loss = nats / count
-        # Beyond it, the exponential is no number any more.
+        # The exponential of a larger loss overflows.
         perplexity = math.exp(min(loss, 700.0)) if math.isfinite(loss) else loss
         return {"loss": loss, "perplexity": perplexity, "accuracy": right / count}
 
 
-def _as_they_are(examples: list[Example]) -> dict[str, list[Example]]:
+def _no_collation(examples: list[Example]) -> dict[str, list[Example]]:
     return {"examples": examples}
 
 
-def _budget(base: PreTrainedModel, plan: Plan, longest: int, most: int) -> int:
-    """Tokens of a micro-batch, by memory, and no more than was forecast to fit."""
+def token_budget(base: PreTrainedModel, plan: Plan, longest: int, most: int) -> int:
+    """Tokens per micro-batch that fit into memory, and at most as many as the forecast.
+
+    Args:
+        base: The model; not read on a CPU.
+        plan: The plan.
+        longest: Tokens of the longest example, which must fit.
+        most: Tokens that the forecast found to fit; None or 0 if there is no forecast.
+    """
     if plan.device == "cpu":
-        return max(min(_CPU_TOKENS, most or _CPU_TOKENS), longest)
+        return max(min(CPU_TOKENS, most or CPU_TOKENS), longest)
     config = base.config.get_text_config()
     hidden, layers = config.hidden_size, config.num_hidden_layers
-    between = getattr(config, "intermediate_size", None) or 4 * hidden
-    layer = _HIDDEN_KEPT * hidden + _BETWEEN_KEPT * between
+    intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
+    layer = _HIDDEN_KEPT * hidden + _INTERMEDIATE_KEPT * intermediate
     numbers = layer + layers * hidden if plan.checkpointing else layers * layer
     free, _ = torch.cuda.mem_get_info()
     fitting = int(_SHARE_OF_MEMORY * free / (numbers * (2 if plan.precision == "bf16" else 4)))
-    picked = min(_MOST_TOKENS, max(_LEAST_TOKENS, fitting // 256 * 256))
+    picked = min(_MAX_TOKENS, max(_MIN_TOKENS, fitting // 256 * 256))
     return max(longest, min(picked, most or picked))
 
 
 def _compile(base: PreTrainedModel, warnings: list[str]) -> None:
     layers = causal.decoder_layers(base)
     if layers is None:
-        warnings.append("the model was not compiled: its layers were not found")
+        warnings.append("the model was not compiled: its decoder layers were not found")
         return
     for layer in layers:
-        # Of any length: each micro-batch has another number of tokens.
+        # Dynamic shapes: every micro-batch has a different number of tokens.
         layer.compile(dynamic=True)

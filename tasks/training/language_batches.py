@@ -1,9 +1,8 @@
-"""Examples of language models: picked from the shards' tokens, and dealt out to steps, to
-processes and to micro-batches.
+"""Training examples of language models: gathered from shards, and batched as tensors.
 
-A step's examples follow from seed and epoch alone. How they are cut into micro-batches is a
-question of memory only: the loss of a step is a sum over its learnt tokens (or its pairs), divided
-by their number in the whole step, so the cut changes nothing but rounding.
+The examples of a step depend on seed and epoch only. Micro-batches are a matter of memory: the loss
+of a step is a sum over its target tokens (or pairs), divided by their number in the whole step, so
+the way it is cut changes nothing but rounding.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from tasks.contracts.jobs import TokenShard
 from tasks.kernels.packed_attention import packed_arguments
 from tasks.training.classification_batches import copy_split
 
-_ROWS_AT_ONCE = 4096
+ROWS_PER_READ = 4096
 _COLUMNS = {
     "side": pa.uint8(),
     "hash_hi": pa.uint64(),
@@ -40,7 +39,7 @@ class Part(NamedTuple):
     """One sequence of tokens.
 
     Attributes:
-        ids: int32: its tokens.
+        ids: int32: its token ids.
         loss_mask: uint8: 1 where the token is a target of the loss. Never the first.
     """
 
@@ -49,10 +48,10 @@ class Part(NamedTuple):
 
 
 class Example(NamedTuple):
-    """What stays together: one sequence, or the chosen and the rejected one of a pair.
+    """A training example: one sequence, or the chosen and the rejected one of a pair.
 
     Attributes:
-        number: Its place among the split's examples.
+        number: Its index in the split.
         parts: The sequences.
     """
 
@@ -71,21 +70,21 @@ class Example(NamedTuple):
 
 
 class TokenExamples(Dataset):
-    """The tokens of one split, in the order of their inputs' hashes.
+    """The tokens of one split, ordered by the hashes of their inputs.
 
     Attributes:
-        lengths: int64: tokens of each example, all parts together.
-        widest: Tokens in the longest sequence.
+        lengths: int64: tokens of each example, over all parts.
+        widest: Tokens of the longest sequence.
     """
 
     def __init__(self, file: Path, parts: int) -> None:
-        """Open what `gather_tokens` wrote.
+        """Open a file written by `gather_tokens`.
 
         Args:
-            file: An Arrow file; it is mapped, not read.
-            parts: Sequences of an example: 1, or 2 for pairs.
+            file: An Arrow file; it is memory-mapped.
+            parts: Sequences per example: 1, or 2 for pairs.
         """
-        # Kept: the arrays below are views into it.
+        # Kept open: the arrays below are views into it.
         self._map = pa.memory_map(str(file))
         reader = pa.ipc.open_file(self._map)
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
@@ -117,8 +116,11 @@ class TokenExamples(Dataset):
         return Part(ids[place], loss_mask[place])
 
     def _content(self, hi: np.ndarray, lo: np.ndarray) -> np.ndarray:
-        """For examples of equal hashes (one question, several answers): a digest of their tokens,
-        so that their order does not depend on that of the shards either."""
+        """A digest of the tokens of examples with equal hashes; 0 for all others.
+
+        Examples with the same question have equal hashes. Their order must not depend on that of
+        the shards either.
+        """
         digests = np.zeros(len(hi), np.uint64)
         order = np.lexsort((lo, hi))
         equal = (np.diff(hi[order]) == 0) & (np.diff(lo[order]) == 0)
@@ -133,15 +135,15 @@ class TokenExamples(Dataset):
 
 
 class Batch(NamedTuple):
-    """Examples as a model takes them.
+    """Examples as tensors.
 
     Attributes:
-        inputs: What the model is called with.
+        inputs: Arguments of the model.
         target_positions: int64: positions, in the flattened rows, whose next token is a target.
         targets: int64: the target token of each position.
         sequence_ids: int64: the sequence of the batch that each position belongs to.
-        numbers: The examples, as their places in the split.
-        tokens: Real tokens.
+        numbers: The examples' indexes in the split.
+        tokens: Tokens without padding.
     """
 
     inputs: dict[str, Any]
@@ -153,35 +155,36 @@ class Batch(NamedTuple):
 
 
 def make_batch(examples: list[Example], packing: bool, device: str) -> Batch:
-    """Lay examples out as tensors.
+    """Collate examples into a batch.
 
     Args:
-        examples: Of one micro-batch.
-        packing: One behind the other in one row, or each in a row of its own, padded on the right.
-        device: Where the model is.
+        examples: The examples of one micro-batch.
+        packing: Whether to concatenate all in one row; otherwise each sequence has its own row,
+            padded on the right.
+        device: The model's device.
     """
     parts = [part for example in examples for part in example.parts]
     lengths = [len(part.ids) for part in parts]
     width = sum(lengths) if packing else max(lengths)
     starts = np.cumsum([0, *lengths[:-1]]) if packing else np.arange(len(parts)) * width
-    # What follows a padded example changes nothing before it: attention only looks back.
+    # Padding on the right changes nothing before it: attention is causal.
     ids = np.zeros(width if packing else width * len(parts), np.int64)
     target_positions, sequence_ids = [], []
     for number, (part, start) in enumerate(zip(parts, starts.tolist(), strict=True)):
         ids[start : start + len(part.ids)] = part.ids
-        # A token is predicted from the place before it.
+        # A token is predicted at the position before it.
         positions = np.flatnonzero(part.loss_mask[1:])
         target_positions.append(positions + start)
         sequence_ids.append(np.full(len(positions), number))
     where = np.concatenate(target_positions)
-    inputs = {"input_ids": _moved(ids.reshape(1 if packing else len(parts), -1), device)}
+    inputs = {"input_ids": _to_device(ids.reshape(1 if packing else len(parts), -1), device)}
     if packing:
         inputs |= packed_arguments(lengths, device)
     return Batch(
         inputs,
-        _moved(where, device),
-        _moved(ids[where + 1], device),
-        _moved(np.concatenate(sequence_ids), device),
+        _to_device(where, device),
+        _to_device(ids[where + 1], device),
+        _to_device(np.concatenate(sequence_ids), device),
         [example.number for example in examples],
         sum(lengths),
     )
@@ -190,7 +193,7 @@ def make_batch(examples: list[Example], packing: bool, device: str) -> Batch:
 def gather_tokens(
     shards: Sequence[TokenShard], keep_file: Path, split: str, out: Path, pairs: bool
 ) -> TokenExamples:
-    """Copy one split's sequences out of the shards' tokens.
+    """Copy the sequences of one split from the token files of all shards to one file.
 
     Args:
         shards: Their tokens.
@@ -200,13 +203,13 @@ def gather_tokens(
         pairs: Whether an example is a chosen and a rejected sequence.
 
     Raises:
-        BadData: The split has nothing to learn, or the tokens are not those of the data.
+        BadData: The split has no target tokens, or the tokens belong to other data.
     """
     sequences = functools.partial(_sequences, pairs=pairs)
     if not copy_split(shards, keep_file, split, out, sequences):
         raise BadData(
             f"{split} split",
-            "no examples with tokens to learn",
+            "no examples with target tokens",
             "at least one",
             "add data, or raise the share of this split (data.split); if answers are cut off, "
             "raise training.max_length",
@@ -217,32 +220,32 @@ def gather_tokens(
 def _sequences(shard: TokenShard, chosen: np.ndarray, pairs: bool) -> Iterator[pa.RecordBatch]:
     left = None
     for batch in pq.ParquetFile(shard.tokens, memory_map=True).iter_batches(
-        _ROWS_AT_ONCE, columns=["row", *_COLUMNS]
+        ROWS_PER_READ, columns=["row", *_COLUMNS]
     ):
         table = pa.Table.from_batches([batch])
         if left is not None:
             table = pa.concat_tables([left, table])
-        # A pair stays whole, whatever the batches of the file.
+        # Pairs stay together across the batches of the file.
         whole = len(table) // 2 * 2 if pairs else len(table)
         left = table.slice(whole) if whole < len(table) else None
-        yield from _learnable(table.slice(0, whole), shard, chosen, pairs)
+        yield from _with_targets(table.slice(0, whole), shard, chosen, pairs)
     if left is not None:
         raise _foreign(shard, "half a pair")
 
 
-def _learnable(
+def _with_targets(
     table: pa.Table, shard: TokenShard, chosen: np.ndarray, pairs: bool
 ) -> Iterator[pa.RecordBatch]:
-    """The chosen rows of a table, without those that have nothing to learn."""
+    """The chosen rows of a table that have target tokens."""
     rows = table.column("row").to_numpy()
     if len(rows) and rows.max() >= len(chosen):
         raise _foreign(shard, f"row {rows.max()} of {len(chosen)}")
     if pairs and (table.column("side").to_numpy() != np.arange(len(rows)) % 2).any():
         raise _foreign(shard, "a chosen without its rejected answer")
-    learns = _targets_per_row(table.column("loss_mask").combine_chunks()) > 0
+    has_targets = _targets_per_row(table.column("loss_mask").combine_chunks()) > 0
     if pairs:
-        learns = np.repeat(learns.reshape(-1, 2).all(axis=1), 2)
-    table = table.filter(pa.array(chosen[rows] & learns)).select(list(_COLUMNS))
+        has_targets = np.repeat(has_targets.reshape(-1, 2).all(axis=1), 2)
+    table = table.filter(pa.array(chosen[rows] & has_targets)).select(list(_COLUMNS))
     if len(table):
         yield from table.cast(pa.schema(_COLUMNS)).combine_chunks().to_batches()
 
@@ -259,14 +262,14 @@ def _views(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if not ids.offsets.equals(loss_mask.offsets):
         raise BadData(
             "tokens",
-            "rows with more or fewer marks than tokens",
-            "one mark for each token",
+            "rows whose loss mask and tokens differ in length",
+            "a loss mask value for each token",
             "start the run again with --refresh tokenize",
         )
     return ids.offsets.to_numpy(), ids.values.to_numpy(), loss_mask.values.to_numpy()
 
 
-def _moved(values: np.ndarray, device: str) -> torch.Tensor:
+def _to_device(values: np.ndarray, device: str) -> torch.Tensor:
     return torch.from_numpy(values).to(device, non_blocking=True)
 
 

@@ -20,7 +20,7 @@ MIN_ROWS, MAX_ROWS = 192, 8192
 """Bounds of the tokens in a chunk."""
 
 
-class Tokens(NamedTuple):
+class TokenLosses(NamedTuple):
     """The losses of target tokens.
 
     Attributes:
@@ -38,7 +38,7 @@ def head_losses(
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
     predict: bool = False,
-) -> Tokens:
+) -> TokenLosses:
     """Losses of tokens from the inputs of a frozen output embedding.
 
     Args:
@@ -51,10 +51,10 @@ def head_losses(
     if hidden.dtype != weight.dtype:
         hidden = hidden.to(weight.dtype)
     nats, right = _HeadLosses.apply(hidden, targets, weight, bias, predict)
-    return Tokens(nats, right if predict else None)
+    return TokenLosses(nats, right if predict else None)
 
 
-def logit_losses(logits: torch.Tensor, targets: torch.Tensor, predict: bool = False) -> Tokens:
+def logit_losses(logits: torch.Tensor, targets: torch.Tensor, predict: bool = False) -> TokenLosses:
     """Losses of tokens from their logits.
 
     Args:
@@ -68,7 +68,7 @@ def logit_losses(logits: torch.Tensor, targets: torch.Tensor, predict: bool = Fa
         for part, wanted in zip(logits.split(rows), targets.split(rows), strict=True)
     ]
     nats = torch.cat(parts) if parts else logits.new_zeros(0, dtype=torch.float32)
-    return Tokens(nats, logits.detach().argmax(-1) == targets if predict else None)
+    return TokenLosses(nats, logits.detach().argmax(-1) == targets if predict else None)
 
 
 def preference_loss(
@@ -126,7 +126,7 @@ def _by_chunks(
     gradient: torch.Tensor | None,
     predict: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute `Tokens`, and fill `gradient`: that of each loss w.r.t. its own row of `hidden`."""
+    """Compute `TokenLosses`; fill `gradient` with that of each loss w.r.t. its row of `hidden`."""
     nats = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
     right = torch.empty(len(hidden) if predict else 0, dtype=torch.bool, device=hidden.device)
     rows = _rows(hidden.device.type, weight.shape[0])

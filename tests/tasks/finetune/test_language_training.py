@@ -243,7 +243,7 @@ class TestTheLossOfAStep:
     def test_of_other_heads_is_right_too(self, lm_job, set_up):
         """A head that is trained itself is asked by way of its logits."""
         _, model, data, trainer = set_up(lm_job(lora={"modules_to_save": ["lm_head"]}))
-        assert not trainer.forward._fused
+        assert not trainer.forward.skips_logits
         examples = [data[number] for number in range(5)]
         loss = trainer.training_step(model, {"examples": examples})
         assert loss.item() == pytest.approx(mean_loss(model, examples).item(), rel=1e-6)
@@ -601,7 +601,7 @@ class TestMemory:
         expected = trainer.training_step(model, {"examples": examples})
         wanted = [p.grad.clone() for p in model.parameters() if p.requires_grad]
         model.zero_grad()
-        real, sizes = trainer._loss, []
+        real, sizes = trainer.batch_loss, []
 
         def limited(model, batch):
             loss = real(model, batch)
@@ -610,7 +610,7 @@ class TestMemory:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return loss
 
-        monkeypatch.setattr(trainer, "_loss", limited)
+        monkeypatch.setattr(trainer, "batch_loss", limited)
         loss = trainer.training_step(model, {"examples": examples})
         assert trainer.budget == 100
         assert len(task.warnings) == 2
@@ -639,11 +639,11 @@ class TestExamples:
         silent = [[0] * len(marks) for marks in table.column("loss_mask").to_pylist()]
         column = pa.array(silent, pa.list_(pa.uint8()))
         pq.write_table(table.set_column(5, "loss_mask", column), file)
-        with pytest.raises(BadData, match="no examples with tokens to learn"):
+        with pytest.raises(BadData, match="no examples with target tokens"):
             gather_tokens(data["shards"], data["keep_file"], "train", tmp_path / "t", pairs=False)
 
     def test_of_pairs_stay_pairs_across_the_files_batches(self, lm_data, tmp_path, monkeypatch):
-        monkeypatch.setattr("tasks.training.language_batches._ROWS_AT_ONCE", 3)
+        monkeypatch.setattr("tasks.training.language_batches.ROWS_PER_READ", 3)
         data = lm_data(pairs=True)
         found = gather_tokens(
             data["shards"], data["keep_file"], "train", tmp_path / "t", pairs=True
@@ -747,12 +747,12 @@ class TestTheCompiledModel:
 
 class TestTheBudget:
     def test_of_a_processor_holds_the_longest_example(self):
-        assert language._budget(None, {"device": "cpu"}, 9000) == 9000
-        assert language._budget(None, {"device": "cpu"}, 90) == language._CPU_TOKENS
+        assert language.token_budget(None, {"device": "cpu"}, 9000) == 9000
+        assert language.token_budget(None, {"device": "cpu"}, 90) == language.CPU_TOKENS
 
     def test_is_no_more_than_was_forecast_to_fit(self):
-        assert language._budget(None, {"device": "cpu"}, 90, most=512) == 512
-        assert language._budget(None, {"device": "cpu"}, 900, most=512) == 900
+        assert language.token_budget(None, {"device": "cpu"}, 90, most=512) == 512
+        assert language.token_budget(None, {"device": "cpu"}, 900, most=512) == 900
 
 
 class TestLayers:

@@ -27,7 +27,12 @@ from tasks.models import adapter as adapter_
 from tasks.models import classifier
 from tasks.runtime.run_program import run_program
 from tasks.training import callbacks
-from tasks.training.classification_batches import ByLength, InOrder, PadBatch, gather
+from tasks.training.classification_batches import (
+    LengthGroupedSampler,
+    LongestFirstSampler,
+    PadCollator,
+    gather,
+)
 from tasks.training.validation_metrics import ClassificationMetrics
 from tests.tasks.conftest import LABELS, MAX_LENGTH, Notes, content
 
@@ -420,7 +425,7 @@ class TestBatches:
     lengths = np.random.default_rng(0).integers(5, 200, size=203)
 
     def batches(self, epoch, size=8, seed=1):
-        sampler = ByLength(self.lengths, size, seed)
+        sampler = LengthGroupedSampler(self.lengths, size, seed)
         sampler.set_epoch(epoch)
         order = list(sampler)
         return [order[start : start + size] for start in range(0, len(order), size)]
@@ -446,14 +451,14 @@ class TestBatches:
         assert sums[0] == max(sums)
 
     def test_of_an_evaluation_run_from_long_to_short(self):
-        order = self.lengths[list(InOrder(self.lengths))]
+        order = self.lengths[list(LongestFirstSampler(self.lengths))]
         assert (np.diff(order) <= 0).all()
 
     @pytest.mark.parametrize(("side", "first"), [("right", [7, 8, 0]), ("left", [0, 7, 8])])
     def test_are_padded_on_the_tokenizers_side(self, side, first):
         tokenizer = SimpleNamespace(pad_token_id=0, pad_token_type_id=0, padding_side=side)
         rows = [np.array([7, 8]), np.array([7, 8, 9])]
-        batch = PadBatch(tokenizer)([{"input_ids": ids, "labels": 1} for ids in rows])
+        batch = PadCollator(tokenizer)([{"input_ids": ids, "labels": 1} for ids in rows])
         assert batch["input_ids"][0].tolist() == first
         assert batch["attention_mask"][0].tolist() == [int(token > 0) for token in first]
 
