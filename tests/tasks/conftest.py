@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from importlib.resources import files
 from pathlib import Path
 
@@ -9,19 +10,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from transformers import AutoTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoTokenizer,
+)
 
 from tasks.contracts.jobs import FinetuneJob, PinnedBase, TokenShard
 from tasks.contracts.plan import Plan
 from tasks.contracts.recipe_training import LoraRecipe, TrainingRecipe
 from tasks.runtime.program import Reporter
+from tests.tasks.language_samples import END, sentence
 
 LABELS = ["business", "sports", "tech"]
 MAX_LENGTH = 24
 
 
 class Notes(Reporter):
-    """A reporter that keeps what it is told, and can be told to stop at a step."""
+    """A reporter that records progress, and can request a stop at a step."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         super().__init__(stream=os.open(os.devnull, os.O_WRONLY))
@@ -124,6 +129,130 @@ def train_job(tiny_base, shards, news, tmp_path):
         return FinetuneJob(**fields | changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_lm):
+    return AutoTokenizer.from_pretrained(tiny_lm)
+
+
+@pytest.fixture(scope="session")
+def bold_lm(tiny_lm, tmp_path_factory):
+    """The tiny model with a larger last norm, so that it can prefer a token."""
+    folder = shutil.copytree(tiny_lm, tmp_path_factory.mktemp("bold") / "lm")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] *= 30
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def lm_data(tmp_path_factory, tokenizer):
+    """Writes the tokens of examples in shards; returns the data fields of a job."""
+
+    def encode(prompt, answer):
+        ids = tokenizer(prompt)["input_ids"]
+        said = tokenizer(answer + END)["input_ids"]
+        return ids + said, [0] * len(ids) + [1] * len(said)
+
+    def rows_of(place, pairs):
+        prompt, answer = sentence(place)
+        # Every fourth example has the same prompt as the one before, and another answer.
+        if place % 4 == 3:
+            prompt = sentence(place - 1)[0]
+        high, low = np.frombuffer(hashlib.sha256(prompt.encode()).digest()[:16], np.uint64)
+        sides = [answer, " no idea at all"] if pairs else [answer]
+        for side, text in enumerate(sides):
+            ids, loss_mask = encode(prompt, text)
+            yield {
+                "side": side,
+                "hash_hi": high,
+                "hash_lo": low,
+                "input_ids": ids,
+                "loss_mask": loss_mask,
+                "length": len(ids),
+                "truncated": False,
+            }
+
+    def write(places=range(40), cuts=(), pairs=False):
+        folder = tmp_path_factory.mktemp("tokens")
+        listed, keep = [], {}
+        for number, part in enumerate(np.split(np.array(places), list(cuts))):
+            name, rows = f"{number}-{len(part)}", []
+            for row, place in enumerate(part.tolist()):
+                rows += [{"row": row, **each} for each in rows_of(place, pairs)]
+            types = {
+                "row": pa.uint32(),
+                "side": pa.uint8(),
+                "hash_hi": pa.uint64(),
+                "hash_lo": pa.uint64(),
+                "input_ids": pa.list_(pa.int32()),
+                "loss_mask": pa.list_(pa.uint8()),
+                "length": pa.int32(),
+                "truncated": pa.bool_(),
+            }
+            table = pa.Table.from_pylist(rows, pa.schema(types))
+            pq.write_table(table, folder / f"{name}.parquet", row_group_size=7)
+            listed.append(TokenShard(digest=name, tokens=folder / f"{name}.parquet"))
+            keep[name] = np.where(part % 5 == 4, 2, 1).astype(np.uint8)
+        np.savez(folder / "keep.npz", **keep)
+        return {"shards": tuple(listed), "keep_file": folder / "keep.npz"}
+
+    return write
+
+
+@pytest.fixture
+def lm_job(tiny_lm, lm_data, tmp_path):
+    """A job for `tasks.finetune.program`; give what differs."""
+    made = []
+
+    def make(data=None, training=None, lora=None, plan=None, **changes):
+        place = tmp_path / f"run{len(made)}"
+        made.append(place)
+        recipe = {"epochs": 2, "batch_size": 8, "learning_rate": 5e-3, "best_by": "loss"}
+        settled = {"device": "cpu", "precision": "fp32", "attention": "packed", "packing": True}
+        pairs = changes.get("task") == "preference"
+        fields = {
+            "task": "instruction",
+            "base": tiny_lm,
+            "base_pin": PinnedBase(uri=str(tiny_lm), digest="d" * 64),
+            "tokenizer": tiny_lm,
+            **(data or lm_data(pairs=pairs)),
+            "labels": [],
+            "head_modules": [],
+            "lora": LoraRecipe(**{"r": 4, "dropout": 0.0, **(lora or {})}),
+            "quantization": "none",
+            "training": TrainingRecipe(**recipe | (training or {})),
+            "plan": Plan(**settled | (plan or {})),
+            "ship": "merged",
+            "micro_batch_examples": 0,
+            "micro_batch_tokens": 0,
+            "max_micro_batch_tokens": 0,
+            "tight_memory": False,
+            "work": place / "work",
+            "resume_from": None,
+            "out": place / "out",
+        }
+        return FinetuneJob(**fields | changes)
+
+    return make
+
+
+@pytest.fixture
+def set_up(tmp_path):
+    """Builds task, model, training data and trainer of a job, without training."""
+
+    from tasks.finetune import program as finetune_program
+
+    def build(job):
+        job.work.mkdir(parents=True, exist_ok=True)
+        finetune_program.prepare(job.plan, job.training.seed)
+        task = finetune_program.make_task(job)
+        data = [task.examples(split, job.work / split) for split in ("train", "validation")]
+        model = task.model()
+        return task, model, data[0], task.trainer(model, *data, [])
+
+    return build
 
 
 @pytest.fixture

@@ -13,12 +13,7 @@ from tasks.contracts.jobs import FinetuneResult
 from tasks.finetune import program as finetune_program
 from tasks.runtime.run_program import run_program
 from tests.tasks.conftest import Notes
-from tests.tasks.finetune.test_language_training import (  # noqa: F401 - fixtures
-    adapter_of,
-    lm_data,
-    lm_job,
-    tokenizer,
-)
+from tests.tasks.language_samples import adapter_of
 
 SETTINGS = {"epochs": 2, "batch_size": 7, "learning_rate": 2e-3}
 
@@ -63,7 +58,7 @@ def assert_alike(jobs, results, names, precision="fp32"):
 class TestARequestToStop:
     @pytest.mark.slow
     @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
-    def test_leaves_a_checkpoint_that_gives_the_same(self, lm_job, run, sharding):  # noqa: F811
+    def test_leaves_a_checkpoint_that_gives_the_same(self, lm_job, run, sharding):
         settings = SETTINGS | {"epochs": 8}
         jobs = [lm_job(plan={"sharding": sharding}, training=settings) for _ in range(2)]
         expected = run(jobs[0], 2)
@@ -93,7 +88,7 @@ class TestTwoProcesses:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("task", ["instruction", "preference"])
-    def test_train_a_language_model_as_one_does(self, lm_job, run, task):  # noqa: F811
+    def test_train_a_language_model_as_one_does(self, lm_job, run, task):
         jobs = [lm_job(task=task, training=SETTINGS, micro_batch_tokens=40) for _ in range(2)]
         results = [run(job, count) for count, job in enumerate(jobs, 1)]
         assert_alike(jobs, results, ("loss", "accuracy"))
@@ -109,7 +104,7 @@ class TestTwoProcesses:
     )
     def test_that_share_the_model_train_it_as_one_does(
         self,
-        lm_job,  # noqa: F811
+        lm_job,
         run,
         task,
         precision,

@@ -1,0 +1,82 @@
+"""Loading quantized classifiers, and shipping what was trained on them."""
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from tasks.contracts.recipe_training import LoraRecipe
+from tasks.finetune import program as finetune_program
+from tasks.models import adapter as adapter_
+from tasks.models import classifier
+from tests.tasks.conftest import LABELS, MAX_LENGTH
+
+
+def batch_of(base, texts):
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    options = {"truncation": True, "max_length": MAX_LENGTH, "padding": True}
+    return tokenizer(texts, return_tensors="pt", **options)
+
+
+class TestNf4:
+    @pytest.fixture
+    def trained(self, tiny_base):
+        """An nf4 base with an adapter that changes its outputs."""
+        base, heads = classifier.load_classifier(
+            tiny_base,
+            LABELS,
+            seed=1,
+            dtype=torch.float32,
+            quantization="nf4",
+            head_modules=["classifier"],
+        )
+        lora = LoraRecipe(r=4, alpha=8, dropout=0.0)
+        model = adapter_.attach_lora(base, lora, heads, seed=1)
+        torch.manual_seed(2)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(std=0.1)
+        return model
+
+    def first_layer_gradient(self, model, batch):
+        torch.manual_seed(0)  # The head has dropout.
+        model.train().zero_grad()
+        labels = torch.arange(len(batch["input_ids"])) % len(LABELS)
+        model(**batch, labels=labels).loss.backward()
+        name = "encoder.layer.0.attention.self.query.lora_A"
+        return next(p.grad.clone() for n, p in model.named_parameters() if name in n)
+
+    def test_an_evaluation_does_not_change_later_gradients(self, trained, tiny_base, news):
+        batch = batch_of(tiny_base, [row["text"] for row in news[:6]])
+        before = self.first_layer_gradient(trained, batch)
+        with torch.no_grad():
+            trained.eval()(**batch)
+        after = self.first_layer_gradient(trained, batch)
+        assert before.abs().max() > 0
+        assert torch.equal(before, after)
+
+    def test_does_not_quantize_the_head(self, trained):
+        kinds = {type(m).__name__ for m in trained.classifier.modules()}
+        assert "Linear4bit" not in kinds
+        assert "Linear4bit" in {type(m).__name__ for m in trained.modules()}
+
+    def test_quantizes_the_constants_too(self, trained):
+        layer = trained.get_submodule("base_model.model.bert.encoder.layer.0.output.dense")
+        state = layer.base_layer.weight.quant_state
+        assert (state.quant_type, state.nested) == ("nf4", True)
+
+    def test_ships_the_model_that_was_trained(self, train_job, trained, tiny_base, news, tmp_path):
+        batch = batch_of(tiny_base, [row["text"] for row in news])
+        with torch.no_grad():
+            expected = trained.eval()(**batch).logits
+        adapter_.save_adapter(trained, tmp_path / "adapter.safetensors")
+        lora = {"r": 4, "alpha": 8, "dropout": 0.0}
+        job = train_job(lora=lora, training={"seed": 1})
+        finetune_program.ship(job, tmp_path / "adapter.safetensors")
+        shipped = AutoModelForSequenceClassification.from_pretrained(job.out).eval()
+        plain = train_job(lora=lora, training={"seed": 1}, quantization="none")
+        finetune_program.ship(plain, tmp_path / "adapter.safetensors")
+        other = AutoModelForSequenceClassification.from_pretrained(plain.out).eval()
+        with torch.no_grad():
+            assert torch.allclose(shipped(**batch).logits, expected, atol=1e-4)
+            # Merged into the unquantized base it is another model.
+            assert not torch.allclose(other(**batch).logits, expected, atol=1e-2)
