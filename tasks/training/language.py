@@ -331,7 +331,7 @@ def token_budget(base: PreTrainedModel, plan: Plan, longest: int, most: int) -> 
         base: The model; not read on a CPU.
         plan: The plan.
         longest: Tokens of the longest example, which must fit.
-        most: Tokens that the forecast found to fit; None or 0 if there is no forecast.
+        most: Tokens that the forecast found to fit; 0 if there is no forecast.
     """
     if plan.device == "cpu":
         return max(min(CPU_TOKENS, most or CPU_TOKENS), longest)

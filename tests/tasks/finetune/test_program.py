@@ -82,7 +82,7 @@ class TestSameJob:
             with pytest.raises(Preempted, match="a checkpoint of step"):
                 finetune_program.main(job, notes)
             saved = [line["checkpoint"] for line in notes.lines if "checkpoint" in line]
-            moved = f"{job['work']}-elsewhere-{stop_at}"
+            moved = f"{job.work}-elsewhere-{stop_at}"
             shutil.move(saved[-1], moved)
             shutil.rmtree(job.work)
             job = job.model_copy(update={"resume_from": Path(moved)})
@@ -146,13 +146,13 @@ class TestResult:
         notes = Notes()
         result = finetune_program.main(job, notes)
         own = {"schema_version", "artifact", "key", "provenance", "tokens_per_second"}
-        assert set(result) == set(Finetuned.model_fields) - own
+        assert set(type(result).model_fields) == set(Finetuned.model_fields) - own
         assert set(result.metrics) == {"loss", "accuracy", "precision", "recall", "f1"}
         assert result.steps == 8
         evaluated = [entry for entry in result.history if "eval_loss" in entry]
         assert [entry["epoch"] for entry in evaluated] == [1.0, 2.0]
         assert {"step", "epoch", "loss", "learning_rate"} <= set(result.history[0])
-        json.dumps(result, allow_nan=False)
+        json.dumps(result.model_dump(mode="json"), allow_nan=False)
 
     def test_counts_trained_parameters(self, train_job, tiny_base):
         job = train_job(lora={"r": 2, "target_modules": ["query"]}, training={"epochs": 1})
@@ -226,7 +226,7 @@ class TestShippedClassifier:
         model = finetune_program.make_task(job).model()
         adapter_.save_adapter(model, tmp_path / "adapter.safetensors")
         finetune_program.ship(job, tmp_path / "adapter.safetensors")
-        with open(f"{job['out']}/adapter_config.json") as file:
+        with open(f"{job.out}/adapter_config.json") as file:
             return json.load(file)
 
     def test_an_adapter_includes_the_head(self, train_job, tiny_base, news):
@@ -265,7 +265,7 @@ class TestShippedLanguageModel:
             assert torch.allclose(shipped(input_ids=ids).logits, expected, atol=1e-5)
         assert shipped.config.tie_word_embeddings
         assert shipped.get_output_embeddings().weight is shipped.get_input_embeddings().weight
-        assert "lm_head.weight" not in load_file(f"{job['out']}/model.safetensors")
+        assert "lm_head.weight" not in load_file(f"{job.out}/model.safetensors")
 
     def test_an_adapter_gives_the_same_outputs_on_its_base(self, lm_job, tiny_lm):
         jobs = [lm_job(ship=kind, training={"epochs": 1}) for kind in ("merged", "adapter")]
@@ -313,7 +313,7 @@ class TestShippedLanguageModel:
         save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
         job = lm_job(base=str(base), training={"epochs": 1})
         finetune_program.main(job, Notes())
-        shipped = load_file(f"{job['out']}/model.safetensors")
+        shipped = load_file(f"{job.out}/model.safetensors")
         assert {tensor.dtype for tensor in shipped.values()} == {torch.bfloat16}
 
     @pytest.mark.parametrize(

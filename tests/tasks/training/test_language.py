@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from tasks.contracts.errors import Preempted, TrainingDiverged
+from tasks.contracts.plan import Plan
 from tasks.contracts.results import Finetuned
 from tasks.finetune import program as finetune_program
 from tasks.training import language
@@ -105,7 +106,7 @@ class TestSameJob:
             with pytest.raises(Preempted, match="a checkpoint of step"):
                 finetune_program.main(job, notes)
             saved = [line["checkpoint"] for line in notes.lines if "checkpoint" in line]
-            moved = f"{job['work']}-elsewhere-{stop_at}"
+            moved = f"{job.work}-elsewhere-{stop_at}"
             shutil.move(saved[-1], moved)
             shutil.rmtree(job.work)
             job = job.model_copy(update={"resume_from": Path(moved)})
@@ -118,11 +119,11 @@ class TestResult:
         notes = Notes()
         result = finetune_program.main(lm_job(), notes)
         own = {"schema_version", "artifact", "key", "provenance", "tokens_per_second"}
-        assert set(result) == set(Finetuned.model_fields) - own
+        assert set(type(result).model_fields) == set(Finetuned.model_fields) - own
         assert set(result.metrics) == {"loss", "perplexity", "accuracy"}
         assert result.metrics["perplexity"] == pytest.approx(math.exp(result.metrics["loss"]))
         assert result.warnings == ()
-        json.dumps(result, allow_nan=False)
+        json.dumps(result.model_dump(mode="json"), allow_nan=False)
         steps = [line for line in notes.lines if "tokens_per_second" in line]
         assert {"step", "steps", "epoch", "loss", "learning_rate", "memory_mb"} <= set(steps[0])
         assert 0 < steps[0]["tokens_per_second"] < 1e7
@@ -237,10 +238,12 @@ class TestCompiledModel:
 
 
 class TestTokenBudget:
+    plan = Plan(device="cpu", precision="fp32")
+
     def test_on_a_cpu_fits_the_longest_example(self):
-        assert language.token_budget(None, {"device": "cpu"}, 9000) == 9000
-        assert language.token_budget(None, {"device": "cpu"}, 90) == language.CPU_TOKENS
+        assert language.token_budget(None, self.plan, 9000, most=0) == 9000
+        assert language.token_budget(None, self.plan, 90, most=0) == language.CPU_TOKENS
 
     def test_is_at_most_the_forecast(self):
-        assert language.token_budget(None, {"device": "cpu"}, 90, most=512) == 512
-        assert language.token_budget(None, {"device": "cpu"}, 900, most=512) == 900
+        assert language.token_budget(None, self.plan, 90, most=512) == 512
+        assert language.token_budget(None, self.plan, 900, most=512) == 900
