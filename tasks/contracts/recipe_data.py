@@ -35,22 +35,30 @@ class SplitRecipe(Contract):
         "example never changes sides when data is added. column: a column says train, validation "
         "or test. files: the file names say it (train.jsonl, test-00000.parquet).",
     )
-    column: str = Field("", title="Split column", description="Only for 'column'.")
+    column: str = Field(
+        "",
+        title="Split column",
+        description="The column that names the split. Only for a split by column.",
+    )
     group_by: str = Field(
         "",
         title="Keep together by",
-        description="A column whose equal values stay on one side: an author, a customer. Only "
-        "for 'hash'.",
+        description="Rows with the same value in this column go to the same split: an author, a "
+        "customer. Only for a split by hash.",
     )
     test: float = Field(
-        0.15, gt=0, lt=1, title="Test share", description="Share of examples that judge. By hash."
+        0.15,
+        gt=0,
+        lt=1,
+        title="Test share",
+        description="Share of examples in the test split, for a split by hash.",
     )
     validation: float = Field(
         0.1,
         gt=0,
         lt=1,
         title="Validation share",
-        description="Share of examples that choose the best epoch. By hash.",
+        description="Share of examples that select the best epoch, for a split by hash.",
     )
 
     @model_validator(mode="after")
@@ -91,30 +99,32 @@ class DataRecipe(Contract):
     labels: tuple[str, ...] = Field(
         (),
         title="Labels",
-        description="The allowed labels; any other is refused. Empty: those found in the data.",
+        description="The allowed labels; others are refused. Empty: the labels found in the data.",
     )
     row_format: RowFormat = Field(
         "auto",
-        title="Form of a row",
-        description="For language models. auto: recognised row by row. text: one text. "
+        title="Row format",
+        description="For language models. auto: detected for each row. text: one text. "
         "prompt-completion: prompt, completion. alpaca: instruction, input, output. messages: chat "
         "messages with role and content. sharegpt: conversations with from and value. preference: "
         "prompt, chosen, rejected.",
     )
     columns: dict[str, str] = Field(
         {},
-        title="Columns by another name",
-        description="For language models, where a form's column is called otherwise: "
+        title="Column names",
+        description="For language models: your names of the row format's columns, such as "
         "{prompt: question, completion: answer}.",
     )
     keep_columns: tuple[str, ...] = Field(
-        (), title="Columns to keep", description="Other columns to slice the evaluation by."
+        (),
+        title="Columns to keep",
+        description="Other columns, by which the evaluation can be sliced.",
     )
     encoding: str = Field(
         "utf-8",
         title="Encoding",
-        description="Of text formats: utf-8, cp1252… Several are tried in order for each file: "
-        "'utf-8, cp1252'.",
+        description="Encoding of text files, such as utf-8. A list, such as 'utf-8, cp1252', "
+        "is tried in order for each file.",
     )
     delimiter: str = Field(
         ",", min_length=1, max_length=1, title="CSV delimiter", description="One character."
@@ -124,7 +134,7 @@ class DataRecipe(Contract):
         gt=0,
         le=512,
         title="Largest record (MB)",
-        description="A longer line or text file is refused: it is nearly always a broken file.",
+        description="Longer lines or text files are refused: the file is nearly always broken.",
     )
     split: SplitRecipe = Field(
         default_factory=SplitRecipe, title="Splits", description="Train, validation and test."

@@ -1,4 +1,4 @@
-"""What a recipe says of how a candidate is scored, and what the gate holds it to."""
+"""The recipe's sections on scoring and the gate."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LOWER_IS_BETTER = ("loss", "perplexity")
 
 
 class GuardRecipe(Contract):
-    """Texts that a language model must not forget while it learns others."""
+    """Texts on which a language model must not get worse while it is fine-tuned on others."""
 
     cache_key_excludes = frozenset({"uri"})
 
@@ -52,7 +52,7 @@ class GuardRecipe(Contract):
         "",
         title="Source",
         description="As data.uri: a file, folder or glob; s3://bucket/prefix; "
-        "hf://owner/name@revision; package:module/path. Every row of it judges. Empty: no guard.",
+        "hf://owner/name@revision; package:module/path. All rows are scored. Empty: no guard.",
     )
     format: Literal["auto", "jsonl", "csv", "parquet", "arrow", "text-folders"] = Field(
         "auto", title="Format", description="As data.format."
@@ -60,13 +60,11 @@ class GuardRecipe(Contract):
     row_format: Literal["auto", "text", "prompt-completion", "alpaca", "messages", "sharegpt"] = (
         Field(
             "auto",
-            title="Form of a row",
-            description="As data.row_format. What is no text is scored as an answer, in chat.",
+            title="Row format",
+            description="As data.row_format. All formats but text are scored as chat answers.",
         )
     )
-    columns: dict[str, str] = Field(
-        {}, title="Columns by another name", description="As data.columns."
-    )
+    columns: dict[str, str] = Field({}, title="Column names", description="As data.columns.")
 
     @property
     def data(self) -> DataRecipe:
@@ -77,41 +75,46 @@ class GuardRecipe(Contract):
 
 
 class LlmJudgeRecipe(Contract):
-    """A language model that says which of two answers is the better one."""
+    """The LLM judge: a language model that picks the better of two answers."""
 
     cache_key_excludes = frozenset({"api_key_env", "time_out_seconds", "parallel"})
 
     url: str = Field(
         "",
         title="URL",
-        description="Base URL of a server that speaks OpenAI's chat completions, such as "
-        "http://127.0.0.1:8000/v1. Empty: no judge.",
+        description="Base URL of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1. "
+        "Empty: no LLM judge.",
     )
-    model: str = Field("", title="Model", description="The judge's name at that server.")
+    model: str = Field("", title="Model", description="The judge's model name on that server.")
     prompt: str = Field(
         "",
         title="Prompt",
-        description="With {question}, {answer_a}, {answer_b} and, if wanted, {reference}; the "
-        "judge must end with [[A]], [[B]] or [[C]] (neither). Empty: a built-in one.",
+        description="Must contain {question}, {answer_a} and {answer_b}, and may contain "
+        "{reference}. It must tell the judge to end with [[A]], [[B]] or [[C]] (tie). Empty: the "
+        "built-in prompt.",
     )
     api_key_env: str = Field(
         "",
-        title="Key's variable",
-        description="Name of the environment variable that holds the server's key, never the key "
-        "itself. Empty: it needs none.",
+        title="API key variable",
+        description="Name of the environment variable that holds the API key, never the key "
+        "itself. Empty: the server needs no key.",
     )
     max_examples: int = Field(
         300,
         ge=1,
         le=100_000,
-        title="Most examples",
-        description="That are judged, each twice: with the answers in either order.",
+        title="Maximum examples",
+        description="Number of examples to judge, each twice: with the answers in both orders.",
     )
     time_out_seconds: float = Field(
-        120, gt=0, le=3600, title="Time-out (seconds)", description="Of one question to the judge."
+        120, gt=0, le=3600, title="Timeout (seconds)", description="For one request to the judge."
     )
     parallel: int = Field(
-        4, ge=1, le=256, title="At once", description="Questions that are asked at the same time."
+        4,
+        ge=1,
+        le=256,
+        title="Parallel requests",
+        description="Requests sent to the judge at a time.",
     )
 
     @field_validator("url")
@@ -150,21 +153,23 @@ class LlmJudgeRecipe(Contract):
 
 
 class EvaluationRecipe(Contract):
-    """How candidate and baseline are looked at."""
+    """How candidate and baseline are scored."""
 
     slices: tuple[str, ...] = Field(
         ("label", "length"),
         title="Slices",
         description="label, length (short, medium, long), or the name of a kept column.",
     )
-    batch_size: int = Field(32, ge=1, le=4096, title="Batch size", description="For scoring.")
+    batch_size: int = Field(
+        32, ge=1, le=4096, title="Batch size", description="Examples per batch in scoring."
+    )
     generate_tokens: int = Field(
         0,
         ge=0,
         le=32768,
         title="Tokens to generate",
-        description="For language models: answers of at most so many tokens are written (greedily) "
-        "and compared with the reference. 0: none.",
+        description="For language models: the maximum length of the answers that are generated "
+        "(greedily) and compared with the references. 0: no answers are generated.",
     )
     must_match: str = Field(
         "", title="Must match", description="A regular expression that each answer must contain."
@@ -180,27 +185,27 @@ class EvaluationRecipe(Contract):
     guard: GuardRecipe = Field(
         default_factory=GuardRecipe,
         title="Guard set",
-        description="Texts that must not be forgotten (language models).",
+        description="Texts on which the model must not get worse (language models).",
     )
     llm_judge: LlmJudgeRecipe = Field(
         default_factory=LlmJudgeRecipe,
-        title="Judge",
+        title="LLM judge",
         description="A model that compares the candidate's answers with the baseline's.",
     )
     benchmarks: tuple[str, ...] = Field(
         (),
-        title="Harness tasks",
-        description="Names of tasks of lm-evaluation-harness (language models), for the report "
-        "alone; it must be installed: pip install 'burnish[benchmarks]'.",
+        title="Benchmark tasks",
+        description="Tasks of lm-evaluation-harness (language models). They appear in the report "
+        "and do not affect the gate. Needs: pip install 'burnish[benchmarks]'.",
     )
     benchmark_folder: str = Field(
         "",
-        title="Harness folder",
-        description="With task files (YAML) of your own; their data may lie beside them. Python "
-        "beside them is run only from a folder of this machine.",
+        title="Benchmark folder",
+        description="Folder with your own task files (YAML), and their data if you like. Python "
+        "files in it are run only if it is a local folder.",
     )
     benchmark_limit: int = Field(
-        0, ge=0, title="Harness limit", description="Examples of each task. 0: all."
+        0, ge=0, title="Benchmark limit", description="Maximum examples per task. 0: all."
     )
 
     cache_key_excludes = frozenset({"batch_size"})
@@ -239,7 +244,7 @@ class EvaluationRecipe(Contract):
 
 
 class GateRecipe(Contract):
-    """What a candidate must show before it is released."""
+    """What a candidate must prove before it is released."""
 
     claim: Literal["better", "not worse"] = Field(
         "not worse",
@@ -256,16 +261,24 @@ class GateRecipe(Contract):
         "loss for language.",
     )
     margin: float = Field(
-        0.02, ge=0, lt=1, title="Margin", description="For 'not worse': the loss that is accepted."
+        0.02,
+        ge=0,
+        lt=1,
+        title="Margin",
+        description="For 'not worse': by how much the metric may be worse.",
     )
     confidence: float = Field(
-        0.95, gt=0.5, lt=1, title="Confidence", description="One-sided, of the claim."
+        0.95,
+        gt=0.5,
+        lt=1,
+        title="Confidence",
+        description="Confidence of the one-sided test of the claim.",
     )
     floors: dict[Metric, float] = Field(
         {},
         title="Floors",
-        description="Least value of a metric, such as {accuracy: 0.9}; of loss and perplexity, the "
-        "greatest.",
+        description="Minimum of each metric, such as {accuracy: 0.9}; for loss and perplexity, the "
+        "maximum.",
     )
     guard_margin: float = Field(
         0.1,
@@ -275,10 +288,16 @@ class GateRecipe(Contract):
         description="Nats per token by which the loss on the guard set may rise.",
     )
     max_latency_ms: float | None = Field(
-        None, gt=0, title="Latency budget (ms)", description="Per example, in scoring."
+        None,
+        gt=0,
+        title="Latency budget (ms)",
+        description="Maximum latency per example, measured in scoring.",
     )
     max_size_mb: float | None = Field(
-        None, gt=0, title="Size budget (MB)", description="Of the files that ship."
+        None,
+        gt=0,
+        title="Size budget (MB)",
+        description="Maximum total size of the released files.",
     )
     slice_veto: bool = Field(
         True,
@@ -291,16 +310,16 @@ class GateRecipe(Contract):
         ge=0,
         le=1,
         title="Floor for new labels",
-        description="Least recall on each label that the baseline never knew.",
+        description="Minimum recall on each label that the baseline does not have.",
     )
     first_run: Literal["floors", "untrained base"] = Field(
         "untrained base",
-        title="Without a baseline",
-        description="What a first candidate is held against: the floors alone, or the base model "
-        "with an untrained head (it must be better), and the floors.",
+        title="First run",
+        description="What the first candidate is compared with. floors: the floors only. untrained "
+        "base: the base model with an untrained head, which it must beat, and the floors.",
     )
     min_examples: int = Field(
-        150, ge=1, title="Least test examples", description="Fewer, and the gate rejects."
+        150, ge=1, title="Minimum test examples", description="With fewer, the gate rejects."
     )
 
     @model_validator(mode="after")

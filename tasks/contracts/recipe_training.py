@@ -1,4 +1,4 @@
-"""What a recipe says of data, base model, adapter and training."""
+"""The recipe's sections on base model, adapter, training and plan."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tasks.contracts.base import Contract
 
 
 class ModelRecipe(Contract):
-    """Which base model to fine-tune, and what form ships."""
+    """Which base model to fine-tune, and in which form it is released."""
 
     uri: str = Field(
         min_length=1,
@@ -22,7 +22,7 @@ class ModelRecipe(Contract):
     )
     ship: Literal["merged", "adapter"] = Field(
         "merged",
-        title="What ships",
+        title="Release format",
         description="merged: one ordinary model that needs nothing else. adapter: the adapter and "
         "the head alone, small, to be loaded on the same base model, which must be in safetensors: "
         "of a GGUF file, only a merged model ships.",
@@ -30,8 +30,8 @@ class ModelRecipe(Contract):
     chat_template: str = Field(
         "",
         title="Chat template",
-        description="For a chat model whose tokenizer brings none: chatml, or a template in Jinja. "
-        "It ships with the model.",
+        description="For tokenizers without a chat template: chatml, or a Jinja template. It is "
+        "released with the model.",
     )
     gguf: Literal["none", "f32", "f16", "bf16", "q8_0"] = Field(
         "none",
@@ -44,11 +44,13 @@ class ModelRecipe(Contract):
 class LoraRecipe(Contract):
     """The adapter (LoRA, Hu et al. 2021, arXiv:2106.09685)."""
 
-    r: int = Field(16, ge=1, le=1024, title="Rank", description="Size of the adapter.")
+    r: int = Field(16, ge=1, le=1024, title="Rank", description="Rank of the adapter matrices.")
     alpha: float = Field(
-        32.0, gt=0, title="Alpha", description="The adapter's weight is alpha / rank."
+        32.0, gt=0, title="Alpha", description="The adapter's output is scaled by alpha / rank."
     )
-    dropout: float = Field(0.05, ge=0, lt=1, title="Dropout", description="On the adapter's input.")
+    dropout: float = Field(
+        0.05, ge=0, lt=1, title="Dropout", description="Dropout on the adapter's input."
+    )
     target_modules: tuple[str, ...] = Field(
         ("all-linear",),
         min_length=1,
@@ -58,17 +60,17 @@ class LoraRecipe(Contract):
     modules_to_save: tuple[str, ...] = Field(
         (),
         title="Modules to train in full",
-        description="Besides the new classification head, which always is.",
+        description="In addition to the new classification head, which is always trained in full.",
     )
     rslora: bool = Field(
         False,
         title="Rank-stabilised",
-        description="Weigh the adapter by alpha / sqrt(rank) (rsLoRA, arXiv:2312.03732).",
+        description="Scale the adapter by alpha / sqrt(rank) (rsLoRA, arXiv:2312.03732).",
     )
     dora: bool = Field(
         False,
         title="Decomposed",
-        description="Train magnitudes apart from directions (DoRA, arXiv:2402.09353): slower.",
+        description="Train magnitude and direction separately (DoRA, arXiv:2402.09353); slower.",
     )
 
 
@@ -82,21 +84,27 @@ class TrainingRecipe(Contract):
         16, ge=1, le=65536, title="Batch size", description="Examples per optimizer step."
     )
     learning_rate: float = Field(
-        5e-4, gt=0, lt=1, title="Learning rate", description="Its highest value."
+        5e-4, gt=0, lt=1, title="Learning rate", description="The peak learning rate."
     )
     schedule: Literal["linear", "cosine", "constant"] = Field(
-        "linear", title="Schedule", description="How the learning rate falls after warm-up."
+        "linear", title="Schedule", description="How the learning rate decays after warm-up."
     )
     warmup: float = Field(
-        0.06, ge=0, lt=1, title="Warm-up", description="Share of the steps in which it rises."
+        0.06,
+        ge=0,
+        lt=1,
+        title="Warm-up",
+        description="Share of the steps in which the learning rate rises.",
     )
-    weight_decay: float = Field(0.01, ge=0, lt=1, title="Weight decay", description="Of AdamW.")
+    weight_decay: float = Field(
+        0.01, ge=0, lt=1, title="Weight decay", description="Weight decay of AdamW."
+    )
     max_length: int = Field(
         256,
         ge=8,
         le=1_048_576,
         title="Maximum length",
-        description="Tokens; longer texts are cut, and counted in the report.",
+        description="In tokens. Longer texts are truncated, and counted in the report.",
     )
     too_long: Literal["truncate", "drop", "split"] = Field(
         "truncate",
@@ -109,36 +117,40 @@ class TrainingRecipe(Contract):
         gt=0,
         le=10,
         title="Beta",
-        description="For preference: how strongly the model is held to its base (DPO, "
+        description="For preference: how strongly the model is kept close to its base (DPO, "
         "arXiv:2305.18290).",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", title="Precision", description="auto: bf16 where the processor computes in it."
+        "auto", title="Precision", description="auto: bf16 if the hardware supports it."
     )
     best_by: Literal["auto", "accuracy", "precision", "recall", "f1", "loss"] = Field(
         "auto",
         title="Best epoch by",
-        description="The validation metric that chooses the checkpoint that is kept. auto: "
-        "accuracy for classification, loss for language models.",
+        description="The validation metric that selects the best epoch. auto: accuracy for "
+        "classification, loss for language models.",
     )
     early_stopping: int = Field(
         0,
         ge=0,
         title="Early stopping",
-        description="Stop after so many epochs without a better one. 0: never.",
+        description="Number of epochs without improvement after which training stops. 0: never.",
     )
     seed: int = Field(
-        17, ge=0, le=2**31 - 1, title="Seed", description="Same seed, data and code: same model."
+        17,
+        ge=0,
+        le=2**31 - 1,
+        title="Seed",
+        description="The same seed, data and code give the same model.",
     )
     time_limit_minutes: float = Field(
-        720, gt=0, title="Time limit (minutes)", description="Training is stopped after it."
+        720, gt=0, title="Time limit (minutes)", description="Training is stopped after this time."
     )
 
     cache_key_excludes = frozenset({"time_limit_minutes"})
 
 
 class PlanRecipe(Contract):
-    """How it is trained, where a person knows better than the Plan."""
+    """How the model is trained; each `auto` is chosen for the hardware and the model."""
 
     cache_key_excludes = frozenset({"micro_batch_tokens", "device_memory_gb"})
 
@@ -156,8 +168,7 @@ class PlanRecipe(Contract):
     checkpointing: Literal["auto", "on", "off"] = Field(
         "auto",
         title="Gradient checkpointing",
-        description="Computes activations twice instead of keeping them. auto: where memory is "
-        "short.",
+        description="Recomputes activations instead of storing them. auto: if memory is short.",
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
@@ -172,28 +183,29 @@ class PlanRecipe(Contract):
     )
     optimizer: Literal[
         "auto", "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"
-    ] = Field("auto", title="Optimizer", description="The last two need CUDA.")
+    ] = Field("auto", title="Optimizer", description="adamw_8bit and paged_adamw_8bit need CUDA.")
     processes: int = Field(
         0,
         ge=0,
         le=1024,
         title="Processes",
-        description="That train together, each on its own device. 0: one, or one for each GPU.",
+        description="Training processes, one per device. 0: one per GPU, or one on a CPU.",
     )
     sharding: Literal["auto", "ddp", "fsdp"] = Field(
         "auto",
-        title="Several processes",
-        description="ddp: each holds the model. fsdp: the model is shared out among them.",
+        title="Sharding",
+        description="With several processes. ddp: each holds the whole model. fsdp: the model is "
+        "sharded across them.",
     )
     micro_batch_tokens: int = Field(
         0,
         ge=0,
-        title="Tokens at once",
-        description="Of one forward pass; the optimizer's batch stays the same. 0: by memory.",
+        title="Micro-batch tokens",
+        description="Tokens per forward pass. The batch size stays the same. 0: as many as fit.",
     )
     device_memory_gb: float = Field(
         0,
         ge=0,
-        title="Memory of the card (GB)",
-        description="That training must fit into. 0: as found on the worker.",
+        title="GPU memory (GB)",
+        description="The memory that training must fit into. 0: as measured on the worker.",
     )
