@@ -1,11 +1,11 @@
-"""Judging: is the candidate good enough to replace what is deployed?
+"""Decide whether the candidate may replace what is deployed.
 
-Both models have answered the same test examples, one by one. `decide` turns these answers and the
-recipe's rules into a verdict, as a pure function: no clock, no network, no random state that does
-not come from the data. What the evidence must be is in `evidence`, the rules are in `rules`, and
-what differs between labels and scores in `classes` and `scores`. Exactly one rule, the claim,
-carries the error rate; the others ask for a minimum or stop clear harm. Whatever is missing or not
-a number rejects, with the reason.
+Both models have answered the same test examples. `decide` turns their answers and the recipe's
+rules into a verdict. It is a pure function: no clock, no network, and random numbers are seeded
+from the data. `evidence` validates the input; `rules`, `slice_rules` and `guard_rule` hold the
+rules; `classification` and `language` hold what differs between the tasks. Only one rule, the
+claim, has a controlled error rate; the others set minimum values or reject clear regressions.
+Missing values and values that are not numbers reject, with the reason.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import numpy as np
 
 from tasks.contracts.recipe_evaluation import METRICS, GateRecipe
 from tasks.contracts.verdict import RuleOutcome, Verdict
-from tasks.gate import classification, phrasing
-from tasks.gate import rules as applied
-from tasks.gate.classification import Classes, Labels
-from tasks.gate.evidence import Answers, Evidence, problems, what_is_known
+from tasks.gate import classification
+from tasks.gate import rules as gate_rules
+from tasks.gate.classification import ClassificationTables, PairedLabels
+from tasks.gate.evidence import Evidence, PairedAnswers, baseline_seen_status, problems
 from tasks.gate.guard_rule import Guard, guard_rule
-from tasks.gate.language import Scores
+from tasks.gate.language import LanguageTables
+from tasks.gate.slice_rules import slice_outcomes
 
 
 def decide(
@@ -37,10 +38,10 @@ def decide(
 ) -> Verdict:
     """Decide whether the candidate may replace the baseline.
 
-    Examples that either model has seen in training are left out. The claim and the slices compare
-    the models on examples whose label the baseline knows; the floors look at all examples; each
-    label that is new to the baseline has a floor of its own. Against the untrained base model the
-    claim is always "better" and slices do not veto. Without a baseline the floors decide alone.
+    Examples that either model saw in training are excluded. The claim and the slices compare the
+    models on examples whose label the baseline knows; the floors cover all examples; each label
+    that is new to the baseline has a floor of its own. Against the untrained base model the claim
+    is always "better" and slices do not veto. Without a baseline only floors and budgets decide.
 
     Args:
         evidence: Both models' answers, and the candidate's latency and size.
@@ -48,19 +49,19 @@ def decide(
         slices: The recipe's `evaluation.slices`: `label`, `length`, or string columns.
         candidate_digest: Digest of the candidate's artifact.
         baseline: A release's version, a model's name, `untrained base` or `none`.
-        baseline_digest: Digest of the baseline's artifact; empty where there is none.
-        baseline_entry: Number of the log entry that deployed the baseline; 0 where there is none.
+        baseline_digest: Digest of the baseline's artifact; empty without one.
+        baseline_entry: Number of the log entry that deployed the baseline; 0 without one.
         test_digest: The test set's identity.
-        look_number: How many verdicts the test set has served, this one included.
-        guard: Both models' scores on the guard set, where there is one.
+        look_number: How many verdicts have used the test set, including this one.
+        guard: Both models' scores on the guard set; None without one.
 
     Returns:
-        The verdict. Evidence that is incomplete, contradictory or not a number never raises: it
-        rejects, by rules of kind `error`.
+        The verdict. Incomplete or contradictory evidence never raises: it rejects, by rules of
+        kind `error`.
     """
     if rules.metric == "auto":
         rules = rules.model_copy(update={"metric": METRICS[evidence.task][0]})
-    outcomes, examples, dropped = _apply(evidence, rules, slices, baseline)
+    outcomes, examples, excluded = _apply_rules(evidence, rules, slices, baseline)
     if guard is not None:
         seen = evidence.candidate_seen, evidence.baseline_seen
         outcomes.append(guard_rule(guard, rules, baseline, *seen))
@@ -75,69 +76,74 @@ def decide(
         test_digest=test_digest,
         look_number=look_number,
         examples=examples,
-        dropped=dropped,
-        baseline_seen=what_is_known(evidence, baseline),
-        summary=applied.summary(promoted, outcomes, examples, baseline, look_number),
+        dropped=excluded,
+        baseline_seen=baseline_seen_status(evidence, baseline),
+        summary=gate_rules.summary(promoted, outcomes, examples, baseline, look_number),
     )
 
 
-def _apply(
+def _apply_rules(
     evidence: Evidence, rules: GateRecipe, slices: tuple[str, ...], baseline: str
 ) -> tuple[list[RuleOutcome], int, int]:
-    """All rules' outcomes, the examples that were compared, and those that were left out."""
-    kind = Classes() if evidence.task == "text-classification" else Scores(evidence)
-    if found := problems(kind, evidence, rules, slices, baseline):
-        return [applied.error(problem) for problem in found], 0, 0
-    every = kind.join(evidence, slices)
-    kept = every.where(~every.seen)
-    dropped = len(every) - len(kept)
-    if not len(kept):
-        reason = f"All {phrasing.count(dropped, 'test example')} had been seen in training."
-        return [applied.error(reason)], 0, dropped
-    if evidence.baseline is None:
-        alone = [
-            applied.enough(kept, dropped, evidence, rules),
-            *applied.floors(kept, rules),
-            *applied.budgets(evidence, rules, kind.latency_unit),
-        ]
-        return alone, len(kept), dropped
-    before, known = (_comparable(rows, evidence).measured(rules.metric) for rows in (every, kept))
-    if not len(known):
-        lacking = "has a label that the baseline knows"
-        if not isinstance(every, Labels):
-            lacking = f"was measured by {rules.metric}"
-        reason = f"No test example that counts {lacking}."
-        return [applied.error(reason)], 0, dropped
-    compared = [
-        applied.enough(known, dropped, evidence, rules),
-        applied.claim(known, rules, baseline),
-        *applied.floors(kept, rules),
-        *_new_labels(every, kept, evidence, rules),
-        *applied.budgets(evidence, rules, kind.latency_unit),
-        *applied.no_harm(before, known, rules, slices, baseline),
-        *_never_tested(before, evidence, slices),
+    """The outcomes of all rules, and how many examples were compared and excluded."""
+    classifier = evidence.task == "text-classification"
+    tables = ClassificationTables() if classifier else LanguageTables(evidence)
+    if found := problems(tables, evidence, rules, slices, baseline):
+        return [gate_rules.unusable_evidence(problem) for problem in found], 0, 0
+    every = tables.join(evidence, slices)
+    counted = every.where(~every.seen)
+    excluded = len(every) - len(counted)
+    if not len(counted):
+        reason = f"A model saw {_all_examples(excluded)} in training."
+        return [gate_rules.unusable_evidence(reason)], 0, excluded
+    minimums = [
+        *gate_rules.floors(counted, rules),
+        *_new_label_floors(every, counted, evidence, rules),
+        *gate_rules.budgets(evidence, rules, tables.latency_unit),
     ]
-    return compared, len(known), dropped
+    if evidence.baseline is None:
+        enough = gate_rules.enough_examples(counted, excluded, evidence, rules)
+        return [enough, *minimums], len(counted), excluded
+    comparable = _comparable(every, evidence).scored_by(rules.metric)
+    compared = comparable.where(~comparable.seen)
+    if not len(compared):
+        lacking = "has a label that the baseline knows"
+        if not classifier:
+            lacking = f"has a value of {rules.metric}"
+        reason = f"No test example that counts {lacking}."
+        return [gate_rules.unusable_evidence(reason)], 0, excluded
+    outcomes = [
+        gate_rules.enough_examples(compared, excluded, evidence, rules),
+        gate_rules.claim(compared, rules, baseline),
+        *minimums,
+        *slice_outcomes(comparable, compared, rules, slices, baseline),
+        *_untested_labels(comparable, evidence, slices),
+    ]
+    return outcomes, len(compared), excluded
 
 
-def _comparable(answers: Answers, evidence: Evidence) -> Answers:
+def _all_examples(examples: int) -> str:
+    return "the only test example" if examples == 1 else f"all {examples} test examples"
+
+
+def _comparable(answers: PairedAnswers, evidence: Evidence) -> PairedAnswers:
     """The answers on which a comparison is fair: those to labels that the baseline knows."""
-    if not isinstance(answers, Labels):
+    if not isinstance(answers, PairedLabels):
         return answers
     return answers.where(np.isin(answers.truth, evidence.baseline_labels))
 
 
-def _new_labels(
-    every: Answers, kept: Answers, evidence: Evidence, rules: GateRecipe
+def _new_label_floors(
+    every: PairedAnswers, counted: PairedAnswers, evidence: Evidence, rules: GateRecipe
 ) -> list[RuleOutcome]:
-    if not isinstance(every, Labels):
+    if evidence.baseline is None or not isinstance(every, PairedLabels):
         return []
-    return classification.new_labels(every, kept, evidence, rules)
+    return classification.new_label_floors(every, counted, evidence, rules)
 
 
-def _never_tested(
-    before: Answers, evidence: Evidence, slices: tuple[str, ...]
+def _untested_labels(
+    comparable: PairedAnswers, evidence: Evidence, slices: tuple[str, ...]
 ) -> list[RuleOutcome]:
-    if not isinstance(before, Labels) or "label" not in slices:
+    if not isinstance(comparable, PairedLabels) or "label" not in slices:
         return []
-    return list(classification.never_tested(before, evidence))
+    return list(classification.untested_labels(comparable, evidence))

@@ -1,4 +1,4 @@
-"""Two models that are right or wrong: the exact tests, as the rules want them."""
+"""The gate's comparisons of right and wrong answers, by the exact tests."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import numpy as np
 from tasks.contracts.recipe_evaluation import GateRecipe
 from tasks.evaluate.score_table import mean
 from tasks.gate import exact_tests, power
-from tasks.gate.evidence import Compared
+from tasks.gate.evidence import MetricComparison
 from tasks.gate.rules import POWER, alpha_of, two_sided
 
-# Where no pair is discordant, what a test set can show is worked out for this share.
-STATED_DISCORDANCE = 0.05
+# The discordance that the detectable difference assumes if no pair is discordant.
+ASSUMED_DISCORDANCE = 0.05
 
 
 def exact_claim(
     candidate: np.ndarray, baseline: np.ndarray, rules: GateRecipe, margin: float
-) -> Compared:
+) -> MetricComparison:
     """Test the claim on the share of right answers.
 
     Args:
-        candidate, baseline: Where each is right, bool, shape (n,).
+        candidate, baseline: Whether each answer is right, bool, shape (n,).
         rules: For the confidence.
-        margin: The loss that is accepted; 0 means "better".
+        margin: The accepted drop, a share; 0 means "better".
     """
     n, (gained, lost) = len(candidate), exact_tests.discordant_pairs(candidate, baseline)
     if margin:
@@ -34,22 +34,26 @@ def exact_claim(
     return _compared(candidate, baseline, rules, p_value, detectable)
 
 
-def exact_harm(
-    candidate: np.ndarray, baseline: np.ndarray, rows: np.ndarray, rules: GateRecipe, family: int
-) -> Compared:
-    """Test for harm to one slice of a family.
+def exact_slice(
+    candidate: np.ndarray,
+    baseline: np.ndarray,
+    rows: np.ndarray,
+    rules: GateRecipe,
+    slice_count: int,
+) -> MetricComparison:
+    """Test whether the candidate's share of right answers is lower on one slice of several.
 
     Args:
-        candidate, baseline: Where each is right, bool, shape (n,).
-        rows: The slice, bool, shape (n,).
+        candidate, baseline: Whether each answer is right, bool, shape (n,).
+        rows: The slice, a mask, bool, shape (n,).
         rules: For the confidence.
-        family: How many slices there are.
+        slice_count: How many slices are tested.
     """
     ours, theirs = candidate[rows], baseline[rows]
     gained, lost = exact_tests.discordant_pairs(ours, theirs)
-    # The first step of Holm's procedure: what a slice must reach when it alone is harmed.
+    # The first step of Holm's procedure, which applies if this slice alone is worse.
     detectable = power.detectable_gain(
-        len(ours), _discordance(candidate, baseline), alpha_of(rules) / family, POWER
+        len(ours), _discordance(candidate, baseline), alpha_of(rules) / slice_count, POWER
     )
     p_value = exact_tests.superiority_p(lost, gained)
     return _compared(ours, theirs, rules, p_value, detectable)
@@ -61,9 +65,9 @@ def _compared(
     rules: GateRecipe,
     p_value: float,
     detectable: float | None,
-) -> Compared:
+) -> MetricComparison:
     n, (gained, lost) = len(candidate), exact_tests.discordant_pairs(candidate, baseline)
-    return Compared(
+    return MetricComparison(
         candidate=mean(candidate),
         baseline=mean(baseline),
         difference=(gained - lost) / n,
@@ -75,7 +79,5 @@ def _compared(
 
 
 def _discordance(candidate: np.ndarray, baseline: np.ndarray) -> float:
-    return (
-        sum(exact_tests.discordant_pairs(candidate, baseline)) / len(candidate)
-        or STATED_DISCORDANCE
-    )
+    discordant = sum(exact_tests.discordant_pairs(candidate, baseline))
+    return discordant / len(candidate) or ASSUMED_DISCORDANCE

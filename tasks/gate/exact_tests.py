@@ -1,31 +1,25 @@
-"""Statistics on two models that answered the same examples.
+"""Exact tests and intervals for two classifiers that answered the same examples.
 
-Every number that the gate decides by is computed here, from arrays alone. On accuracy only the
-examples on which exactly one of the two is right carry information: *gained* (candidate right,
-baseline wrong) and *lost* (the reverse). With them the tests are exact: their error rate holds at
-any size of the test set, instead of only for large ones. Metrics that have no such structure
-(macro precision, recall, F1) are compared by a paired bootstrap, seeded from the data, so that the
-same outcomes always give the same verdict.
+Only the examples on which exactly one model is right say which is more accurate: *gained*
+(candidate right, baseline wrong) and *lost* (the reverse). Tests on these counts are exact: their
+error rate holds for test sets of any size, not only for large ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from scipy import optimize, stats
 from statsmodels.stats.proportion import proportion_confint
 
-Metric = Literal["accuracy", "precision", "recall", "f1"]
 Interval = tuple[float, float]
 
-RESAMPLES = 9_999
-# Chance, added to every p-value, that the discordance lies outside the range that is searched.
+# Probability that the discordance is outside the searched range; added to every p-value.
 NUISANCE_RISK = 1e-6
 NUISANCE_POINTS = 64
-# Probability left out at either end when a sum over discordant counts is cut short.
-CUT = 1e-12
+# Probability omitted at each end of a sum over discordant counts.
+OMITTED = 1e-12
 
 
 # Accuracy: counts of discordant pairs
@@ -50,18 +44,18 @@ def discordant_pairs(candidate: np.ndarray, baseline: np.ndarray) -> tuple[int, 
 
 
 def superiority_p(gained: int, lost: int) -> float:
-    """One-sided p-value of "the candidate is no more accurate than the baseline".
+    """One-sided p-value for the hypothesis that the candidate is no more accurate.
 
-    The exact McNemar test (McNemar 1947, Psychometrika 12:153): were the models equally good, each
-    discordant pair would be a gain with probability one half. Ties, and no pairs at all, give a
-    p-value above one half. Swap the arguments to test for harm.
+    The exact McNemar test (McNemar 1947, Psychometrika 12:153): if the models are equally good,
+    each discordant pair is a gain with probability one half. Ties, and no pairs at all, give a
+    p-value above one half. Swap the arguments to test for a regression.
 
     Args:
         gained: Pairs in which only the candidate is right.
         lost: Pairs in which only the baseline is right.
 
     Returns:
-        P(at least so many gains), in (0, 1].
+        The probability of at least as many gains, in (0, 1].
 
     Raises:
         ValueError: A count is negative.
@@ -73,20 +67,20 @@ def superiority_p(gained: int, lost: int) -> float:
 
 
 def noninferiority_p(gained: int, lost: int, examples: int, margin: float) -> float:
-    """One-sided p-value of "the candidate's accuracy is lower by `margin` or more".
+    """One-sided p-value for the hypothesis that accuracy is lower by `margin` or more.
 
     An exact unconditional test: outcomes are ordered by Tango's score statistic (Tango 1998,
     Statistics in Medicine 17:891), and the p-value is the largest probability, over all
     discordances, of an outcome at least as extreme (Sidik 2003, Statistics in Medicine 22:265).
-    The discordance is searched within a 1 - 1e-6 confidence interval, and 1e-6 is added to pay for
-    that (Berger and Boos 1994, JASA 89:1012). Tango's own p-value, a normal approximation, errs too
-    often when few pairs are discordant.
+    The discordance is searched within a 1 - 1e-6 confidence interval, and 1e-6 is added to the
+    p-value in return (Berger and Boos 1994, JASA 89:1012). Tango's own p-value, a normal
+    approximation, rejects too often when few pairs are discordant.
 
     Args:
         gained: Pairs in which only the candidate is right.
         lost: Pairs in which only the baseline is right.
         examples: All pairs.
-        margin: The loss that is accepted, in (0, 1).
+        margin: The accepted drop in accuracy, in (0, 1).
 
     Returns:
         The p-value, in (0, 1].
@@ -114,8 +108,8 @@ def score_statistic(
 ) -> np.ndarray:
     """Tango's score statistic for a paired difference of proportions.
 
-    Standard normal, for many pairs, when the true difference of accuracies is `difference`; large
-    when it is higher (Tango 1998, Statistics in Medicine 17:891, equation 9).
+    For many pairs it is standard normal if the true difference of accuracies is `difference`, and
+    large if it is higher (Tango 1998, Statistics in Medicine 17:891, equation 9).
 
     Args:
         gained: Pairs in which only the candidate is right; a count or an integer array.
@@ -124,7 +118,7 @@ def score_statistic(
         difference: Candidate minus baseline under the hypothesis, in (-1, 1).
 
     Returns:
-        The statistic, float64, in the shape of the counts; 0 where it is 0 / 0.
+        The statistic, float64, in the shape of the counts; 0 for 0 / 0.
     """
     b, c, n, delta = np.asarray(gained, float), np.asarray(lost, float), examples, difference
     variance = np.maximum(n * (2 * shifted_lost_share(b, c, n, delta) + delta * (1 - delta)), 0)
@@ -138,8 +132,8 @@ def difference_interval(
 ) -> Interval:
     """Two-sided confidence interval of a paired difference of accuracies.
 
-    Tango's score interval (Tango 1998, Statistics in Medicine 17:891), which keeps its coverage
-    where the textbook (Wald) interval does not: few discordant pairs, or none.
+    Tango's score interval (Tango 1998, Statistics in Medicine 17:891). Unlike the textbook (Wald)
+    interval, it keeps its coverage with few discordant pairs, or none.
 
     Args:
         gained: Pairs in which only the candidate is right.
@@ -156,18 +150,18 @@ def difference_interval(
     check_counts(gained, lost, examples)
     check_probability("confidence", confidence)
     z = float(stats.norm.isf((1 - confidence) / 2))
-    seen, edge = (gained - lost) / examples, 1 - 1e-9
+    observed, edge = (gained - lost) / examples, 1 - 1e-9
 
     def crossing(far: float, target: float) -> float:
         def gap(difference: float) -> float:
             return float(score_statistic(gained, lost, examples, difference)) - target
 
-        if abs(seen) >= edge or gap(seen) * gap(far) > 0:
+        if abs(observed) >= edge or gap(observed) * gap(far) > 0:
             return round(far)
-        return float(optimize.brentq(gap, seen, far, xtol=1e-10))
+        return float(optimize.brentq(gap, observed, far, xtol=1e-10))
 
-    low = seen if seen <= -edge else crossing(-edge, z)
-    high = seen if seen >= edge else crossing(edge, -z)
+    low = observed if observed <= -edge else crossing(-edge, z)
+    high = observed if observed >= edge else crossing(edge, -z)
     return low, high
 
 
@@ -175,7 +169,7 @@ def wilson_interval(successes: int, examples: int, confidence: float = 0.95) -> 
     """Two-sided confidence interval of one proportion (Wilson 1927, JASA 22:209).
 
     Args:
-        successes: Examples that are right.
+        successes: Number of right answers.
         examples: All examples, at least 1.
         confidence: Of the interval, in (0, 1).
 
@@ -183,7 +177,7 @@ def wilson_interval(successes: int, examples: int, confidence: float = 0.95) -> 
         (low, high), within [0, 1].
 
     Raises:
-        ValueError: The counts do not fit, or `confidence` is outside (0, 1).
+        ValueError: The counts do not match, or `confidence` is outside (0, 1).
     """
     check_counts(successes, 0, examples)
     check_probability("confidence", confidence)
@@ -193,17 +187,17 @@ def wilson_interval(successes: int, examples: int, confidence: float = 0.95) -> 
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Adjust p-values for having looked at several things (Holm 1979, Scand. J. Stat. 6:65).
+    """Adjust p-values for multiple testing (Holm 1979, Scand. J. Stat. 6:65).
 
     Args:
         p_values: One for each hypothesis, shape (m,), in [0, 1].
 
     Returns:
-        Adjusted p-values, float64, shape (m,): those at most alpha are rejected, and the chance
-        that any of these was true is at most alpha.
+        Adjusted p-values, float64, shape (m,). If hypotheses with one of at most alpha are
+        rejected, the probability of rejecting any true hypothesis is at most alpha.
     """
-    # By hand: statsmodels' multipletests runs the garbage collector on every call, 0.1 s in a
-    # large process. The tests hold the two together.
+    # Not statsmodels' multipletests, which runs the garbage collector on every call: 0.1 s in a
+    # large process. A test compares the two.
     values = np.asarray(p_values, float)
     order = np.argsort(values, kind="stable")
     steps = values[order] * (len(values) - np.arange(len(values)))
@@ -218,7 +212,7 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 def shifted_lost_share(
     gained: np.ndarray | int, lost: np.ndarray | int, examples: int, difference: float
 ) -> np.ndarray:
-    """The likeliest share of lost pairs, were `difference` true: the root of a quadratic."""
+    """Maximum-likelihood share of lost pairs given a true difference: a quadratic's root."""
     linear = -gained - lost + (2 * examples - gained + lost) * difference
     constant = -lost * difference * (1 - difference)
     root = np.sqrt(np.maximum(linear**2 - 8 * examples * constant, 0))
@@ -226,9 +220,9 @@ def shifted_lost_share(
 
 
 def _gains_needed(pairs: np.ndarray, examples: int, margin: float, observed: float) -> np.ndarray:
-    """For each number of discordant pairs, the fewest gains at least as extreme as observed.
+    """The fewest gains at least as extreme as observed, for each number of discordant pairs.
 
-    The statistic rises with the gains among a fixed number of pairs, so bisection finds them.
+    The statistic rises with the gains among a fixed number of pairs, so bisection finds it.
     """
     low, high = np.zeros_like(pairs), pairs + 1
     while (low < high).any():
@@ -241,9 +235,9 @@ def _gains_needed(pairs: np.ndarray, examples: int, margin: float, observed: flo
 
 
 def likely_counts(examples: int, low: float, high: float) -> np.ndarray:
-    """All counts that a binomial with a share from `low` to `high` gives, but for `CUT`."""
-    first = int(stats.binom.ppf(CUT, examples, low))
-    last = int(stats.binom.isf(CUT, examples, high))
+    """The counts of a binomial with a share from `low` to `high`, without the outermost tails."""
+    first = int(stats.binom.ppf(OMITTED, examples, low))
+    last = int(stats.binom.isf(OMITTED, examples, high))
     return np.arange(max(first, 0), min(last, examples) + 1)
 
 
@@ -253,12 +247,14 @@ def _clopper_pearson(count: int, examples: int, risk: float) -> Interval:
 
 
 def check_counts(first: int, second: int, examples: int | None = None) -> None:
+    """Raise ValueError for negative counts, or counts that exceed the number of examples."""
     if first < 0 or second < 0:
         raise ValueError(f"counts {first} and {second} must not be negative")
     if examples is not None and (examples < 1 or first + second > examples):
-        raise ValueError(f"counts {first} and {second} do not fit {examples} examples")
+        raise ValueError(f"counts {first} and {second} do not match {examples} examples")
 
 
 def check_probability(name: str, value: float) -> None:
+    """Raise ValueError for a value outside (0, 1)."""
     if not 0 < value < 1:
         raise ValueError(f"{name} {value} is not between 0 and 1")

@@ -1,16 +1,16 @@
-"""Judging language models: each answer has scores instead of being a label.
+"""What the gate does for language models: each answer has scores instead of a label.
 
-What is right or wrong on every example (exact match, preferences, a single check) is tested as
-accuracy is; losses, F1, ROUGE-L and shares of checks by the tests in `means`. A loss per token is
-tested as such: examples are resampled with their tokens. Perplexity is tested as its logarithm,
-the loss; its margin and its differences are shares of the baseline's.
+Metrics that are right or wrong on every example (exact match, preferences, a single check) are
+tested exactly, as accuracy is; losses, F1, ROUGE-L and shares of checks by `bootstrap_mean`. A loss
+per token is a ratio, so examples are resampled together with their tokens. Perplexity is tested as
+its logarithm, the loss; its margin and its differences are shares of the baseline's perplexity.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -18,44 +18,44 @@ from scipy import stats
 
 from tasks.contracts.recipe_data import Task
 from tasks.contracts.recipe_evaluation import GENERATED, METRICS, GateRecipe
-from tasks.evaluate.language_metrics import BY_TOKENS, column_of, exp, metrics_of, value_of
+from tasks.evaluate.language_metrics import BY_TOKENS, column_of, exp, value_of
 from tasks.evaluate.score_table import keys_of, sorted_rows, values_of
 from tasks.gate import bootstrap_mean, exact_tests, phrasing
 from tasks.gate.evidence import (
-    Answers,
-    Compared,
     Evidence,
-    Judgeable,
-    MetricWords,
+    MetricComparison,
+    PairedAnswers,
+    ScoreTables,
     seen_by_either,
-    unpaired,
+    unpaired_examples,
 )
-from tasks.gate.exact_rules import exact_claim, exact_harm
+from tasks.gate.exact_rules import exact_claim, exact_slice
 from tasks.gate.exact_tests import Interval
-from tasks.gate.rules import POWER, alpha_of, parts_of, two_sided
+from tasks.gate.phrasing import MetricPhrasing
+from tasks.gate.rules import POWER, alpha_of, two_sided
 
 COLUMNS = ("hash_hi", "hash_lo", "label", "loss", "tokens", "length")
-WORDS = {
-    "accuracy": MetricWords("accuracy"),
-    "loss": MetricWords("loss", " nats per token", lower=True),
-    "perplexity": MetricWords("perplexity", lower=True, relative=True),
-    "exact_match": MetricWords("exact match"),
-    "token_f1": MetricWords("token F1"),
-    "rouge_l": MetricWords("ROUGE-L"),
-    "checks": MetricWords("share of checks"),
-    "preferred": MetricWords("share of preferred answers"),
+PHRASINGS = {
+    "accuracy": MetricPhrasing("accuracy"),
+    "loss": MetricPhrasing("loss", " nats per token", lower_is_better=True),
+    "perplexity": MetricPhrasing("perplexity", lower_is_better=True, relative=True),
+    "exact_match": MetricPhrasing("exact match"),
+    "token_f1": MetricPhrasing("token F1"),
+    "rouge_l": MetricPhrasing("ROUGE-L"),
+    "checks": MetricPhrasing("share of checks"),
+    "preferred": MetricPhrasing("share of preferred answers"),
 }
-# Nats. A loss beyond them is a defect, and its square would be no number.
-_MOST = 1e9
-# Of examples without a token: they show nothing.
-_NOTHING = Compared(math.nan, math.nan, math.nan, (math.nan, math.nan), 1.0, None)
+# Nats. A larger loss is a defect, and its square would overflow.
+_LARGEST_LOSS = 1e9
+# The comparison of examples without a token, which show nothing.
+_INCONCLUSIVE = MetricComparison(math.nan, math.nan, math.nan, (math.nan, math.nan), 1.0, None)
 
 
-class Scores(Judgeable):
-    """Tables of scores.
+class LanguageTables(ScoreTables):
+    """Score tables with a loss and other scores per example.
 
     Args:
-        evidence: For its task, and for what the latency is of.
+        evidence: For the task, and for whether the models generated answers.
     """
 
     def __init__(self, evidence: Evidence) -> None:
@@ -63,48 +63,49 @@ class Scores(Judgeable):
         if "generated" in evidence.candidate.column_names:
             self.latency_unit = "ms per token"
 
-    def columns(self, rules: GateRecipe) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((*COLUMNS, *map(column_of, self._asked(rules)))))
+    def required_columns(self, rules: GateRecipe) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*COLUMNS, *map(column_of, (rules.metric, *rules.floors)))))
 
-    def may_be_empty(self, column: str) -> bool:
+    def may_have_nulls(self, column: str) -> bool:
         return column not in ("hash_hi", "hash_lo", "label", "tokens", "length")
 
     def value_problems(
         self, model: str, table: pa.Table, evidence: Evidence, rules: GateRecipe
     ) -> Iterator[str]:
         if (values_of(table, "tokens") < 0).any():
-            yield f"The {model}'s answers have a negative number of tokens."
+            yield f"The {model}'s scores have a negative number of tokens."
         elif not values_of(table, "tokens").sum():
-            yield f"The {model}'s answers have no tokens."
-        for name in self.columns(rules):
+            yield f"The {model}'s scores have no tokens."
+        for name in self.required_columns(rules):
             if name in ("loss", *METRICS[self._task]):
                 yield from _number_problems(model, name, values_of(table, name))
 
-    def contradictions(self, evidence: Evidence, rules: GateRecipe) -> Iterator[str]:
+    def pairing_problems(self, evidence: Evidence, rules: GateRecipe) -> Iterator[str]:
         if evidence.baseline is None:
             return
-        alone = list(unpaired(evidence))
-        yield from alone
+        unpaired = list(unpaired_examples(evidence))
+        yield from unpaired
         ours, theirs = sorted_rows(evidence.candidate), sorted_rows(evidence.baseline)
         by_tokens = self._task != "preference" and rules.metric in BY_TOKENS
-        if not alone and by_tokens:
-            other = int((values_of(ours, "tokens") != values_of(theirs, "tokens")).sum())
-            if other:
+        if not unpaired and by_tokens:
+            different = int((values_of(ours, "tokens") != values_of(theirs, "tokens")).sum())
+            if different:
                 yield (
-                    "Candidate and baseline read other numbers of tokens in the same answers (of "
-                    f"{phrasing.count(other, 'test example')}), so a loss per token says nothing. "
-                    "Set gate.metric to one of what the models write: "
+                    "Candidate and baseline split the same answers into different numbers of "
+                    f"tokens on {phrasing.count(different, 'test example')}, so their losses per "
+                    "token cannot be compared. Set gate.metric to a metric of generated answers: "
                     f"{phrasing.listed(list(GENERATED))}."
                 )
 
-    def join(self, evidence: Evidence, slices: tuple[str, ...]) -> ScoredAnswers:
+    def join(self, evidence: Evidence, slices: tuple[str, ...]) -> PairedScores:
         ours = sorted_rows(evidence.candidate)
         theirs = ours if evidence.baseline is None else sorted_rows(evidence.baseline)
-        measured = [name for name in _measured(self._task) if name in ours.column_names]
-        return ScoredAnswers(
+        columns = dict.fromkeys(map(column_of, METRICS[self._task]))
+        measured = [name for name in columns if name in ours.column_names]
+        return PairedScores(
             task=self._task,
             seen=seen_by_either(evidence, keys_of(ours)),
-            slicing={name: values_of(ours, name) for name in slices},
+            slice_columns={name: values_of(ours, name) for name in slices},
             tokens=values_of(ours, "tokens").astype(float),
             candidate={name: values_of(ours, name) for name in measured},
             baseline={
@@ -112,18 +113,15 @@ class Scores(Judgeable):
             },
         )
 
-    def _asked(self, rules: GateRecipe) -> tuple[str, ...]:
-        return (rules.metric, *rules.floors)
-
 
 @dataclass(frozen=True)
-class ScoredAnswers(Answers):
+class PairedScores(PairedAnswers):
     """Both models' scores.
 
     Attributes:
-        task: What the models are for.
-        tokens: Of each example's answers.
-        candidate, baseline: Values of each metric that was measured.
+        task: The task of both models.
+        tokens: Number of target tokens of each example, float64, shape (n,).
+        candidate, baseline: The values of each measured metric, float64, shape (n,).
     """
 
     task: Task
@@ -131,45 +129,47 @@ class ScoredAnswers(Answers):
     candidate: dict[str, np.ndarray]
     baseline: dict[str, np.ndarray]
 
-    def measured(self, metric: str) -> ScoredAnswers:
+    def scored_by(self, metric: str) -> PairedScores:
         if metric != "preferred":
             return self
         return self.where(np.isfinite(self.candidate[metric]))
 
-    def words(self, metric: str) -> MetricWords:
+    def phrasing_of(self, metric: str) -> MetricPhrasing:
         if metric == "loss" and self.task == "preference":
-            return MetricWords("loss", " nats per pair", lower=True)
-        return WORDS[metric]
+            return MetricPhrasing("loss", " nats per pair", lower_is_better=True)
+        return PHRASINGS[metric]
 
     def slice_metric(self, rules: GateRecipe) -> str:
         return rules.metric
 
-    def compare(self, rules: GateRecipe, margin: float) -> Compared:
+    def compare(self, rules: GateRecipe, margin: float) -> MetricComparison:
         ours, theirs = self._pair(rules.metric)
         if _is_exact(rules.metric, ours, theirs):
             return _with_means(exact_claim(ours == 1, theirs == 1, rules, margin), ours, theirs)
         if not self._weights(rules.metric).sum():
-            return _NOTHING
+            return _INCONCLUSIVE
         # A perplexity that is higher by 2% is a loss that is higher by log(1.02).
-        accepted = math.log1p(margin) if self.words(rules.metric).relative else margin
-        compared = self._by_means(rules, 1, null=-accepted)
+        accepted = math.log1p(margin) if self.phrasing_of(rules.metric).relative else margin
+        compared = self._compare_means(rules, 1, null=-accepted)
         if not margin:
             return compared
-        # Fewer examples than this cannot show it, though they agree in all (`least_examples`).
+        # Too few examples show nothing even if all agree; see `power.least_examples`.
         least = (1 - margin) ** len(self)
-        return _with_p_value(compared, max(compared.p_value, least))
+        return replace(compared, p_value=max(compared.p_value, least))
 
-    def harm(self, rows: np.ndarray, rules: GateRecipe, family: int) -> Compared:
+    def compare_slice(
+        self, rows: np.ndarray, rules: GateRecipe, slice_count: int
+    ) -> MetricComparison:
         ours, theirs = self._pair(rules.metric)
         if _is_exact(rules.metric, ours, theirs):
-            seen = exact_harm(ours == 1, theirs == 1, rows, rules, family)
-            return _with_means(seen, ours[rows], theirs[rows])
+            compared = exact_slice(ours == 1, theirs == 1, rows, rules, slice_count)
+            return _with_means(compared, ours[rows], theirs[rows])
         part = self.where(rows)
         if not part._weights(rules.metric).sum():
-            return _NOTHING
-        return part._by_means(rules, family, harm=True)
+            return _INCONCLUSIVE
+        return part._compare_means(rules, slice_count, worse=True)
 
-    def value(self, metric: str, confidence: float) -> tuple[float, Interval]:
+    def estimate(self, metric: str, confidence: float) -> tuple[float, Interval]:
         values, weights = self.candidate[column_of(metric)], self._weights(metric)
         if not weights.sum():
             return math.nan, (math.nan, math.nan)
@@ -190,76 +190,54 @@ class ScoredAnswers(Answers):
         by_tokens = metric in BY_TOKENS and self.task != "preference"
         return self.tokens if by_tokens else np.ones(len(self))
 
-    def _by_means(
-        self, rules: GateRecipe, family: int, null: float = 0.0, harm: bool = False
-    ) -> Compared:
-        metric, shown = rules.metric, self.words(rules.metric)
+    def _compare_means(
+        self, rules: GateRecipe, tests: int, null: float = 0.0, worse: bool = False
+    ) -> MetricComparison:
+        """Compare by the bootstrap of the mean, as one of several tests.
+
+        Tests whether the candidate is better, or with `worse` whether it is worse.
+        """
+        metric, phrased = rules.metric, self.phrasing_of(rules.metric)
         ours, theirs = self._pair(metric)
         weights = self._weights(metric)
-        better = -1.0 if shown.lower else 1.0
-        tested = -better if harm else better
-        seen = bootstrap_mean.compare(
+        better = -1.0 if phrased.lower_is_better else 1.0
+        tested = -better if worse else better
+        gain = bootstrap_mean.compare(
             tested * (ours - theirs), weights, null=null, confidence=two_sided(rules)
         )
-        low, high = sorted(tested * bound for bound in seen.interval)
-        difference = tested * seen.mean
-        reach = seen.standard_error * float(
-            stats.norm.isf(alpha_of(rules) / family) + stats.norm.isf(1 - POWER)
+        low, high = sorted(tested * bound for bound in gain.interval)
+        difference = tested * gain.mean
+        detectable = gain.standard_error * float(
+            stats.norm.isf(alpha_of(rules) / tests) + stats.norm.isf(1 - POWER)
         )
-        if shown.relative:
+        if phrased.relative:
             low, high, difference = (_expm1(each) for each in (low, high, difference))
-            # A rise by so much, or a fall.
-            reach = _expm1(reach) if harm else -_expm1(-reach)
-        return Compared(
+            detectable = _expm1(detectable) if worse else -_expm1(-detectable)
+        return MetricComparison(
             candidate=value_of(metric, ours, weights),
             baseline=value_of(metric, theirs, weights),
             difference=difference,
             interval=(low, high),
-            p_value=seen.p_value,
-            detectable=_detectable(reach, shown),
+            p_value=gain.p_value,
+            detectable=_detectable(detectable, phrased),
         )
 
 
-def slice_metrics(
-    table: pa.Table, slices: tuple[str, ...], task: Task
-) -> dict[str, dict[str, float]]:
-    """One language model's metrics, slice by slice.
-
-    Args:
-        table: As `metrics_of` takes it, with the slicing columns.
-        slices: `length` (cut at the terciles), or string columns.
-        task: What the model is for.
-
-    Returns:
-        For each slice (`length=short`) the metrics of `metrics_of`, and `examples`.
-    """
-    found = {}
-    for name in slices:
-        for part in parts_of(name, values_of(table, name)):
-            metrics = metrics_of(table.filter(pa.array(part.rows)), task)
-            found[part.name] = {**metrics, "examples": float(part.rows.sum())}
-    return found
-
-
-def _measured(task: Task) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(map(column_of, METRICS[task])))
-
-
 def _number_problems(model: str, name: str, values: np.ndarray) -> Iterator[str]:
-    spoken = WORDS[name].name
+    phrased = PHRASINGS[name].name
     if name == "preferred" and not (values := values[~np.isnan(values)]).size:
-        yield f"No answer of the {model} was judged."
+        yield f"The LLM judge compared none of the {model}'s answers."
         return
-    if bad := int((~(np.abs(values) < _MOST)).sum()):
+    if bad := int((~(np.abs(values) < _LARGEST_LOSS)).sum()):
         yield (
-            f"The {model}'s {spoken} is not a finite number on "
+            f"The {model}'s {phrased} is not a finite number on "
             f"{phrasing.count(bad, 'test example')}."
         )
     elif name == "loss":
         if values.min() < 0:
             yield f"The {model}'s loss is negative."
     elif values.min() < 0 or values.max() > 1:
-        yield f"The {model}'s {spoken} is not between 0 and 1."
+        yield f"The {model}'s {phrased} is not between 0 and 1."
 
 
 def _is_binary(metric: str, *values: np.ndarray) -> bool:
@@ -267,26 +245,23 @@ def _is_binary(metric: str, *values: np.ndarray) -> bool:
 
 
 def _is_exact(metric: str, *values: np.ndarray) -> bool:
-    # A judge's wins and losses are discordant pairs; its ties are concordant ones, so that "better"
-    # is the sign test of wins against losses.
+    # An LLM judge's wins and losses are discordant pairs and its ties are concordant ones, so
+    # "better" is the sign test of wins against losses.
     return metric == "preferred" or _is_binary(metric, *values)
 
 
-def _with_means(compared: Compared, candidate: np.ndarray, baseline: np.ndarray) -> Compared:
-    # Where there are ties, the means are not the shares of wins.
-    found = {"candidate": float(candidate.mean()), "baseline": float(baseline.mean())}
-    return Compared(**{**vars(compared), **found})
+def _with_means(
+    compared: MetricComparison, candidate: np.ndarray, baseline: np.ndarray
+) -> MetricComparison:
+    # With ties, the means are not the shares of wins.
+    return replace(compared, candidate=float(candidate.mean()), baseline=float(baseline.mean()))
 
 
-def _with_p_value(compared: Compared, p_value: float) -> Compared:
-    return Compared(**{**vars(compared), "p_value": p_value})
-
-
-def _detectable(reach: float, shown: MetricWords) -> float | None:
-    # Where all examples agree there is no spread to reckon with; a share cannot gain more than 1.
-    if reach <= 0 or (reach > 1 and not shown.lower):
+def _detectable(difference: float, phrased: MetricPhrasing) -> float | None:
+    # If all examples agree, the spread is unknown; a share cannot gain more than 1.
+    if difference <= 0 or (difference > 1 and not phrased.lower_is_better):
         return None
-    return round(reach, 4)
+    return round(difference, 4)
 
 
 def _expm1(value: float) -> float:

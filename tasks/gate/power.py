@@ -1,4 +1,4 @@
-"""Statistical power: how large a gain a test set can show, and how many examples it takes."""
+"""Statistical power: which gain a test set detects, and how many examples a margin needs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from scipy import optimize, stats
 
 from tasks.gate.exact_tests import check_counts, check_probability, likely_counts
 
-# What a test set can show
-
 
 def superiority_power(examples: int, discordance: float, gain: float, alpha: float) -> float:
-    """Probability that the exact McNemar test proves a true gain in accuracy.
+    """Probability that the exact McNemar test detects a true gain in accuracy.
 
     Computed exactly, by summing over the number of discordant pairs (Duffy 1984, Biometrics
-    40:1005), rather than by a normal approximation, which promises too much for small test sets.
+    40:1005), rather than by a normal approximation, which is too optimistic for small test sets.
 
     Args:
         examples: Size of the test set, at least 1.
@@ -27,37 +25,37 @@ def superiority_power(examples: int, discordance: float, gain: float, alpha: flo
         The power, in [0, 1].
 
     Raises:
-        ValueError: A gain above the discordance, which cannot be, or shares outside [0, 1].
+        ValueError: The gain exceeds the discordance, or a share is outside [0, 1].
     """
     check_counts(0, 0, examples)
     if not 0 <= gain <= discordance <= 1:
-        raise ValueError(f"a gain of {gain} does not fit a discordance of {discordance}")
+        raise ValueError(f"a gain of {gain} is impossible with a discordance of {discordance}")
     if discordance == 0:
         return 0.0
     pairs = likely_counts(examples, discordance, discordance)
     needed = stats.binom.isf(alpha, pairs, 0.5) + 1
     gain_share = (discordance + gain) / (2 * discordance)
-    shown = stats.binom.sf(needed - 1, pairs, gain_share)
-    return float((stats.binom.pmf(pairs, examples, discordance) * shown).sum())
+    detected = stats.binom.sf(needed - 1, pairs, gain_share)
+    return float((stats.binom.pmf(pairs, examples, discordance) * detected).sum())
 
 
 def detectable_gain(
     examples: int, discordance: float, alpha: float = 0.05, power: float = 0.8
 ) -> float | None:
-    """The true gain in accuracy that a test set would have shown with probability `power`.
+    """The true gain in accuracy that a test set detects with probability `power`.
 
-    It is about the test set, not about the outcome: a larger gain would probably have been seen,
-    a smaller one may well be missed. By symmetry it is also the loss that would have been seen.
+    It describes the test set, not the outcome: a larger gain would probably be detected, a smaller
+    one may well be missed. By symmetry it is also the drop that would be detected.
 
     Args:
         examples: Size of the test set, at least 1.
         discordance: Share of examples on which exactly one model is right. A gain above it raises
             it to the gain: every discordant pair is then a gained one.
         alpha: One-sided error rate of the exact McNemar test.
-        power: The probability asked for.
+        power: The probability of detection, in (0, 1).
 
     Returns:
-        The gain, to four digits; None where no gain would be shown (a handful of examples).
+        The gain, to four digits; None if no gain would be detected (a handful of examples).
 
     Raises:
         ValueError: Shares or probabilities outside [0, 1].
@@ -76,18 +74,18 @@ def detectable_gain(
 def detectable_by_error(
     standard_error: float, alpha: float = 0.05, power: float = 0.8
 ) -> float | None:
-    """The true gain that would have been shown with probability `power`, for any metric.
+    """The true gain that a test detects with probability `power`, for any metric.
 
-    By the normal approximation, (z_alpha + z_power) standard errors: for metrics whose power no
-    exact formula gives (Efron and Tibshirani 1993, chapter 13, for the standard error).
+    By the normal approximation, (z_alpha + z_power) standard errors, for metrics whose power has no
+    exact formula (Efron and Tibshirani 1993, chapter 13, for the standard error).
 
     Args:
         standard_error: Of the paired difference, as `bootstrap_difference` gives it.
         alpha: One-sided error rate of the test.
-        power: The probability asked for.
+        power: The probability of detection, in (0, 1).
 
     Returns:
-        The gain; None where the standard error is 0 or the gain would be above 1.
+        The gain; None if the standard error is 0 or the gain would be above 1.
 
     Raises:
         ValueError: A probability outside (0, 1).
@@ -99,14 +97,14 @@ def detectable_by_error(
 
 
 def least_examples(margin: float, alpha: float = 0.05) -> int:
-    """Fewest examples with which "not worse by more than `margin`" can be shown at all.
+    """The fewest examples that can show "not worse by more than `margin`".
 
     With fewer, even two models that agree on every example prove nothing: a model that is worse by
-    the margin would look the same with probability (1 - margin)^n above alpha (the rule of three:
-    Hanley and Lippman-Hand 1983, JAMA 249:1743).
+    the margin would look the same with a probability, (1 - margin)^n, above alpha (the rule of
+    three: Hanley and Lippman-Hand 1983, JAMA 249:1743).
 
     Args:
-        margin: The loss that is accepted, in (0, 1).
+        margin: The accepted drop, in (0, 1).
         alpha: One-sided error rate, in (0, 1).
 
     Returns:

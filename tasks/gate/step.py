@@ -1,4 +1,4 @@
-"""Gate: hold the candidate against the baseline, and say in sentences what came of it."""
+"""The gate step: compare the candidate with the baseline, and explain the verdict."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class GateInputs(Contract):
     """The evidence and the rules.
 
     Attributes:
-        candidate, baseline: What each answered to the test examples.
+        candidate, baseline: Their scores on the test examples.
         baseline_name: A release's version, `untrained base`, or `none`.
         baseline_entry: Number of the log entry that deployed the baseline; 0 without one.
-        candidate_seen, baseline_seen: Artifacts with `seen.npy`, the inputs that each was trained
-            and validated on; None where that is unknown.
-        rules, slices: As the recipe says.
+        candidate_seen, baseline_seen: Artifacts with `seen.npy`, hashes of the inputs that each
+            model was trained and validated on; None if unknown.
+        rules, slices: The recipe's `gate` and `evaluation.slices`.
         test_digest: The test set's identity.
-        look_number: How many verdicts it has served, this one included.
-        task: What the models are for.
-        guard_candidate, guard_baseline: What each made of the guard set; None where there is none.
-        guard_task: What the guard set was read for.
-        comparisons: What a judge said of the answers; None where there is none.
+        look_number: How many verdicts have used the test set, including this one.
+        task: The task of both models.
+        guard_candidate, guard_baseline: Their scores on the guard set; None without one.
+        guard_task: The task of the guard set.
+        comparisons: The LLM judge's comparisons of their answers; None without a judge.
     """
 
     candidate: Scored
@@ -55,14 +55,13 @@ class GateInputs(Contract):
     libraries=("numpy", "scipy", "statsmodels", "scikit-learn"),
 )
 def gate(inputs: GateInputs, context: RunContext) -> GateResult:
-    """Judge the candidate by the recipe's rules. Whatever is missing or not a number rejects."""
+    """Apply the recipe's rules. Missing values and values that are not numbers reject."""
     import numpy as np
     import pyarrow.parquet as pq
 
+    # These load scipy and scikit-learn, which an up-to-date run does not need.
     from tasks.evaluate.llm_judge_verdicts import with_preferred
     from tasks.gate.decide import decide
-
-    # Loads scipy and scikit-learn: a run that is up to date needs neither.
     from tasks.gate.evidence import Evidence
     from tasks.gate.guard_rule import Guard
 

@@ -7,7 +7,7 @@ condition also go through `decide` itself, which must agree. Slices go through `
 trial. Where the sum over all outcomes is affordable, the exact rate stands beside the simulated
 one. Macro F1 is compared by `bootstrap_f1.bootstrap_difference`.
 
-Scores of language models are drawn example by example and compared by `bootstrap_mean.p_value`,
+Scores of language models are drawn example by example and compared by `bootstrap_mean.compare`,
 as `decide` does, with fewer resamples; the first trials go through `decide`, too, whose p-value
 must be near.
 Losses are weighted by log-normal numbers of tokens.
@@ -305,7 +305,7 @@ def score_slices() -> list[Result]:
         for _ in range(TRIALS):
             parts = [draw(random, 200, 0.0) for _ in range(5)]
             harms = [
-                bootstrap_mean.p_value(-gains, weights, resamples=SCORE_RESAMPLES)
+                bootstrap_mean.compare(-gains, weights, resamples=SCORE_RESAMPLES).p_value
                 for gains, weights in parts
             ]
             vetoed.append(bool((exact_tests.holm(harms) <= ALPHA).any()))
@@ -325,9 +325,9 @@ def _score(
     random, passed = np.random.default_rng(seed), []
     for trial in range(TRIALS):
         gains, weights = draw(random, n, difference)
-        p_value = bootstrap_mean.p_value(
+        p_value = bootstrap_mean.compare(
             gains, weights, null=-(margin or 0), resamples=SCORE_RESAMPLES
-        )
+        ).p_value
         passed.append(p_value <= ALPHA)
         if trial < SCORES_THROUGH_JUDGE:
             by_judge = _judged_gains(gains, weights, margin)

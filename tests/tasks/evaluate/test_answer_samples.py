@@ -1,0 +1,50 @@
+"""Which answers the report shows side by side."""
+
+import numpy as np
+
+from tasks.evaluate import answer_samples
+from tests.tasks.evaluate.samples import score_table
+
+
+class TestSamples:
+    def tables(self):
+        written = {
+            name: score_table(
+                n=20,
+                generated=[f"{name} {row}" for row in range(20)],
+                reference=[f"right {row}" for row in range(20)],
+                rouge_l=values,
+            )
+            for name, values in (
+                ("ours", np.where(np.arange(20) == 9, 1.0, 0.5)),
+                ("theirs", np.where(np.arange(20) == 4, 0.9, 0.5)),
+            )
+        }
+        texts = {(row, row * 7): f"prompt {row} <b>|" for row in range(20)}
+        return written["ours"], written["theirs"], texts
+
+    def test_are_those_that_differ_most_and_the_first_of_the_others(self):
+        ours, theirs, texts = self.tables()
+        found = answer_samples.sample_answers(ours, theirs, texts, n=5)
+        assert [row.candidate for row in found] == [
+            "ours 9",
+            "ours 4",
+            "ours 0",
+            "ours 1",
+            "ours 2",
+        ]
+        assert found[0] == ("prompt 9 \\<b\\>|", "right 9", "theirs 9", "ours 9")
+
+    def test_need_no_baseline(self):
+        ours, _, texts = self.tables()
+        found = answer_samples.sample_answers(ours, None, texts, n=2)
+        assert [(row.baseline, row.candidate) for row in found] == [("", "ours 0"), ("", "ours 1")]
+
+    def test_are_none_where_nothing_was_written(self):
+        assert answer_samples.sample_answers(score_table(), None, {}) == []
+
+    def test_are_cut(self):
+        long = answer_samples.readable("word\n" * 100)
+        assert len(long) <= answer_samples.CUT
+        assert long.endswith("…")
+        assert "\n" not in long
