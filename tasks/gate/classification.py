@@ -15,7 +15,6 @@ import pyarrow as pa
 
 from tasks.contracts.recipe_evaluation import GateRecipe
 from tasks.contracts.verdict import RuleOutcome
-from tasks.evaluate.classification_metrics import accuracy_and_f1
 from tasks.evaluate.score_table import keys_of, mean, sorted_rows, values_of
 from tasks.gate import bootstrap_f1, exact_tests, phrasing, power
 from tasks.gate.evidence import (
@@ -30,6 +29,7 @@ from tasks.gate.exact_rules import exact_claim, exact_slice
 from tasks.gate.exact_tests import Interval
 from tasks.gate.phrasing import MetricPhrasing
 from tasks.gate.rules import POWER, alpha_of, floor_outcome, two_sided
+from tasks.training.classification_metrics import classification_metrics
 
 COLUMNS = ("hash_hi", "hash_lo", "label", "predicted", "correct", "loss", "length")
 NAMES = {
@@ -135,7 +135,7 @@ class PairedLabels(PairedAnswers):
         return exact_slice(self.candidate_right, self.baseline_right, rows, rules, slice_count)
 
     def estimate(self, metric: str, confidence: float) -> tuple[float, Interval]:
-        value = accuracy_and_f1(self.truth, self.candidate)[metric]
+        value = classification_metrics(self.truth, self.candidate)[metric]
         if metric == "accuracy":
             right = int(self.candidate_right.sum())
             return value, exact_tests.wilson_interval(right, len(self), confidence)

@@ -189,7 +189,9 @@ class ClassifierTrainer(Trainer):
             table[:, numbers] = torch.stack([logits.argmax(dim=-1), labels])
             total += F.cross_entropy(logits, labels, reduction="sum").double()
         table, total = (self.accelerator.reduce(part, "sum") for part in (table, total))
-        found = {"loss": total.item() / len(data), **self.validation_metrics(*table.cpu().numpy())}
+        predicted, truth = table.cpu().numpy()
+        metrics = self.validation_metrics.compute(predictions=predicted, references=truth)
+        found = {"loss": total.item() / len(data), **metrics}
         found = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(found)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)

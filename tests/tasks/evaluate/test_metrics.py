@@ -31,17 +31,17 @@ class TestClassification:
         )
         assert found["recall"] == pytest.approx((1 / 2 + 2 / 3) / 2)
 
-    def test_a_loss_that_is_no_number_shows(self):
+    def test_loss_that_is_not_a_number_gives_nan(self):
         broken = label_table([True, False]).set_column(5, "loss", pa.array([0.1, np.nan]))
         assert np.isnan(metrics.metrics_of(broken)["loss"])
 
-    def test_of_nothing_there_are_none(self):
+    def test_empty_table_is_refused(self):
         with pytest.raises(BadData, match="no examples"):
             metrics.metrics_of(label_table([]))
 
 
 class TestLanguage:
-    def test_loss_is_by_tokens_and_the_others_by_examples(self):
+    def test_loss_is_weighted_by_tokens_and_other_metrics_by_examples(self):
         found = metrics.metrics_of(
             score_table(
                 [1.0, 3.0], 2, [1, 3], rouge_l=[0.2, 0.4], checks=pa.nulls(2, pa.float64())
@@ -50,13 +50,13 @@ class TestLanguage:
         )
         assert found == pytest.approx({"loss": 2.5, "perplexity": math.exp(2.5), "rouge_l": 0.3})
 
-    def test_of_preferences(self):
+    def test_loss_of_preferences_is_the_mean_over_inputs(self):
         found = metrics.metrics_of(
             score_table([1.0, 3.0], 2, [1, 3], accuracy=[1.0, 0.5], rouge_l=[0.0, 1.0]),
             "preference",
         )
         assert found == pytest.approx({"accuracy": 0.75, "loss": 2.0, "rouge_l": 0.5})
 
-    def test_of_nothing_there_are_none(self):
+    def test_empty_table_is_refused(self):
         with pytest.raises(BadData, match="no examples"):
             metrics.metrics_of(score_table(n=0), "completion")

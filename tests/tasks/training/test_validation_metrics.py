@@ -17,7 +17,7 @@ class TestMetrics:
         monkeypatch.setattr(socket.socket, "connect", refuse)
         monkeypatch.setattr(socket, "getaddrinfo", refuse)
         truth, guess = np.array([0, 0, 1, 2, 2, 2]), np.array([0, 1, 1, 2, 0, 2])
-        found = ClassificationMetrics(tmp_path)(guess, truth)
+        found = ClassificationMetrics(tmp_path).compute(predictions=guess, references=truth)
         assert found == {
             "accuracy": pytest.approx(4 / 6),
             "precision": sklearn_metrics.precision_score(truth, guess, average="macro"),
@@ -26,6 +26,8 @@ class TestMetrics:
         }
 
     def test_count_a_class_that_is_never_predicted_as_0(self, tmp_path):
-        found = ClassificationMetrics(tmp_path)(np.array([0, 0]), np.array([0, 1]))
+        found = ClassificationMetrics(tmp_path).compute(
+            predictions=np.array([0, 0]), references=np.array([0, 1])
+        )
         assert found["recall"] == 0.5
         assert found["precision"] == 0.25
