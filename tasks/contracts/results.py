@@ -139,7 +139,7 @@ class Comparisons(StepResult):
     """Which answers a judge preferred. The artifact (kind `comparisons`) holds
     `comparisons.parquet`, one row per pair: `hash_hi`, `hash_lo` (uint64), `candidate`, `baseline`
     (the answers), `preferred` (1: the candidate's, 0: the baseline's, 0.5: neither), and for each
-    of both orders `first_verdict`, `first_said`, `second_verdict`, `second_said`."""
+    of both orders `first_verdict`, `first_reply`, `second_verdict`, `second_reply`."""
 
     llm_judge: str
     """Its name."""
@@ -148,7 +148,7 @@ class Comparisons(StepResult):
     wins: int
     ties: int
     losses: int
-    turned: int
+    inconsistent: int
     """Ties in which the judge named the same place both times."""
     unreadable: int
     """Ties in which the judge gave no verdict."""

@@ -1,8 +1,8 @@
-"""What a written answer is worth, beside its references: pure functions of strings.
+"""Metrics of a generated answer against its references, and checks: pure functions of strings.
 
 Exact match and token F1 are those of SQuAD (Rajpurkar et al. 2016, arXiv:1606.05250), ROUGE-L is
-that of Lin (2004, ACL workshop "Text Summarization Branches Out"). Where an input has several
-references, the best counts. All values are between 0 and 1.
+that of Lin (2004, ACL workshop "Text Summarization Branches Out"). If an input has several
+references, the best one counts. All values are between 0 and 1.
 """
 
 from __future__ import annotations
@@ -19,58 +19,60 @@ from tasks.contracts.errors import BadRecipe
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-# Letters and digits that belong together; of scripts without spaces, each sign.
+# Runs of letters and digits; in scripts without spaces, single characters.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORDS = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 _FENCE = re.compile(r"\A\s*```[ \t]*(?:json)?[ \t]*\n(.*?)\n?[ \t]*```\s*\Z", re.DOTALL | re.I)
 
 
-def normalised(text: str) -> str:
-    """Lower case, without ASCII punctuation, English articles and superfluous spaces, as SQuAD's
-    own script does it (Rajpurkar et al. 2016, arXiv:1606.05250, section 5)."""
+def normalized(text: str) -> str:
+    """The text in lower case, without ASCII punctuation, English articles and extra spaces.
+
+    As in SQuAD's own script (Rajpurkar et al. 2016, arXiv:1606.05250, section 5).
+    """
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
-    """1 where the answer equals a reference after `normalised`, else 0.
+    """1 if the answer equals a reference after `normalized`, else 0.
 
     Args:
-        answer: What was written.
-        references: What would be right, at least one.
+        answer: The generated answer.
+        references: The right answers, at least one.
 
     Raises:
         ValueError: There is no reference.
     """
-    return _best(lambda one, other: float(one == other), normalised, answer, references)
+    return _best(lambda one, other: float(one == other), normalized, answer, references)
 
 
 def token_f1(answer: str, references: Sequence[str]) -> float:
-    """Harmonic mean of precision and recall of the words, each counted as often as it occurs.
+    """Harmonic mean of the precision and recall of words, counted with their multiplicity.
 
     Args:
-        answer: What was written.
-        references: What would be right, at least one; the best counts. Against a reference
-            without a word only an answer without a word is right, and it is so entirely.
+        answer: The generated answer.
+        references: The right answers, at least one; the best one counts. An answer to a reference
+            without words scores 1 if it has no words either, else 0.
 
     Raises:
         ValueError: There is no reference.
     """
-    return _best(_overlap, lambda text: normalised(text).split(), answer, references)
+    return _best(_overlap, lambda text: normalized(text).split(), answer, references)
 
 
 def rouge_l(answer: str, references: Sequence[str]) -> float:
     """ROUGE-L's F-measure: the longest common subsequence of words, as a share of each text's.
 
-    With beta = 1 (Lin 2004, equation 4), on lower-cased words without stemming. On ASCII texts it
-    is what the `rouge_score` package calls `rougeL`; that package drops all other letters, which
-    here are letters too, and signs of Chinese and Japanese are words.
+    With beta = 1 (Lin 2004, equation 4), on words in lower case, without stemming. On ASCII texts
+    it equals `rougeL` of the package `rouge_score`, which drops all other letters. Here they count,
+    and each Chinese or Japanese character is a word.
 
     Args:
-        answer: What was written.
-        references: What would be right, at least one; the best counts.
+        answer: The generated answer.
+        references: The right answers, at least one; the best one counts.
 
     Returns:
-        0 where either has no words.
+        The F-measure; 0 if either text has no words.
 
     Raises:
         ValueError: There is no reference.
@@ -79,18 +81,18 @@ def rouge_l(answer: str, references: Sequence[str]) -> float:
 
 
 def words(text: str) -> list[str]:
-    """A text's words in lower case: runs of letters and digits; single signs of Han and kana."""
+    """A text's words in lower case: runs of letters and digits; single Han or kana characters."""
     return _WORDS.findall(text.lower())
 
 
 class Checks:
-    """What is asked of every answer, whatever its reference.
+    """Checks on every answer, independent of its references.
 
     Args:
-        must_match: A regular expression that is searched for in the answer; empty: none.
-        must_not_contain: Strings of which none may occur, in this very case.
-        json_schema: A JSON Schema, as JSON; empty: none. An answer may stand in a fence of
-            three backticks.
+        must_match: A regular expression to search for in the answer; empty for no check.
+        must_not_contain: Strings that must not occur; case-sensitive.
+        json_schema: A JSON Schema, as JSON; empty for no check. An answer may be enclosed in a
+            fence of three backticks.
 
     Raises:
         BadRecipe: The expression or the schema is not valid.
@@ -110,28 +112,28 @@ class Checks:
             self._checks.append(_schema_check(json_schema))
 
     def __call__(self, answer: str) -> float | None:
-        """Share of the asked checks that hold; None where none is asked."""
+        """The share of checks that the answer passes; None without checks."""
         if not self._checks:
             return None
         return sum(check(answer) for check in self._checks) / len(self._checks)
 
 
 def without_fence(answer: str) -> str:
-    """What stands between three backticks, where the whole answer does; else the answer."""
+    """The answer without a fence of three backticks around it."""
     found = _FENCE.match(answer)
     return found[1] if found else answer
 
 
 def _best(
     measure: Callable[[Any, Any], float],
-    prepared: Callable[[str], Any],
+    prepare: Callable[[str], Any],
     answer: str,
     references: Sequence[str],
 ) -> float:
     if not references:
-        raise ValueError("no reference to hold the answer against")
-    mine = prepared(answer)
-    return max(measure(mine, prepared(reference)) for reference in references)
+        raise ValueError("no reference to compare the answer with")
+    prepared = prepare(answer)
+    return max(measure(prepared, prepare(reference)) for reference in references)
 
 
 def _overlap(answer: list[str], reference: list[str]) -> float:
@@ -148,19 +150,19 @@ def _subsequence_f(answer: list[str], reference: list[str]) -> float:
 
 
 def _common_subsequence(one: list[str], other: list[str]) -> int:
-    """Length of the longest common subsequence, by the bits of one long integer.
+    """Length of the longest common subsequence, bit-parallel in one long integer.
 
-    Bit j of the row is 0 where the subsequence grows at word j of `one` (Crochemore et al. 2001,
+    Bit j of the row is 0 if the subsequence grows at word j of `one` (Crochemore et al. 2001,
     Information Processing Letters 80:279): a text of a thousand words takes a millisecond.
     """
-    places: dict[str, int] = {}
-    for place, word in enumerate(one):
-        places[word] = places.get(word, 0) | (1 << place)
+    masks: dict[str, int] = {}
+    for position, word in enumerate(one):
+        masks[word] = masks.get(word, 0) | (1 << position)
     every = (1 << len(one)) - 1
     row = every
     for word in other:
-        here = row & places.get(word, 0)
-        row = ((row + here) | (row - here)) & every
+        matches = row & masks.get(word, 0)
+        row = ((row + matches) | (row - matches)) & every
     return len(one) - row.bit_count()
 
 
@@ -170,14 +172,14 @@ def _expression(pattern: str) -> re.Pattern[str]:
     except re.error as error:
         raise BadRecipe(
             "evaluation.must_match",
-            f"{pattern!r}, which is no regular expression ({error})",
-            "a regular expression of Python",
-            "correct it; put a backslash before signs that stand for themselves",
+            f"{pattern!r}, which is not a regular expression ({error})",
+            "a Python regular expression",
+            "correct it; put a backslash before special characters that are meant literally",
         ) from None
 
 
 def _schema_check(text: str) -> Callable[[str], bool]:
-    # Only where a schema is asked for: it takes a moment to import.
+    # Imported only if there is a schema, because the import takes a moment.
     import jsonschema
     import jsonschema_specifications
     import referencing.exceptions
@@ -197,7 +199,7 @@ def _schema_check(text: str) -> Callable[[str], bool]:
         except orjson.JSONDecodeError:
             return False
         except referencing.exceptions.Unresolvable as error:
-            raise _bad_schema(f"it refers to {error.ref}, which is not in it") from None
+            raise _bad_schema(f"it refers to {error.ref}, which it does not contain") from None
 
     return holds
 
@@ -205,7 +207,7 @@ def _schema_check(text: str) -> Callable[[str], bool]:
 def _bad_schema(why: str) -> BadRecipe:
     return BadRecipe(
         "evaluation.json_schema",
-        f"what is no usable JSON Schema ({why})",
-        "a JSON Schema, whole in itself, as JSON",
-        "correct it; what it refers to must stand in its own $defs",
+        f"a text that is not a usable JSON Schema ({why})",
+        "a self-contained JSON Schema, as JSON",
+        "correct it; move everything it refers to into its own $defs",
     )

@@ -1,4 +1,4 @@
-"""A few answers of language models for people to read, side by side."""
+"""A few answers of candidate and baseline for the report, side by side."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import pyarrow as pa
 
 from tasks.evaluate.score_table import keys_of, values_of
 
-CUT = 200
+MAX_CHARACTERS = 200
 """Characters of a text that are shown."""
 
-_SIGNS = re.compile(r"([\\`*_<>\[\]#~$&])")
-_BY_DEFAULT = ("exact_match", "token_f1", "rouge_l", "checks", "loss")
+_MARKDOWN = re.compile(r"([\\`*_<>\[\]#~$&])")
+_FALLBACK_METRICS = ("exact_match", "token_f1", "rouge_l", "checks", "loss")
 
 
 class Sample(NamedTuple):
-    """One row of the table, safe in markdown: `report.markdown_table` takes it as it is."""
+    """One row of the table, escaped for `tasks.report.markdown.markdown_table`."""
 
     prompt: str
     reference: str
@@ -34,21 +34,21 @@ def sample_answers(
     n: int = 5,
     metric: str = "rouge_l",
 ) -> list[Sample]:
-    """Choose answers that show how two models differ, and some that were chosen blindly.
+    """Choose answers on which the models differ most, and a few others.
 
-    Half of them (the larger one) are those on which the models differ most by a metric, better and
-    worse in turn; the others are the first of the rest in the order of their inputs' hashes, which
-    is as good as drawn by lot, and the same in every run.
+    Half of the samples, rounded up, are the answers that differ most by a metric, alternating
+    between better and worse. The others are the first remaining ones in the order of their inputs'
+    hashes, which is as good as random and the same in every run.
 
     Args:
-        candidate: The candidate's scores, as `tasks.evaluate.language_program` wrote them.
-        baseline: The baseline's; None where there is none.
+        candidate: The candidate's score table, as `tasks.evaluate.language_program` writes it.
+        baseline: The baseline's score table; None without a baseline.
         texts: Each input's text by its hash (hash_hi, hash_lo).
-        n: How many.
-        metric: By which they differ; another one that was measured where this was not.
+        n: Number of samples.
+        metric: The metric to compare by; another measured one if this was not measured.
 
     Returns:
-        The rows; none, where the candidate wrote no answers.
+        The samples; empty if the candidate generated no answers.
     """
     if "generated" not in candidate.column_names:
         return []
@@ -69,12 +69,11 @@ def sample_answers(
     ]
 
 
-def readable(text: str, cut: int = CUT) -> str:
-    """A text in one line, cut, with the signs escaped that mean something in markdown; `|` is left
-    to whoever makes the table."""
+def readable(text: str, most: int = MAX_CHARACTERS) -> str:
+    """A text in one shortened line, with markdown escaped except `|`, which the table escapes."""
     line = " ".join(text.split())
-    line = line if len(line) <= cut else f"{line[: cut - 1].rstrip()}…"
-    return _SIGNS.sub(r"\\\1", line)
+    line = line if len(line) <= most else f"{line[: most - 1].rstrip()}…"
+    return _MARKDOWN.sub(r"\\\1", line)
 
 
 def _by_key(table: pa.Table) -> dict[tuple[int, int], dict[str, object]]:
@@ -84,7 +83,7 @@ def _by_key(table: pa.Table) -> dict[tuple[int, int], dict[str, object]]:
 
 def _measure(candidate: pa.Table, baseline: pa.Table | None, metric: str) -> str:
     tables = [candidate] if baseline is None else [candidate, baseline]
-    for name in (metric, *_BY_DEFAULT):
+    for name in (metric, *_FALLBACK_METRICS):
         if all(
             name in table.column_names and np.isfinite(_floats(table, name)).all()
             for table in tables
@@ -100,7 +99,7 @@ def _floats(table: pa.Table, name: str) -> np.ndarray:
 def _most_different(
     ours: dict, theirs: dict, keys: list[tuple[int, int]], metric: str
 ) -> list[tuple[int, int]]:
-    """Inputs on which the models differ, by how much: gains and losses in turn."""
+    """Inputs on which the models differ, largest difference first, alternating in direction."""
     if not metric or not theirs:
         return []
     gains = {key: ours[key][metric] - theirs[key][metric] for key in keys if key in theirs}
@@ -109,4 +108,4 @@ def _most_different(
     if metric == "loss":
         better, worse = worse, better
     length = max(len(better), len(worse))
-    return [side[place] for place in range(length) for side in (better, worse) if place < len(side)]
+    return [side[i] for i in range(length) for side in (better, worse) if i < len(side)]

@@ -1,9 +1,8 @@
-"""Looks whether lm-evaluation-harness knows tasks by their names, and has their data: what is
-missing is told before anything is trained.
+"""Check, before training, that lm-evaluation-harness has the named tasks and their data.
 
 Job: `CheckBenchmarksJob`. Task files may name their data by paths below their folder.
 
-A program has no network: data sets of the Hub must lie in the machine's cache.
+Programs have no network access: data sets from the Hub must be in the machine's cache.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ def main(job: CheckBenchmarksJob, reporter: Reporter) -> Done:
     """See the module's description.
 
     Raises:
-        BadRecipe: A task is not known, or its file is wrong.
-        NotFound: A task's data are not on this machine.
+        BadRecipe: A task is unknown, or its file is invalid.
+        NotFound: A task's data is not on this machine.
     """
     if job.folder:
         os.chdir(job.folder)
@@ -35,8 +34,8 @@ def main(job: CheckBenchmarksJob, reporter: Reporter) -> Done:
     try:
         manager.load(names)
     except (ConnectionError, FileNotFoundError) as error:
-        raise without_data(names, error) from None
-    except Exception as error:  # whatever the libraries make of a wrong file
+        raise missing_data(names, error) from None
+    except Exception as error:  # an invalid file can raise anything
         raise BadRecipe(
             WHERE,
             f"{', '.join(map(repr, names))}: {type(error).__name__}: {str(error)[:300]}",
@@ -46,29 +45,29 @@ def main(job: CheckBenchmarksJob, reporter: Reporter) -> Done:
     return Done()
 
 
-def without_data(names: list[str], error: Exception) -> NotFound:
-    """What to say where the harness did not find a task's data."""
+def missing_data(names: list[str], error: Exception) -> NotFound:
+    """The error for a task whose data the harness did not find."""
     return NotFound(
         WHERE,
-        f"data that are not on this machine ({str(error)[:300]})",
-        "the data of each task in the cache of Hugging Face datasets, or beside its file",
+        f"data that is not on this machine ({str(error)[:300]})",
+        "the data of each task in the cache of Hugging Face datasets, or next to its file",
         f"run `lm-eval run --model dummy --tasks {' '.join(names)} --limit 1` once "
-        "where there is a network",
+        "with network access",
     )
 
 
 def find_tasks(names: list[str], folder: Path | None) -> Any:
-    """Where tasks are found; those of the library are looked through only if they are needed.
+    """Find tasks by name; the library's own tasks are indexed only if they are needed.
 
     Args:
         names: The tasks.
-        folder: With task files of one's own.
+        folder: The user's own task files; None if there are none.
 
     Returns:
-        The harness's `TaskManager` that knows them.
+        The harness's `TaskManager` that has them.
 
     Raises:
-        BadRecipe: It does not know one of them.
+        BadRecipe: A task is unknown.
     """
     from lm_eval.tasks import TaskManager
 
@@ -92,7 +91,7 @@ def _unknown(names: list[str], known: list[str]) -> BadRecipe:
     ]
     return BadRecipe(
         WHERE,
-        f"{', '.join(map(repr, names))}, which the harness does not know",
+        f"{', '.join(map(repr, names))}, which lm-evaluation-harness does not have",
         "names that `lm-eval ls tasks` lists, or of files in evaluation.benchmark_folder",
         "; ".join(advice),
     )

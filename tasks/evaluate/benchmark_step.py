@@ -1,7 +1,7 @@
-"""Harness: what tasks of lm-evaluation-harness say of candidate and baseline, for people to read.
+"""The benchmarks step: tasks of lm-evaluation-harness on candidate and baseline, for the report.
 
-It is no part of the gate: such scores move for many reasons, and most are of other abilities than
-those that are trained.
+The gate ignores them: such scores change for many reasons, and most of them measure other abilities
+than those that were trained.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class BenchmarkTasks(Contract):
 
 
 class BenchmarkInputs(Contract):
-    """Which model, and what it is asked.
+    """The model, and the tasks to run on it.
 
     Attributes:
-        kind, model, base, tokenizer, quantization, device, batch_size: As `ScoreInputs` has them.
-        tasks: Which tasks are run.
-        limit: Examples of each task; 0: all.
-        chat: Whether prompts are put into the chat template.
+        kind, model, base, tokenizer, quantization, device, batch_size: As in `ScoreInputs`.
+        tasks: The tasks.
+        limit: Examples per task; 0: all.
+        chat: Whether the chat template is applied to prompts.
     """
 
     cache_key_excludes = frozenset({"batch_size"})
@@ -66,12 +66,12 @@ class BenchmarkInputs(Contract):
     libraries=("lm-eval", "torch", "transformers", "peft", "bitsandbytes", "datasets"),
 )
 def run_benchmarks(inputs: BenchmarkInputs, context: RunContext) -> Benchmarked:
-    """Run the tasks on the files that ship, in a process of its own.
+    """Run the tasks on the released files, in a process of its own.
 
     Raises:
         BadModel: The files cannot be loaded.
-        BadRecipe: A task is not known.
-        NotFound: A task's data are not on this machine.
+        BadRecipe: A task is unknown.
+        NotFound: A task's data is not on this machine.
     """
     store = open_store(context.store)
     with store.scratch() as scratch:
@@ -113,7 +113,7 @@ def check_benchmarks(tasks: BenchmarkTasks, context: RunContext) -> None:
     if find_spec("lm_eval") is None:
         raise BadRecipe(
             "evaluation.benchmarks",
-            "tasks, but no lm-evaluation-harness on this machine",
+            "tasks, but lm-evaluation-harness is not installed on this machine",
             "the package lm-eval",
             "run `pip install 'burnish[benchmarks]'`, or leave evaluation.benchmarks empty",
         )

@@ -1,11 +1,11 @@
-"""Scores a model example by example, loaded the way a consumer loads it.
+"""Score a classifier on each example, loaded the way a consumer loads it.
 
 Job: `ScoreClassificationJob`. `examples` has the columns hash_hi, hash_lo, text, label, optionally
-text_pair, and slicing columns. Latency is the median of single calls, tokenizer included.
+text_pair, and columns to slice by. Latency is the median of single calls, including the tokenizer.
 
 `scores.parquet` has the rows of `examples`, in their order: hash_hi, hash_lo, label, predicted,
-correct, loss (null where the model does not know the label), length (tokens, before cutting), and
-the slicing columns as strings.
+correct, loss (null if the model does not have the label), length (tokens, before truncation), and
+the columns to slice by as strings.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tasks.models import classifier
 from tasks.models.load_errors import release_load_errors
 from tasks.runtime.program import Reporter, run
 
-_OWN_COLUMNS = ("hash_hi", "hash_lo", "text", "text_pair", "label")
+_EXAMPLE_COLUMNS = ("hash_hi", "hash_lo", "text", "text_pair", "label")
 _WARM_UP_CALLS, _TIMED_CALLS = 3, 30
 
 
@@ -36,7 +36,7 @@ def main(job: ScoreClassificationJob, reporter: Reporter) -> ScoreResult:
     """See the module's description.
 
     Raises:
-        BadModel: The model cannot be loaded, or does not answer as it should.
+        BadModel: The model cannot be loaded, or its logits are not valid.
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -57,14 +57,14 @@ def main(job: ScoreClassificationJob, reporter: Reporter) -> ScoreResult:
 
 
 class Scorer:
-    """A model and its tokenizer, ready to classify.
+    """A classifier with its tokenizer, loaded for scoring.
 
     Attributes:
         labels: The model's labels, in the order of their ids.
     """
 
     def __init__(self, job: ScoreClassificationJob) -> None:
-        """Load them.
+        """Load model and tokenizer.
 
         Args:
             job: The program's job.
@@ -85,7 +85,7 @@ class Scorer:
         """Classify one example.
 
         Raises:
-            BadModel: The answer has another shape than the labels, or is not finite.
+            BadModel: The logits do not have the shape of the labels, or are not finite.
         """
         encoded = self.encode(examples.slice(0, 1))
         found = self._forward(encoded, np.array([0]))
@@ -98,7 +98,7 @@ class Scorer:
             )
 
     def encode(self, examples: pa.Table) -> dict[str, Any]:
-        """Token ids of each example, cut to the model's length, and the lengths before."""
+        """Token ids of each example, truncated to the model's length, and the full lengths."""
         texts = [examples.column("text").to_pylist()]
         if "text_pair" in examples.column_names:
             texts.append([text or "" for text in examples.column("text_pair").to_pylist()])
@@ -109,29 +109,29 @@ class Scorer:
             parts = [[column[row] for row in long] for column in texts]
             cut = self._tokenizer(*parts, truncation=True, max_length=self._max_length)
             for name in encoded:
-                for place, row in enumerate(long):
-                    encoded[name][row] = cut[name][place]
+                for number, row in enumerate(long):
+                    encoded[name][row] = cut[name][number]
         return encoded | {"full_length": full}
 
     def logits(self, encoded: dict[str, Any], batch_size: int, reporter: Reporter) -> np.ndarray:
         """Logits of every example, in the given order.
 
         Args:
-            encoded: What `encode` gave.
-            batch_size: Examples at once.
-            reporter: Told how far it is.
+            encoded: The result of `encode`.
+            batch_size: Examples per batch.
+            reporter: Receives the progress.
 
         Returns:
             Array of shape (examples, labels), float64.
         """
         lengths = np.array([len(ids) for ids in encoded["input_ids"]])
         found = np.empty((len(lengths), len(self.labels)))
-        # Longest first: little padding, and what does not fit into memory fails at once.
+        # Longest first: little padding, and running out of memory shows at once.
         order = np.argsort(-lengths, kind="stable")
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+        for first in range(0, len(order), batch_size):
+            rows = order[first : first + batch_size]
             found[rows] = self._forward(encoded, rows)
-            reporter.progress(stage="scoring", done=start + len(rows), of=len(order))
+            reporter.progress(stage="scoring", done=first + len(rows), of=len(order))
         return found
 
     def latency(self, examples: pa.Table) -> float:
@@ -140,9 +140,9 @@ class Scorer:
         rows = np.linspace(0, len(examples) - 1, calls).astype(int).tolist()
         times = []
         for row in rows:
-            began = time.perf_counter()
+            start = time.perf_counter()
             self._forward(self.encode(examples.slice(row, 1)), np.array([0]))
-            times.append(1000 * (time.perf_counter() - began))
+            times.append(1000 * (time.perf_counter() - start))
         return round(statistics.median(times[_WARM_UP_CALLS:]), 3)
 
     @torch.inference_mode()
@@ -191,7 +191,7 @@ def _load_adapter(job: ScoreClassificationJob) -> Any:
         device=job.device,
     )
     base.config.pad_token_id = config.pad_token_id
-    return released_model.put_adapter(base, job.model)
+    return released_model.add_adapter(base, job.model)
 
 
 def _saved_modules(folder: Path) -> list[str]:
@@ -210,7 +210,7 @@ def _scores(
     known = np.array([numbers.get(label, -1) for label in truth], dtype=np.int64)
     loss = -log_probabilities[np.arange(len(truth)), known]
     predicted = [labels[number] for number in logits.argmax(axis=1)]
-    # An answer that is not a number is never right, whatever label it falls on.
+    # A prediction from logits that are not numbers is never right, whatever its label.
     right = np.isfinite(logits).all(axis=1) & (logits.argmax(axis=1) == known)
     table = {
         "hash_hi": examples.column("hash_hi").cast(pa.uint64()),
@@ -222,7 +222,7 @@ def _scores(
         "length": pa.array(lengths, pa.int32()),
     }
     for name in examples.column_names:
-        if name not in _OWN_COLUMNS:
+        if name not in _EXAMPLE_COLUMNS:
             table[name] = examples.column(name).cast(pa.string())
     return pa.table(table)
 

@@ -1,8 +1,7 @@
-"""Compare: let a judge say which answers are better, the candidate's or the baseline's.
+"""The LLM judge step: compare the candidate's answers with the baseline's.
 
-It runs in the flow's own process: programs have neither network nor credentials. Answers cost
-money: each verdict is kept as soon as it is given, and a retry asks only for those that are
-missing.
+It runs in the flow's own process, because programs have neither network access nor credentials.
+Replies cost money, so verdicts are cached as they arrive, and a retry asks only for missing ones.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from tasks.contracts.base import Contract
 from tasks.contracts.errors import LlmJudgeFailed
 from tasks.contracts.recipe_evaluation import LlmJudgeRecipe
 from tasks.contracts.results import Comparisons
-from tasks.evaluate.llm_judge_client import WHERE, ChatClient, Unanswered
+from tasks.evaluate.llm_judge_client import WHERE, ChatClient, NoReply
 from tasks.load.dataset import texts_by_hash
 from tasks.load.splits import TEST
 from tasks.runtime.cache import step
@@ -27,18 +26,18 @@ from tasks.runtime.substep_cache import SubstepCache
 from tasks.storage.store import open_store
 
 UNREADABLE_SHARE = 0.1
-"""Of the pairs; where more cannot be read, nothing is taken from the others, either."""
-_MOST_KEPT = 8_000
+"""Maximum share of pairs without a readable verdict; beyond it the step fails."""
+_MAX_REPLY_CHARACTERS = 8_000
 
 
 class LlmJudgeInputs(Contract):
-    """Whose answers, and who judges.
+    """The answers to compare, and the LLM judge.
 
     Attributes:
-        candidate, baseline: Artifacts of their scores, with what they wrote.
+        candidate, baseline: Artifacts of their scores, with their answers.
         test_digest: The test set's identity.
-        dataset: Where its texts are.
-        llm_judge: As the recipe says.
+        dataset: The artifact that holds the test set's texts.
+        llm_judge: The recipe's `evaluation.llm_judge`.
     """
 
     cache_key_excludes = frozenset({"dataset"})
@@ -57,11 +56,12 @@ class LlmJudgeInputs(Contract):
     libraries=(),
 )
 def ask_llm_judge(inputs: LlmJudgeInputs, context: RunContext) -> Comparisons:
-    """Ask the judge about each pair, in either order.
+    """Ask the LLM judge about each pair of answers, in both orders.
 
     Raises:
-        NoAccess, NotFound: The server refuses the key, or has no such model.
-        LlmJudgeFailed: It does not answer, or in words that cannot be read.
+        NoAccess: The server refuses the key.
+        NotFound: The server does not have the model.
+        LlmJudgeFailed: The server does not reply, or too many replies have no verdict.
     """
     import pyarrow.parquet as pq
 
@@ -73,16 +73,18 @@ def ask_llm_judge(inputs: LlmJudgeInputs, context: RunContext) -> Comparisons:
         for scores in (inputs.candidate, inputs.baseline)
     )
     texts = texts_by_hash(context, inputs.dataset, TEST)
-    pairs = llm_judge_verdicts.pairs_of(candidate, baseline, texts, inputs.llm_judge.max_examples)
-    asked = _ask(inputs.llm_judge, pairs, _Kept(inputs.llm_judge, context))
-    verdicts = [tuple(llm_judge_verdicts.verdict_in(said) for said in both) for both in asked]
-    counts = llm_judge_verdicts.counted(verdicts)
-    _refuse_unreadable(inputs.llm_judge, asked, verdicts, counts["unreadable"])
-    values = [llm_judge_verdicts.preferred(*both) for both in verdicts]
+    pairs = llm_judge_verdicts.answer_pairs(
+        candidate, baseline, texts, inputs.llm_judge.max_examples
+    )
+    replies = _ask_about(pairs, inputs.llm_judge, _ReplyCache(inputs.llm_judge, context))
+    verdicts = [tuple(map(llm_judge_verdicts.parse_verdict, both)) for both in replies]
+    counts = llm_judge_verdicts.count_outcomes(verdicts)
+    _refuse_unreadable(inputs.llm_judge, replies, verdicts, counts["unreadable"])
+    values = [llm_judge_verdicts.preference(*both) for both in verdicts]
     with store.scratch() as scratch:
         out = scratch / "comparisons"
         out.mkdir()
-        _write(out / "comparisons.parquet", pairs, asked, verdicts, values)
+        _write(out / "comparisons.parquet", pairs, replies, verdicts, values)
         return Comparisons(
             artifact=store.put("comparisons", out),
             llm_judge=inputs.llm_judge.model,
@@ -91,97 +93,101 @@ def ask_llm_judge(inputs: LlmJudgeInputs, context: RunContext) -> Comparisons:
         )
 
 
-class _Kept:
-    """What this judge said before: in this run, or in one that broke off.
+class _ReplyCache:
+    """The judge's earlier replies, also from interrupted runs.
 
-    Only what has a verdict is kept; about the rest a retry asks again.
+    Only replies with a verdict are stored; a retry asks again for the others.
     """
 
     def __init__(self, judge: LlmJudgeRecipe, context: RunContext) -> None:
         self._judge = {"url": judge.url, "model": judge.model}
         self._substeps = SubstepCache(
-            "verdict-said",
+            "llm-judge-reply",
             "llm-judge",
             context,
             code=("tasks.evaluate.llm_judge_client",),
             libraries=(),
         )
 
-    def get(self, question: str) -> str | None:
-        """The answer to a question, which has the prompt and both answers in it."""
-        record = self._substeps.get(self._key(question))
-        return record and record["said"]
+    def get(self, prompt: str) -> str | None:
+        """The reply to a filled prompt; None if there is none."""
+        record = self._substeps.get(self._key(prompt))
+        return record and record["reply"]
 
-    def put(self, question: str, said: str) -> None:
-        """Keep an answer."""
-        from tasks.evaluate.llm_judge_verdicts import UNREADABLE, verdict_in
+    def put(self, prompt: str, reply: str) -> None:
+        """Store a reply if it has a verdict."""
+        from tasks.evaluate.llm_judge_verdicts import UNREADABLE, parse_verdict
 
-        if verdict_in(said) != UNREADABLE:
-            self._substeps.put(self._key(question), {"said": said})
+        if parse_verdict(reply) != UNREADABLE:
+            self._substeps.put(self._key(prompt), {"reply": reply})
 
-    def _key(self, question: str) -> str:
-        return self._substeps.key({**self._judge, "question": question})
+    def _key(self, prompt: str) -> str:
+        return self._substeps.key({**self._judge, "prompt": prompt})
 
 
-def _ask(judge: LlmJudgeRecipe, pairs: list, kept: _Kept) -> list[tuple[str, str]]:
-    """What the judge said of each pair, first and with the answers swapped; `Unanswered` reasons
-    in the place of answers that there were none of."""
+def _ask_about(
+    pairs: list[Any], judge: LlmJudgeRecipe, cache: _ReplyCache
+) -> list[tuple[str, str]]:
+    """The judge's replies on each pair, in the given order and swapped.
+
+    A missing reply is replaced by the reason why it is missing.
+    """
     from tasks.evaluate import llm_judge_verdicts
 
-    prompt = judge.prompt or llm_judge_verdicts.PROMPT
-    # Equal answers are a tie whoever judges.
+    template = judge.prompt or llm_judge_verdicts.PROMPT
+    # Equal answers are a tie without asking.
     differing = [pair for pair in pairs if pair.candidate != pair.baseline]
-    questions = [
-        llm_judge_verdicts.filled(prompt, pair, swapped)
+    prompts = [
+        llm_judge_verdicts.fill_prompt(template, pair, swapped)
         for pair in differing
         for swapped in (False, True)
     ]
-    run_logger().info("%d questions for the judge %s, two a pair", len(questions), judge.model)
+    run_logger().info("%d prompts for the LLM judge %s, two per pair", len(prompts), judge.model)
     with ChatClient(judge) as client, ThreadPoolExecutor(judge.parallel) as pool:
 
-        def ask(question: str) -> str:
-            said = kept.get(question)
-            if said is not None:
-                return said
+        def ask(prompt: str) -> str:
+            reply = cache.get(prompt)
+            if reply is not None:
+                return reply
             try:
-                said = client.ask(question)
-            except Unanswered as error:
+                reply = client.ask(prompt)
+            except NoReply as error:
                 return str(error)
-            kept.put(question, said)
-            return said
+            cache.put(prompt, reply)
+            return reply
 
-        futures = [pool.submit(ask, question) for question in questions]
+        futures = [pool.submit(ask, prompt) for prompt in prompts]
         try:
-            said = iter([future.result() for future in futures])
+            replies = iter([future.result() for future in futures])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return [_said_of(pair, said) for pair in pairs]
+    return [_replies_on(pair, replies) for pair in pairs]
 
 
-def _said_of(pair: Any, said: Iterator[str]) -> tuple[str, str]:
+def _replies_on(pair: Any, replies: Iterator[str]) -> tuple[str, str]:
     if pair.candidate == pair.baseline:
         return "Not asked: the answers are equal. [[C]]", "Not asked: the answers are equal. [[C]]"
-    return next(said), next(said)
+    return next(replies), next(replies)
 
 
 def _refuse_unreadable(
-    judge: LlmJudgeRecipe, asked: list[tuple[str, str]], verdicts: list, unreadable: int
+    judge: LlmJudgeRecipe, replies: list[tuple[str, str]], verdicts: list, unreadable: int
 ) -> None:
     from tasks.evaluate.llm_judge_verdicts import UNREADABLE
 
-    if unreadable <= UNREADABLE_SHARE * len(asked):
+    if unreadable <= UNREADABLE_SHARE * len(replies):
         return
     example = next(
-        said
-        for both, found in zip(asked, verdicts, strict=True)
-        for said, verdict in zip(both, found, strict=True)
+        reply
+        for both, found in zip(replies, verdicts, strict=True)
+        for reply, verdict in zip(both, found, strict=True)
         if verdict == UNREADABLE
     )
     raise LlmJudgeFailed(
         f"{WHERE} {judge.url}",
-        f"no verdict on {unreadable} of {len(asked)} pairs, such as {example[-200:]!r}",
-        f"[[A]], [[B]] or [[C]] at the end of at least {1 - UNREADABLE_SHARE:.0%} of the answers",
+        f"no verdict on {unreadable} of {len(replies)} pairs, such as {example[-200:]!r}",
+        f"[[A]], [[B]] or [[C]] in the replies on at least {1 - UNREADABLE_SHARE:.0%} of the pairs",
         "choose a model that follows the prompt, or correct evaluation.llm_judge.prompt",
     )
 
@@ -189,7 +195,7 @@ def _refuse_unreadable(
 def _write(
     path: Path,
     pairs: list,
-    asked: list[tuple[str, str]],
+    replies: list[tuple[str, str]],
     verdicts: list[tuple[str, str]],
     values: list[float],
 ) -> None:
@@ -203,7 +209,7 @@ def _write(
         "baseline": [pair.baseline for pair in pairs],
         "preferred": pa.array(values, pa.float64()),
     }
-    for place, name in enumerate(("first", "second")):
-        columns[f"{name}_verdict"] = [both[place] for both in verdicts]
-        columns[f"{name}_said"] = [both[place][-_MOST_KEPT:] for both in asked]
+    for number, name in enumerate(("first", "second")):
+        columns[f"{name}_verdict"] = [both[number] for both in verdicts]
+        columns[f"{name}_reply"] = [both[number][-_MAX_REPLY_CHARACTERS:] for both in replies]
     pq.write_table(pa.table(columns), path, compression="zstd")

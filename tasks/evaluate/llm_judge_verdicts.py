@@ -1,7 +1,7 @@
-"""Which of two answers a judge prefers: what it is asked, what its words mean, what they add up to.
+"""Pairwise comparison of answers by an LLM judge: prompts, verdicts and their totals.
 
-Each pair is shown twice, in either order, and an answer wins only where it is preferred both times:
-judges tend to favor an answer for its place (Zheng et al. 2023, arXiv:2306.05685, section 3.4).
+The judge sees each pair twice, in both orders, and an answer wins only if it is preferred both
+times, because LLM judges have a position bias (Zheng et al. 2023, arXiv:2306.05685, section 3.4).
 Pure functions of strings and tables.
 """
 
@@ -45,7 +45,7 @@ better, [[C]] if neither is."""
 
 UNREADABLE = "?"
 _VERDICT = re.compile(r"\[\[([ABC])\]\]")
-_PLACE = re.compile(r"\{(question|reference|answer_a|answer_b)\}")
+_PLACEHOLDER = re.compile(r"\{(question|reference|answer_a|answer_b)\}")
 
 
 class Pair(NamedTuple):
@@ -53,8 +53,9 @@ class Pair(NamedTuple):
 
     Attributes:
         key: The input's hash (hash_hi, hash_lo).
-        question, reference: The input, and the first known answer to it.
-        candidate, baseline: What each model said, without its thoughts.
+        question: The input.
+        reference: Its first known answer.
+        candidate, baseline: Each model's answer, without reasoning.
     """
 
     key: tuple[int, int]
@@ -64,16 +65,18 @@ class Pair(NamedTuple):
     baseline: str
 
 
-def pairs_of(
+def answer_pairs(
     candidate: pa.Table, baseline: pa.Table, texts: dict[tuple[int, int], str], most: int
 ) -> list[Pair]:
-    """The pairs to judge: the first in the order of their inputs' hashes, which is as good as drawn
-    by lot, and the same in every run.
+    """The pairs to compare: the first ones in the order of their inputs' hashes.
+
+    That order is as good as random, and the same in every run.
 
     Args:
-        candidate, baseline: Scores with `said`, as `tasks.evaluate.language_program` wrote them.
+        candidate, baseline: Score tables with answers, as `tasks.evaluate.language_program` writes
+            them.
         texts: Each input's text by its hash.
-        most: How many, at most.
+        most: Maximum number of pairs.
     """
     ours, theirs = _by_key(candidate), _by_key(baseline)
     keys = sorted(ours.keys() & theirs.keys())[:most]
@@ -82,19 +85,19 @@ def pairs_of(
             key,
             _question(texts.get(key, ""), ours[key]["reference"] or ""),
             ours[key]["reference"] or "",
-            ours[key]["said"] or "",
-            theirs[key]["said"] or "",
+            ours[key]["answer"] or "",
+            theirs[key]["answer"] or "",
         )
         for key in keys
     ]
 
 
-def filled(prompt: str, pair: Pair, swapped: bool) -> str:
-    """The prompt with a pair in its places; what the answers say of places stays as it is.
+def fill_prompt(prompt: str, pair: Pair, swapped: bool) -> str:
+    """The prompt with a pair in its placeholders; placeholders inside answers are left alone.
 
     Args:
-        prompt: With `{question}`, `{answer_a}`, `{answer_b}`, and `{reference}` if it likes.
-        pair: What to fill in.
+        prompt: With `{question}`, `{answer_a}`, `{answer_b}`, and optionally `{reference}`.
+        pair: The pair.
         swapped: Whether the baseline's answer comes first.
     """
     first, second = pair.candidate, pair.baseline
@@ -104,42 +107,44 @@ def filled(prompt: str, pair: Pair, swapped: bool) -> str:
         "answer_a": second if swapped else first,
         "answer_b": first if swapped else second,
     }
-    return _PLACE.sub(lambda place: values[place[1]], prompt)
+    return _PLACEHOLDER.sub(lambda match: values[match[1]], prompt)
 
 
-def verdict_in(text: str) -> str:
-    """`A`, `B` or `C`: the last verdict in a judge's words; `?` where there is none."""
-    found = _VERDICT.findall(text)
+def parse_verdict(reply: str) -> str:
+    """The last verdict in a judge's reply: `A`, `B` or `C`; `?` if there is none."""
+    found = _VERDICT.findall(reply)
     return found[-1] if found else UNREADABLE
 
 
-def preferred(first: str, second: str) -> float:
-    """What two verdicts on one pair make: 1 where both prefer the candidate's answer, 0 where both
-    prefer the baseline's, else 0.5.
+def preference(first: str, second: str) -> float:
+    """Combine two verdicts on a pair.
 
     Args:
-        first: With the candidate's answer as A.
-        second: With the candidate's answer as B.
+        first: The verdict with the candidate's answer as A.
+        second: The verdict with the candidate's answer as B.
+
+    Returns:
+        1 if both prefer the candidate's answer, 0 if both prefer the baseline's, else 0.5.
     """
     return {("A", "B"): 1.0, ("B", "A"): 0.0}.get((first, second), 0.5)
 
 
-def counted(verdicts: list[tuple[str, str]]) -> dict[str, int]:
-    """How often each outcome came about.
+def count_outcomes(verdicts: list[tuple[str, str]]) -> dict[str, int]:
+    """Count the candidate's wins, ties and losses.
 
     Args:
         verdicts: (first, second) of each pair.
 
     Returns:
-        `wins`, `ties`, `losses`; and of the ties `turned` (both verdicts named the same place) and
-        `unreadable`.
+        `wins`, `ties`, `losses`; and among the ties `inconsistent` (both verdicts named the same
+        position) and `unreadable`.
     """
-    outcomes = Counter(preferred(*both) for both in verdicts)
+    outcomes = Counter(preference(*both) for both in verdicts)
     return {
         "wins": outcomes[1.0],
         "ties": outcomes[0.5],
         "losses": outcomes[0.0],
-        "turned": sum(first == second and first in "AB" for first, second in verdicts),
+        "inconsistent": sum(first == second and first in "AB" for first, second in verdicts),
         "unreadable": sum(UNREADABLE in both for both in verdicts),
     }
 
@@ -147,30 +152,30 @@ def counted(verdicts: list[tuple[str, str]]) -> dict[str, int]:
 def with_preferred(
     candidate: pa.Table, baseline: pa.Table, comparisons: pa.Table
 ) -> tuple[pa.Table, pa.Table]:
-    """Both models' scores with a column `preferred`: NaN where the judge was not asked.
+    """Both models' score tables with a column `preferred`: NaN for pairs that were not compared.
 
     Args:
-        candidate, baseline: Their scores.
-        comparisons: With hash_hi, hash_lo and `preferred`, as the candidate's share.
+        candidate, baseline: Their score tables.
+        comparisons: With hash_hi, hash_lo and `preferred`, the candidate's share.
     """
     keys = map(tuple, keys_of(comparisons).tolist())
     shares = dict(zip(keys, comparisons["preferred"].to_pylist(), strict=True))
 
-    def of(table: pa.Table) -> np.ndarray:
+    def candidate_shares(table: pa.Table) -> np.ndarray:
         return np.array([shares.get(tuple(key), np.nan) for key in keys_of(table).tolist()], float)
 
     return (
-        candidate.append_column("preferred", pa.array(of(candidate))),
-        baseline.append_column("preferred", pa.array(1 - of(baseline))),
+        candidate.append_column("preferred", pa.array(candidate_shares(candidate))),
+        baseline.append_column("preferred", pa.array(1 - candidate_shares(baseline))),
     )
 
 
 def _by_key(table: pa.Table) -> dict[tuple[int, int], dict]:
     keys = map(tuple, keys_of(table).tolist())
-    rows = table.select(["said", "reference"]).to_pylist()
+    rows = table.select(["answer", "reference"]).to_pylist()
     return dict(zip(keys, rows, strict=True))
 
 
 def _question(text: str, reference: str) -> str:
-    # A text without a prompt is its own input: what the models were not shown is its end.
+    # The end of a text without a prompt is its reference, which the models did not read.
     return text[: len(text) - len(reference)] if reference and text.endswith(reference) else text

@@ -1,7 +1,7 @@
-"""Evaluate: score one model on the test examples, one by one, from the very files that ship.
+"""The evaluate step: score one model on each test example, loaded from its released files.
 
-Candidate and baseline are scored by the same step, so a baseline that was scored on these examples
-before is not scored again.
+Candidate and baseline are scored by the same step, so a baseline is not scored twice on the same
+examples.
 """
 
 from __future__ import annotations
@@ -24,28 +24,29 @@ from tasks.storage.store import open_store
 
 
 class ScoreInputs(Contract):
-    """Which model, and on what.
+    """The model to score, and the examples to score it on.
 
     Attributes:
-        kind: `merged`: the model stands alone. `adapter`: it is loaded on `base`. `untrained`:
-            `base` with a new head (a language model: `base` itself), as a first candidate's
-            yardstick.
-        model: What ships; None for `untrained`.
-        base: The base model, where it is needed.
-        tokenizer, max_length: Of an untrained model, which has none of its own that ships: the
-            candidate's, and where the candidate's texts are cut. For language models the length
-            is given for both models, that they are asked for the same tokens.
+        kind: `merged`: a complete model. `adapter`: an adapter that is loaded on `base`.
+            `untrained`: `base` with a new head (for language models `base` itself), the baseline of
+            a first candidate.
+        model: The released artifact; None for `untrained`.
+        base: The base model; None if it is not needed.
+        tokenizer, max_length: The candidate's, for an untrained model, which has no tokenizer or
+            length of its own. Language models both get the length, so that both are scored on the
+            same tokens.
         quantization: Of the base, for `adapter`.
         labels: Of an untrained head.
         seed: Of an untrained head.
         test_digest: The test set's identity.
-        dataset: Where its texts are.
+        dataset: The artifact that holds the test set's texts.
         device: `cpu` or `cuda`, whose sums differ in the last digits.
-        hardware: The kind of processor, where latency is measured: timings belong to it.
-        batch_size: Examples scored at once.
-        task: What the model is for.
-        generate_tokens: Tokens of an answer that a language model writes; 0: it writes none.
-        must_match, must_not_contain, json_schema: What is asked of every answer.
+        hardware: The kind of processor if latency is measured, because timings depend on it;
+            otherwise empty.
+        batch_size: Examples per batch.
+        task: The model's task.
+        generate_tokens: Maximum tokens of a generated answer; 0: no answers are generated.
+        must_match, must_not_contain, json_schema: Checks on every generated answer.
         beta: Of the preference loss.
     """
 
@@ -91,10 +92,10 @@ class ScoreInputs(Contract):
     ),
 )
 def score(inputs: ScoreInputs, context: RunContext) -> Scored:
-    """Score a model in a fresh process, loaded as a consumer loads it.
+    """Score a model in a process of its own, loaded the way a consumer loads it.
 
     Raises:
-        BadModel: The files cannot be loaded, or answer with something that is not a number.
+        BadModel: The files cannot be loaded, or the model's output is not a number.
     """
     import pyarrow.parquet as pq
 
@@ -107,7 +108,7 @@ def score(inputs: ScoreInputs, context: RunContext) -> Scored:
         base = fetch_folder(inputs.base, scratch / "base") if inputs.base else None
         model = store.open(inputs.model) if inputs.model else base
         examples = write_examples(context, inputs.dataset, TEST, scratch / "test.parquet")
-        classes = inputs.task == "text-classification"
+        classifier = inputs.task == "text-classification"
         shared: dict[str, Any] = {
             "model": model,
             "kind": inputs.kind,
@@ -123,10 +124,10 @@ def score(inputs: ScoreInputs, context: RunContext) -> Scored:
         }
         program = (
             "tasks.evaluate.classification_program"
-            if classes
+            if classifier
             else "tasks.evaluate.language_program"
         )
-        job = (_classification_job if classes else _language_job)(inputs, shared)
+        job = (_classification_job if classifier else _language_job)(inputs, shared)
         found = run_program(program, job, ScoreResult, scratch=scratch)
         metrics = metrics_of(pq.read_table(out / "scores.parquet"), inputs.task)
         return Scored(
@@ -154,8 +155,11 @@ def _language_job(inputs: ScoreInputs, shared: dict[str, Any]) -> ScoreLanguageJ
 
 
 def model_digest(inputs: ScoreInputs) -> str:
-    """What names the scored model: its artifact's digest; of an untrained classifier the base and
-    the seed, of an untrained language model the base."""
+    """The digest that identifies the scored model.
+
+    It is the artifact's digest, or for an untrained model a digest of its base, and of the labels
+    and the seed of a classifier's head.
+    """
     if inputs.model is not None:
         return inputs.model.digest
     if inputs.task != "text-classification":
@@ -164,5 +168,5 @@ def model_digest(inputs: ScoreInputs) -> str:
 
 
 def hardware_kind() -> str:
-    """The kind of processor that timings are for."""
+    """The kind of processor, on which timings depend."""
     return f"{platform.machine()} {platform.processor()}".strip()

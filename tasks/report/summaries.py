@@ -18,8 +18,8 @@ def llm_judge_sentence(compared: Comparisons) -> str:
     """The LLM judge's counts."""
     return (
         f"{compared.llm_judge}: preferred {compared.preferred:.4f}, {compared.wins} wins, "
-        f"{compared.ties} ties ({compared.turned} changed with the order, {compared.unreadable} "
-        f"without a verdict), {compared.losses} losses"
+        f"{compared.ties} ties ({compared.inconsistent} changed with the order, "
+        f"{compared.unreadable} without a verdict), {compared.losses} losses"
     )
 
 

@@ -23,7 +23,7 @@ class TestSamples:
         texts = {(row, row * 7): f"prompt {row} <b>|" for row in range(20)}
         return written["ours"], written["theirs"], texts
 
-    def test_are_those_that_differ_most_and_the_first_of_the_others(self):
+    def test_half_differ_most_and_the_others_are_the_first_ones(self):
         ours, theirs, texts = self.tables()
         found = answer_samples.sample_answers(ours, theirs, texts, n=5)
         assert [row.candidate for row in found] == [
@@ -35,16 +35,16 @@ class TestSamples:
         ]
         assert found[0] == ("prompt 9 \\<b\\>|", "right 9", "theirs 9", "ours 9")
 
-    def test_need_no_baseline(self):
+    def test_baseline_is_optional(self):
         ours, _, texts = self.tables()
         found = answer_samples.sample_answers(ours, None, texts, n=2)
         assert [(row.baseline, row.candidate) for row in found] == [("", "ours 0"), ("", "ours 1")]
 
-    def test_are_none_where_nothing_was_written(self):
+    def test_without_generated_answers_there_are_none(self):
         assert answer_samples.sample_answers(score_table(), None, {}) == []
 
-    def test_are_cut(self):
+    def test_long_texts_are_shortened(self):
         long = answer_samples.readable("word\n" * 100)
-        assert len(long) <= answer_samples.CUT
+        assert len(long) <= answer_samples.MAX_CHARACTERS
         assert long.endswith("…")
         assert "\n" not in long

@@ -26,7 +26,7 @@ ROWS = [
 
 @pytest.fixture(autouse=True)
 def offline(tmp_path, monkeypatch):
-    """As programs run: without a network, in a folder that they may leave."""
+    """Run as programs do: without network access, in a working folder that may change."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
@@ -67,7 +67,7 @@ def run(tiny_lm, folder):
 
 
 def accuracy_by_hand(home):
-    """The share of questions whose right choice is the likeliest."""
+    """The share of questions whose right choice is the most likely one."""
     model = AutoModelForCausalLM.from_pretrained(home, dtype=torch.float32).eval()
     tokenizer = training_tokenizer(home)
 
@@ -75,8 +75,8 @@ def accuracy_by_hand(home):
         start = len(tokenizer(question)["input_ids"])
         ids = torch.tensor([tokenizer(question + choice)["input_ids"]])
         with torch.no_grad():
-            chances = torch.log_softmax(model(ids).logits[0].double(), -1)
-        return float(chances[:-1].gather(1, ids[0, 1:, None])[start - 1 :].sum())
+            log_probabilities = torch.log_softmax(model(ids).logits[0].double(), -1)
+        return float(log_probabilities[:-1].gather(1, ids[0, 1:, None])[start - 1 :].sum())
 
     right = 0
     for row in ROWS:
@@ -85,24 +85,26 @@ def accuracy_by_hand(home):
     return right / len(ROWS)
 
 
-class TestATaskOfOnesOwn:
-    def test_is_asked_of_the_model_that_ships(self, run, tiny_lm):
+class TestOwnTasks:
+    def test_task_runs_on_the_released_model(self, run, tiny_lm):
         found = run()
         assert found.examples == {"ships": 9}
         assert found.results["ships"]["acc"] == pytest.approx(accuracy_by_hand(tiny_lm))
         assert set(found.results["ships"]) == {"acc", "acc_stderr"}
 
-    def test_may_be_asked_in_part_and_in_chat(self, run):
+    def test_limit_and_chat_template_can_be_set(self, run):
         assert run(limit=3, chat=True).examples == {"ships": 3}
 
 
 class TestRefusals:
-    def test_a_task_that_nobody_knows(self, run):
-        with pytest.raises(BadRecipe, match=r"'shipz', 'zzzz', which the harness") as caught:
+    def test_unknown_task_is_refused(self, run):
+        with pytest.raises(
+            BadRecipe, match=r"'shipz', 'zzzz', which lm-evaluation-harness"
+        ) as caught:
             run(tasks=["shipz", "zzzz"])
         assert "write 'ships'" in caught.value.fix and "correct 'zzzz'" in caught.value.fix
 
-    def test_data_that_are_not_on_this_machine(self, run, folder):
+    def test_missing_data_is_refused(self, run, folder):
         described = SHIPS | {"dataset_path": "owner/ships", "dataset_kwargs": {}}
         (folder / "ships.yaml").write_text(yaml.safe_dump(described))
         with pytest.raises(NotFound, match=r"lm-eval run --model dummy --tasks ships"):

@@ -1,4 +1,4 @@
-"""Scores: loaded as a consumer loads it, example by example."""
+"""Scores of classifiers, compared with those that a consumer computes one by one."""
 
 import shutil
 
@@ -17,13 +17,13 @@ from tests.tasks.conftest import LABELS, MAX_LENGTH, Notes
 
 
 @pytest.fixture
-def shipped(tiny_base, news, tmp_path):
-    """A classifier as it ships: merged, with its tokenizer."""
+def released(tiny_base, news, tmp_path):
+    """A released classifier: merged, with its tokenizer."""
     torch.manual_seed(3)
     model = AutoModelForSequenceClassification.from_pretrained(
         tiny_base, id2label=dict(enumerate(LABELS)), label2id={n: i for i, n in enumerate(LABELS)}
     )
-    # Centred on the base's answers, so that each label is given at times.
+    # Centered on the base's outputs, so that each label is predicted for some texts.
     texts = [row["text"] for row in news]
     tokenizer = AutoTokenizer.from_pretrained(tiny_base, model_max_length=MAX_LENGTH)
     with torch.no_grad():
@@ -31,9 +31,9 @@ def shipped(tiny_base, news, tmp_path):
         pooled = model.eval().bert(**batch).pooler_output
         model.classifier.weight.data.mul_(50)
         model.classifier.bias.data = -(pooled @ model.classifier.weight.T).mean(0)
-    model.save_pretrained(tmp_path / "shipped")
-    tokenizer.save_pretrained(tmp_path / "shipped")
-    return tmp_path / "shipped"
+    model.save_pretrained(tmp_path / "released")
+    tokenizer.save_pretrained(tmp_path / "released")
+    return tmp_path / "released"
 
 
 @pytest.fixture
@@ -76,98 +76,94 @@ def by_hand(folder, texts):
 
 
 class TestScores:
-    def test_are_those_of_a_consumer_in_the_given_order(self, scored, shipped, examples, news):
-        _, table = scored(shipped, examples())
-        expected = by_hand(shipped, [row["text"] for row in news])
+    def test_equal_those_of_a_consumer_in_the_given_order(self, scored, released, examples, news):
+        _, table = scored(released, examples())
+        expected = by_hand(released, [row["text"] for row in news])
         assert len(set(expected.argmax(1))) > 1
         assert table["predicted"].to_pylist() == [LABELS[n] for n in expected.argmax(1)]
         assert table["hash_hi"].to_pylist() == [row["hash_hi"] for row in news]
         assert table["hash_lo"].to_pylist() == [row["hash_lo"] for row in news]
         assert table["label"].to_pylist() == [row["label"] for row in news]
 
-    def test_carry_the_loss_in_natural_logarithms(self, scored, shipped, examples, news):
-        _, table = scored(shipped, examples())
-        logits = torch.tensor(by_hand(shipped, [row["text"] for row in news]))
+    def test_loss_is_in_nats(self, scored, released, examples, news):
+        _, table = scored(released, examples())
+        logits = torch.tensor(by_hand(released, [row["text"] for row in news]))
         truth = torch.tensor([LABELS.index(row["label"]) for row in news])
         expected = torch.nn.functional.cross_entropy(logits, truth, reduction="none")
         assert np.allclose(table["loss"].to_numpy(), expected.numpy(), atol=1e-5)
 
-    def test_are_right_where_prediction_and_label_agree(self, scored, shipped, examples):
-        _, table = scored(shipped, examples())
+    def test_correct_means_that_prediction_and_label_agree(self, scored, released, examples):
+        _, table = scored(released, examples())
         pairs = zip(table["predicted"].to_pylist(), table["label"].to_pylist(), strict=True)
         assert table["correct"].to_pylist() == [a == b for a, b in pairs]
 
-    def test_hardly_depend_on_the_batch_size(self, scored, shipped, examples):
-        _, one = scored(shipped, examples(), batch_size=1)
-        _, all_at_once = scored(shipped, examples(), batch_size=100)
+    def test_hardly_depend_on_the_batch_size(self, scored, released, examples):
+        _, one = scored(released, examples(), batch_size=1)
+        _, all_at_once = scored(released, examples(), batch_size=100)
         assert np.allclose(one["loss"].to_numpy(), all_at_once["loss"].to_numpy(), atol=1e-5)
 
-    def test_have_no_loss_for_a_label_that_the_model_does_not_know(
-        self, scored, shipped, examples, news
-    ):
+    def test_unknown_label_has_no_loss(self, scored, released, examples, news):
         rows = [news[0], news[1] | {"label": "gardening"}]
-        _, table = scored(shipped, examples(rows))
+        _, table = scored(released, examples(rows))
         assert table["loss"].null_count == 1
         assert table["loss"][1].as_py() is None
         assert table["correct"][1].as_py() is False
 
-    def test_carry_the_columns_to_slice_by_as_strings(self, scored, shipped, examples, news):
-        _, table = scored(shipped, examples(year=[2004] * len(news), desk=["a"] * len(news)))
+    def test_slice_columns_are_strings(self, scored, released, examples, news):
+        _, table = scored(released, examples(year=[2004] * len(news), desk=["a"] * len(news)))
         assert table["year"].to_pylist() == ["2004"] * len(news)
         assert table["desk"].to_pylist() == ["a"] * len(news)
         assert "text" not in table.column_names
 
-    def test_tell_the_whole_length_though_the_model_reads_less(
-        self, scored, shipped, examples, news
-    ):
-        _, table = scored(shipped, examples())
-        tokenizer = AutoTokenizer.from_pretrained(shipped)
+    def test_length_is_that_before_truncation(self, scored, released, examples, news):
+        _, table = scored(released, examples())
+        tokenizer = AutoTokenizer.from_pretrained(released)
         assert table["length"][0].as_py() == len(tokenizer(news[0]["text"])["input_ids"])
         assert table["length"][0].as_py() > MAX_LENGTH
 
-    def test_read_pairs_of_texts(self, scored, shipped, examples, news):
-        _, alone = scored(shipped, examples([row | {"text": "short"} for row in news]))
+    def test_pairs_of_texts_are_read(self, scored, released, examples, news):
+        _, alone = scored(released, examples([row | {"text": "short"} for row in news]))
         pairs = examples(
             [row | {"text": "short"} for row in news], text_pair=[row["text"] for row in news]
         )
-        _, paired = scored(shipped, pairs)
+        _, paired = scored(released, pairs)
         assert not np.allclose(alone["loss"].to_numpy(), paired["loss"].to_numpy())
 
 
-class TestTheResult:
-    def test_names_labels_and_size(self, scored, shipped, examples):
-        result, _ = scored(shipped, examples())
+class TestResult:
+    def test_names_labels_and_size(self, scored, released, examples):
+        result, _ = scored(released, examples())
         assert result.labels == tuple(LABELS)
-        assert result.size_bytes == sum(p.stat().st_size for p in shipped.iterdir())
+        assert result.size_bytes == sum(p.stat().st_size for p in released.iterdir())
         assert result.milliseconds_per_example is None
 
-    def test_has_a_latency_where_one_is_asked_for(self, scored, shipped, examples):
-        result, _ = scored(shipped, examples(), measure_latency=True)
+    def test_has_a_latency_on_request(self, scored, released, examples):
+        result, _ = scored(released, examples(), measure_latency=True)
         assert 0 < result.milliseconds_per_example < 5000
 
 
-class TestABrokenModel:
-    def test_that_answers_with_nan_fails_the_smoke_test(self, scored, shipped, examples):
-        weights = load_file(shipped / "model.safetensors")
+class TestBrokenModel:
+    def test_nan_logits_fail_the_smoke_test(self, scored, released, examples):
+        weights = load_file(released / "model.safetensors")
         weights["classifier.bias"] = torch.full_like(weights["classifier.bias"], float("nan"))
-        save_file(weights, shipped / "model.safetensors", metadata={"format": "pt"})
+        save_file(weights, released / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(BadModel, match="not finite"):
-            scored(shipped, examples())
+            scored(released, examples())
 
-    def test_that_cannot_be_read_is_refused(self, scored, shipped, examples):
-        whole = (shipped / "model.safetensors").read_bytes()
-        (shipped / "model.safetensors").write_bytes(whole[:1000])
+    def test_unreadable_weights_are_refused(self, scored, released, examples):
+        whole = (released / "model.safetensors").read_bytes()
+        (released / "model.safetensors").write_bytes(whole[:1000])
         with pytest.raises(BadModel, match="cannot be loaded"):
-            scored(shipped, examples())
+            scored(released, examples())
 
-    def test_without_a_tokenizer_is_refused(self, scored, shipped, examples):
-        for file in shipped.glob("tokenizer*"):
+    def test_missing_tokenizer_is_refused(self, scored, released, examples):
+        for file in released.glob("tokenizer*"):
             file.unlink()
         with pytest.raises(BadModel, match="tokenizer"):
-            scored(shipped, examples())
+            scored(released, examples())
 
 
-class TestAnUntrainedModel:
+class TestUntrainedModel:
     def test_is_the_base_with_a_head_drawn_from_the_seed(self, scored, tiny_base, examples):
         untrained = {"kind": "untrained", "base": str(tiny_base)}
         result, first = scored(tiny_base, examples(), **untrained)
@@ -177,13 +173,13 @@ class TestAnUntrainedModel:
         assert first.equals(again)
         assert not np.allclose(first["loss"].to_numpy(), other["loss"].to_numpy())
 
-    def test_does_not_use_a_head_that_the_base_brings(self, scored, shipped, examples):
-        _, trained = scored(shipped, examples())
-        _, untrained = scored(shipped, examples(), kind="untrained", base=str(shipped))
+    def test_does_not_use_the_head_of_the_base(self, scored, released, examples):
+        _, trained = scored(released, examples())
+        _, untrained = scored(released, examples(), kind="untrained", base=str(released))
         assert not np.allclose(trained["loss"].to_numpy(), untrained["loss"].to_numpy())
 
 
-class TestAnAdapter:
+class TestAdapter:
     @pytest.mark.parametrize("quantization", ["none", "nf4"])
     def test_is_scored_on_the_base_it_was_trained_on(
         self, scored, train_job, tiny_base, examples, quantization

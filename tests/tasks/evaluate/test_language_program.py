@@ -1,4 +1,4 @@
-"""Scores of language models: as a consumer would compute them, one by one."""
+"""Scores of language models, compared with those that a consumer computes one by one."""
 
 import json
 import math
@@ -28,7 +28,7 @@ QUESTIONS = [
 
 
 def chats(count=9):
-    """Conversations of unequal lengths; every third one has two answers."""
+    """Conversations of different lengths; every third one has two answers."""
     rows = []
     for number in range(count):
         topic = TOPICS[number % len(TOPICS)]
@@ -70,7 +70,7 @@ def pairs(count=6):
 
 
 @pytest.fixture
-def written(tmp_path):
+def write_examples(tmp_path):
     """Writes numbered examples as `write_examples` does; returns the path."""
 
     def write(rows, **columns):
@@ -90,7 +90,7 @@ def written(tmp_path):
 
 
 @pytest.fixture
-def scored(tmp_path, tiny_lm, written):
+def scored(tmp_path, tiny_lm, write_examples):
     """Runs the program; returns its result and the table."""
 
     def run(rows, task="instruction", columns=None, **changes):
@@ -103,7 +103,7 @@ def scored(tmp_path, tiny_lm, written):
             "device": "cpu",
             "max_length": None,
             "task": task,
-            "examples": written(rows, **(columns or {})),
+            "examples": write_examples(rows, **(columns or {})),
             "generate_tokens": 0,
             "must_match": "",
             "must_not_contain": [],
@@ -130,15 +130,15 @@ def nats_by_hand(folder, rows, task, side=0, max_length=None):
             ids = torch.tensor([each.ids[:max_length]])
             mask = torch.tensor(each.loss_mask[:max_length], dtype=torch.bool)
             with torch.no_grad():
-                chances = torch.log_softmax(model(ids).logits[0].double(), -1)
-            picked = chances[:-1].gather(1, ids[0, 1:, None])[:, 0][mask[1:]]
+                log_probabilities = torch.log_softmax(model(ids).logits[0].double(), -1)
+            picked = log_probabilities[:-1].gather(1, ids[0, 1:, None])[:, 0][mask[1:]]
             nats, tokens = found.get(number, (0.0, 0))
             found[number] = (nats - float(picked.sum()), tokens + len(picked))
     return found
 
 
 def answers_by_hand(folder, rows, task, tokens):
-    """Greedy answers, one prompt at a time, without keys and values of what was read."""
+    """Greedy answers, one prompt at a time, without a cache of keys and values."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = training_tokenizer(folder)
     ends = stop_token_ids(tokenizer, model.generation_config)
@@ -159,7 +159,7 @@ def answers_by_hand(folder, rows, task, tokens):
 
 @pytest.fixture
 def sharpened(tiny_lm, tmp_path):
-    """The tiny model with weights so large that its answers differ, and end at times."""
+    """The tiny model with larger weights, so that its answers differ and some end."""
     folder = tmp_path / "sharp"
     shutil.copytree(tiny_lm, folder)
     weights = load_file(folder / "model.safetensors")
@@ -175,16 +175,16 @@ def sharpened(tiny_lm, tmp_path):
     return folder
 
 
-class TestTheLoss:
+class TestLoss:
     @pytest.mark.parametrize(("task", "rows"), [("instruction", chats()), ("completion", texts())])
-    def test_is_that_of_the_models_own_logits_one_by_one(self, scored, tiny_lm, task, rows):
+    def test_equals_that_of_single_sequences(self, scored, tiny_lm, task, rows):
         _, table = scored(rows, task)
         expected = nats_by_hand(tiny_lm, rows, task)
         assert table["tokens"].to_pylist() == [tokens for _, tokens in expected.values()]
         means = [nats / tokens for nats, tokens in expected.values()]
         assert np.allclose(table["loss"].to_numpy(), means, rtol=0, atol=1e-5)
 
-    def test_is_one_row_for_an_input_however_many_answers_it_has(self, scored):
+    def test_input_with_several_answers_is_one_row(self, scored):
         rows = chats()
         _, table = scored(rows)
         assert len(rows) > 9
@@ -197,16 +197,14 @@ class TestTheLoss:
         _, all_at_once = scored(chats(), batch_size=100)
         assert np.allclose(one["loss"].to_numpy(), all_at_once["loss"].to_numpy(), atol=1e-5)
 
-    def test_is_the_same_where_something_comes_after_the_head(self, scored, monkeypatch):
+    def test_is_the_same_if_the_head_is_not_the_last_operation(self, scored, monkeypatch):
         _, chunked = scored(chats())
         monkeypatch.setattr(language_program.causal, "head_is_linear", lambda *_: False)
-        monkeypatch.setattr(language_program, "_LOGIT_BYTES", 1)
+        monkeypatch.setattr(language_program, "LOGIT_BYTES", 1)
         _, whole = scored(chats())
         assert np.allclose(chunked["loss"].to_numpy(), whole["loss"].to_numpy(), atol=1e-5)
 
-    def test_is_that_of_what_the_model_reads_and_the_length_that_of_the_whole(
-        self, scored, tiny_lm
-    ):
+    def test_long_text_is_truncated_but_its_full_length_is_stated(self, scored, tiny_lm):
         _, table = scored(texts(), "completion", max_length=12)
         expected = nats_by_hand(tiny_lm, texts(), "completion", max_length=12)
         means = [nats / tokens for nats, tokens in expected.values()]
@@ -214,7 +212,7 @@ class TestTheLoss:
         assert table["length"][6].as_py() > 12
         assert max(table["tokens"].to_pylist()) == 11
 
-    def test_never_loses_sight_of_the_whole_answer(self, scored):
+    def test_truncation_always_keeps_some_of_the_answer(self, scored):
         long = [
             {"role": "user", "content": "and so on " * 60},
             {"role": "assistant", "content": "yes, it does go on"},
@@ -223,7 +221,7 @@ class TestTheLoss:
         assert 1 <= table["tokens"][0].as_py() <= 8
         assert math.isfinite(table["loss"][0].as_py())
 
-    def test_carries_the_columns_to_slice_by_as_strings(self, scored):
+    def test_slice_columns_are_strings(self, scored):
         rows = chats()
         _, table = scored(rows, columns={"year": [2000 + n for n, _ in rows]})
         assert table["year"].to_pylist() == [str(2000 + n) for n in range(9)]
@@ -231,7 +229,7 @@ class TestTheLoss:
 
 
 class TestPreferences:
-    def test_are_right_where_the_chosen_answer_is_likelier(self, scored, tiny_lm):
+    def test_pair_is_right_if_the_chosen_answer_is_more_likely(self, scored, tiny_lm):
         _, table = scored(pairs(), "preference")
         chosen, rejected = (
             nats_by_hand(tiny_lm, pairs(), "preference", side).values() for side in (0, 1)
@@ -254,17 +252,17 @@ class TestPreferences:
 
 class TestAnswers:
     @pytest.mark.parametrize("batch_size", [1, 3, 100])
-    def test_are_those_that_the_model_writes_alone(self, scored, sharpened, batch_size):
+    def test_equal_those_of_single_prompts(self, scored, sharpened, batch_size):
         expected = answers_by_hand(sharpened, chats(), "instruction", 24)
         _, table = scored(chats(), model=str(sharpened), generate_tokens=24, batch_size=batch_size)
         assert table["generated"].to_pylist() == expected
         tokenizer = training_tokenizer(sharpened)
         lengths = [len(tokenizer(text)["input_ids"]) for text in expected]
         assert len(set(expected)) > 5
-        # Some ended by themselves, so rows did leave the batch.
+        # Some answers ended early, so rows did leave the batch.
         assert min(lengths) < 20 < max(lengths)
 
-    def test_are_held_against_all_references(self, scored):
+    def test_are_compared_with_all_references(self, scored):
         _, table = scored(chats(), generate_tokens=6)
         for number in range(9):
             references = [
@@ -279,8 +277,8 @@ class TestAnswers:
             ):
                 assert table[measure.__name__][number].as_py() == measure(text, references)
 
-    def test_are_compared_by_what_is_said_behind_the_thought(self, scored, sharpened, tmp_path):
-        def asked(template):
+    def test_answers_are_compared_without_reasoning(self, scored, sharpened, tmp_path):
+        def score_with(template):
             tokenizer = training_tokenizer(sharpened)
             tokenizer.chat_template = template
             tokenizer.save_pretrained(tmp_path / "tokenizer")
@@ -290,47 +288,47 @@ class TestAnswers:
 
         thought = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nA river."}
         rows = [(number, {"messages": [question, thought]}) for number, question in QUESTIONS]
-        table = asked(REMOVES_REASONING)
+        table = score_with(REMOVES_REASONING)
         assert set(table["reference"].to_pylist()) == {"A river."}
-        assert table["said"].to_pylist() == table["generated"].to_pylist()
+        assert table["answer"].to_pylist() == table["generated"].to_pylist()
         assert table["token_f1"].to_pylist() == [
             answer_metrics.token_f1(text, ["A river."]) for text in table["generated"].to_pylist()
         ]
         assert set(table["checks"].to_pylist()) == {1.0}
-        # This model thinks until it must stop, and says nothing.
-        table = asked(MUST_THINK)
-        assert all(table["generated"].to_pylist()) and not any(table["said"].to_pylist())
+        # The reasoning of this model does not end, so its answers are empty.
+        table = score_with(MUST_THINK)
+        assert all(table["generated"].to_pylist()) and not any(table["answer"].to_pylist())
         assert set(table["checks"].to_pylist()) == set(table["token_f1"].to_pylist()) == {0.0}
 
-    def test_are_checked_where_that_is_asked(self, scored):
-        _, unasked = scored(chats(), generate_tokens=4)
-        assert unasked["checks"].null_count == 9
+    def test_are_checked_if_there_are_checks(self, scored):
+        _, unchecked = scored(chats(), generate_tokens=4)
+        assert unchecked["checks"].null_count == 9
         _, table = scored(chats(), generate_tokens=4, must_match=".", must_not_contain=["e"])
         checks = answer_metrics.Checks(".", ["e"])
         assert table["checks"].to_pylist() == [
             checks(text) for text in table["generated"].to_pylist()
         ]
 
-    def test_of_texts_go_on_from_the_middle(self, scored):
+    def test_texts_are_continued_from_the_middle(self, scored):
         _, table = scored(texts(), "completion", generate_tokens=4)
         assert table["reference"][6].as_py().startswith(" ")
         assert texts()[6][1]["text"].endswith(table["reference"][6].as_py())
 
-    def test_are_absent_where_none_is_asked_for(self, scored):
+    def test_are_absent_unless_requested(self, scored):
         _, table = scored(chats())
         assert not {"generated", "exact_match", "checks"} & set(table.column_names)
 
-    def test_longer_than_the_models_memory_are_refused(self, scored):
+    def test_answers_longer_than_the_context_are_refused(self, scored):
         with pytest.raises(BadRecipe, match="generate_tokens"):
             scored(chats(), generate_tokens=256)
 
-    def test_a_bad_expression_is_refused(self, scored):
+    def test_invalid_expression_is_refused(self, scored):
         with pytest.raises(BadRecipe, match="must_match"):
             scored(chats(), generate_tokens=4, must_match="(")
 
 
-class TestTheResult:
-    def test_has_a_size_and_a_latency_where_one_is_asked_for(self, scored, tiny_lm):
+class TestResult:
+    def test_has_the_size_and_on_request_the_latency(self, scored, tiny_lm):
         result, _ = scored(chats())
         assert result.size_bytes == sum(p.stat().st_size for p in tiny_lm.iterdir())
         assert result.milliseconds_per_example is None
@@ -338,14 +336,14 @@ class TestTheResult:
             result, _ = scored(chats(), measure_latency=True, generate_tokens=tokens)
             assert 0 < result.milliseconds_per_example < 5000
 
-    def test_is_the_same_again(self, scored):
+    def test_is_reproducible(self, scored):
         _, one = scored(chats(), generate_tokens=8)
         _, two = scored(chats(), generate_tokens=8)
         assert one.equals(two)
 
 
-class TestABrokenModel:
-    def test_that_answers_with_nan_fails_the_smoke_test(self, scored, tiny_lm, tmp_path):
+class TestBrokenModel:
+    def test_nan_loss_fails_the_smoke_test(self, scored, tiny_lm, tmp_path):
         folder = tmp_path / "broken"
         shutil.copytree(tiny_lm, folder)
         weights = load_file(folder / "model.safetensors")
@@ -354,7 +352,7 @@ class TestABrokenModel:
         with pytest.raises(BadModel, match="not finite"):
             scored(chats(), model=str(folder))
 
-    def test_that_cannot_be_read_is_refused(self, scored, tiny_lm, tmp_path):
+    def test_unreadable_weights_are_refused(self, scored, tiny_lm, tmp_path):
         folder = tmp_path / "broken"
         shutil.copytree(tiny_lm, folder)
         whole = (folder / "model.safetensors").read_bytes()
@@ -364,7 +362,7 @@ class TestABrokenModel:
 
 
 class TestOtherKinds:
-    def test_untrained_is_the_base_with_the_candidates_tokenizer(self, scored, tiny_lm):
+    def test_untrained_model_is_the_base_with_the_candidates_tokenizer(self, scored, tiny_lm):
         _, merged = scored(chats(), generate_tokens=4)
         _, base = scored(
             chats(), kind="untrained", base=str(tiny_lm), tokenizer=str(tiny_lm), generate_tokens=4
@@ -372,7 +370,7 @@ class TestOtherKinds:
         assert base.equals(merged)
 
     @pytest.mark.parametrize("quantization", ["none", "nf4"])
-    def test_an_adapter_counts_on_its_base(self, scored, tiny_lm, tmp_path, quantization):
+    def test_adapter_is_scored_on_its_base(self, scored, tiny_lm, tmp_path, quantization):
         from peft import LoraConfig, get_peft_model
 
         model = AutoModelForCausalLM.from_pretrained(tiny_lm)

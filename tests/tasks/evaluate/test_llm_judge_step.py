@@ -1,4 +1,4 @@
-"""Answers that a judge compares: asked twice, read, counted, kept; and a judge that fails."""
+"""The LLM judge step: prompts, verdicts, the cache of replies, and servers that fail."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def server():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A place with data for completion."""
+    """A run context with data for completion."""
     where = run_context(tmp_path_factory.mktemp("data"))
     rows = [{"prompt": r["text"], "completion": r["label"]} for r in some_rows(150)]
     path = write_jsonl(tmp_path_factory.mktemp("rows") / "data.jsonl", rows)
@@ -52,7 +52,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def dataset(data, tmp_path):
-    """A copy of it: what a judge has said is kept there."""
+    """A copy of the data, in which a test may cache replies."""
     where, loaded = data
     shutil.copytree(where.store, tmp_path / "place" / "store")
     return run_context(tmp_path / "place"), loaded
@@ -60,7 +60,7 @@ def dataset(data, tmp_path):
 
 @pytest.fixture
 def judged(dataset, server):
-    """Compares answers, of which the candidate's are longer, shorter, and equal in turn."""
+    """Compares answers; the candidate's are longer, shorter and equal in turn."""
     where, loaded = dataset
     store = open_store(where.store)
     keys = sorted(texts_by_hash(where, loaded.artifact, TEST))
@@ -70,7 +70,7 @@ def judged(dataset, server):
             table = {
                 "hash_hi": pa.array([hi for hi, _ in keys], pa.uint64()),
                 "hash_lo": pa.array([lo for _, lo in keys], pa.uint64()),
-                "said": answers,
+                "answer": answers,
                 "reference": ["tech"] * len(keys),
             }
             (scratch / "s").mkdir()
@@ -95,23 +95,23 @@ def judged(dataset, server):
     return run
 
 
-class TestAFairJudge:
-    def test_is_asked_twice_and_counted(self, judged, server):
+class TestFairJudge:
+    def test_each_pair_is_compared_twice_and_counted(self, judged, server):
         result, table = judged()
         n = len(judged.keys)
         assert (result.wins, result.losses) == ((n + 2) // 3, (n + 1) // 3)
         assert result.wins + result.ties + result.losses == n
-        assert (result.turned, result.unreadable, result.llm_judge) == (0, 0, "wise")
+        assert (result.inconsistent, result.unreadable, result.llm_judge) == (0, 0, "wise")
         assert result.preferred == pytest.approx((result.wins + result.ties / 2) / n)
         assert table["preferred"].to_pylist()[:3] == [1.0, 0.0, 0.5]
         assert table["first_verdict"].to_pylist()[:3] == ["A", "B", "C"]
         assert table["second_verdict"].to_pylist()[:3] == ["B", "A", "C"]
-        assert table["first_said"][0].as_py() == "Length counts: [[A]]"
+        assert table["first_reply"][0].as_py() == "Length counts: [[A]]"
         assert list(zip(*(table[k].to_pylist() for k in ("hash_hi", "hash_lo")), strict=True)) == (
             judged.keys
         )
 
-    def test_is_asked_for_the_pair_as_it_is_at_temperature_0(self, judged, server):
+    def test_request_has_both_answers_and_temperature_0(self, judged, server):
         judged(max_examples=1)
         one, _ = server.requests
         assert {each["path"] for each in server.requests} == {"/v1/chat/completions"}
@@ -123,70 +123,70 @@ class TestAFairJudge:
         leads = [each.index("longer") < each.index("same\n") for each in server.questions]
         assert sorted(leads) == [False, True]
 
-    def test_is_not_asked_about_equal_answers(self, judged, server):
+    def test_equal_answers_are_ties_without_a_request(self, judged, server):
         result, table = judged(ours=["same"] * len(judged.keys), theirs=["same"] * len(judged.keys))
         assert (result.ties, server.requests) == (len(judged.keys), [])
-        assert "equal" in table["first_said"][0].as_py()
+        assert "equal" in table["first_reply"][0].as_py()
 
-    def test_needs_no_key(self, judged, server):
+    def test_key_is_optional(self, judged, server):
         judged(max_examples=1, api_key_env="")
         assert "Authorization" not in server.requests[0]["headers"]
 
-    def test_may_have_a_prompt_of_its_own(self, judged, server):
+    def test_prompt_can_be_replaced(self, judged, server):
         mark = "<answer_{}>\n{{answer_{}}}\n</answer_{}>"
         prompt = "Q {question}" + "".join(mark.format(*side * 3) for side in "ab")
         judged(max_examples=1, prompt=prompt)
         assert server.questions[0].startswith("Q ") and "reference" not in server.questions[0]
 
 
-class TestABiasedJudge:
-    def test_who_always_names_the_first_prefers_nobody(self, judged, server):
+class TestBiasedJudge:
+    def test_judge_that_always_prefers_the_first_answer_gives_ties(self, judged, server):
         server.rule = likes_first
         result, table = judged()
         assert (result.wins, result.losses, result.preferred) == (0, 0, 0.5)
-        assert result.turned == sum(v == "A" for v in table["first_verdict"].to_pylist())
+        assert result.inconsistent == sum(v == "A" for v in table["first_verdict"].to_pylist())
         assert set(table["preferred"].to_pylist()) == {0.5}
 
 
-class TestABadLine:
-    def test_that_is_busy_at_times_is_asked_again(self, judged, server):
+class TestFailingServer:
+    def test_busy_server_is_asked_again(self, judged, server):
         refusals = ((429, {"Retry-After": "0"}), (503, {}), (500, {}))
         server.fail = lambda number: refusals[number % 4] if number % 4 < 3 else None
         result, _ = judged(max_examples=3, parallel=1)
         assert (result.wins, result.losses) == (1, 1)
         assert len(server.requests) == 4 * 4
 
-    def test_that_never_answers_fails_the_step(self, judged, server):
+    def test_server_that_never_replies_fails_the_step(self, judged, server):
         server.fail = lambda number: (503, {})
         with pytest.raises(LlmJudgeFailed, match=r"evaluation\.llm_judge http://127.*503"):
             judged(max_examples=1)
         assert len(server.requests) >= llm_judge_client.RETRIES
 
-    def test_that_is_too_slow_fails_the_step(self, judged, server, monkeypatch):
+    def test_slow_server_fails_the_step(self, judged, server, monkeypatch):
         monkeypatch.setattr(llm_judge_client, "RETRIES", 1)
         server.wait = 5
         began = time.monotonic()
-        with pytest.raises(LlmJudgeFailed, match="it took too long"):
+        with pytest.raises(LlmJudgeFailed, match="the reply timed out"):
             judged(max_examples=1, time_out_seconds=0.2)
         assert time.monotonic() - began < 4
 
-    def test_to_nowhere_fails_the_step(self, judged):
+    def test_unreachable_server_fails_the_step(self, judged):
         with pytest.raises(LlmJudgeFailed, match="ConnectionError"):
             judged(max_examples=1, url="http://127.0.0.1:9/v1")
 
-    def test_that_leads_elsewhere_is_not_followed(self, judged, server):
+    def test_redirects_are_not_followed(self, judged, server):
         server.fail = lambda number: (302, {"Location": f"{server.url}/elsewhere"})
         with pytest.raises(LlmJudgeFailed, match="302"):
             judged(max_examples=1)
         assert {each["path"] for each in server.requests} == {"/v1/chat/completions"}
 
-    def test_to_a_model_that_is_not_there(self, judged, server):
+    def test_missing_model_is_reported(self, judged, server):
         server.fail = lambda number: (404, {})
         with pytest.raises(NotFound, match="wise"):
             judged(max_examples=1)
 
 
-class TestWordsWithoutAVerdict:
+class TestRepliesWithoutAVerdict:
     @pytest.mark.parametrize(
         "body",
         [
@@ -197,48 +197,48 @@ class TestWordsWithoutAVerdict:
             b'{"choices": [{"message": {"content": "A is better."}}]}',
         ],
     )
-    def test_are_ties_where_they_are_few(self, judged, server, body):
+    def test_a_few_are_ties(self, judged, server, body):
         server.spoil = lambda number: body if number == 0 else None
         result, table = judged(parallel=1)
         assert result.unreadable == 1
         assert (table["first_verdict"][0].as_py(), table["preferred"][0].as_py()) == ("?", 0.5)
 
-    def test_fail_the_step_where_they_are_many(self, judged, server):
+    def test_many_fail_the_step(self, judged, server):
         server.spoil = lambda number: b"{}" if number % 12 == 0 else None
         with pytest.raises(
             LlmJudgeFailed, match=r"no verdict on \d+ of \d+ pairs.*chat completion"
         ):
             judged(parallel=1)
 
-    def test_a_question_that_is_refused_counts_as_one(self, judged, server):
+    def test_refused_prompt_counts_as_one(self, judged, server):
         server.fail = lambda number: (400, {}) if number == 0 else None
         result, table = judged(parallel=1)
         assert result.unreadable == 1
-        assert "400" in table["first_said"][0].as_py()
+        assert "400" in table["first_reply"][0].as_py()
 
 
-class TestTheKey:
-    def test_that_is_missing_is_asked_for_by_its_variable(self, judged, monkeypatch):
+class TestApiKey:
+    def test_missing_key_is_reported_with_its_variable(self, judged, monkeypatch):
         monkeypatch.delenv("JUDGE_KEY")
         with pytest.raises(NoAccess, match="JUDGE_KEY"):
             judged()
 
     @pytest.mark.parametrize("status", [401, 403])
-    def test_that_is_refused_is_told_without_it(self, judged, server, status):
+    def test_refused_key_is_not_in_the_error(self, judged, server, status):
         server.fail = lambda number: (status, {})
         with pytest.raises(NoAccess, match=str(status)) as caught:
             judged(max_examples=1)
         self.is_nowhere(caught.value)
 
     @pytest.mark.parametrize("status", [302, 404, 503])
-    def test_is_in_no_error_though_the_server_repeats_it(self, judged, server, status):
+    def test_key_is_not_in_errors_even_if_the_server_repeats_it(self, judged, server, status):
         server.fail = lambda number: (status, {})
         with pytest.raises((LlmJudgeFailed, NotFound)) as caught:
             judged(max_examples=1)
         assert "***" in str(caught.value)
         self.is_nowhere(caught.value)
 
-    def test_is_in_no_log_and_no_result(self, judged, server, caplog):
+    def test_key_is_not_in_logs_and_results(self, judged, server, caplog):
         caplog.set_level(logging.DEBUG)
         server.rule = lambda first, second: f"Authorization: Bearer {KEY} [[A]]"
         server.fail = lambda number: (400, {}) if number == 0 else None
@@ -246,7 +246,7 @@ class TestTheKey:
         assert KEY not in caplog.text
         assert KEY not in result.model_dump_json()
         assert KEY not in json.dumps(table.to_pylist())
-        assert "***" in table["first_said"][0].as_py()
+        assert "***" in table["first_reply"][0].as_py()
 
     @staticmethod
     def is_nowhere(error):
@@ -255,9 +255,9 @@ class TestTheKey:
         assert seen is None
 
 
-class TestWhatIsKept:
+class TestCachedReplies:
     @pytest.mark.parametrize("end", ["errors", "silence"])
-    def test_is_each_verdict_from_a_judge_that_then_fails(self, judged, server, monkeypatch, end):
+    def test_verdicts_before_a_failure_are_reused(self, judged, server, monkeypatch, end):
         monkeypatch.setattr(llm_judge_client, "RETRIES", 0)
         questions = 2 * (len(judged.keys) - len(judged.keys) // 3)
         if end == "errors":
@@ -266,7 +266,7 @@ class TestWhatIsKept:
             server.drop = lambda number: number >= 7
         with pytest.raises(LlmJudgeFailed, match="verdicts so far are kept"):
             judged(parallel=1)
-        # It broke off at the first failure.
+        # The step stopped at the first failure.
         assert 7 < len(server.requests) < questions
         given = set(server.questions[:7])
 
@@ -275,14 +275,14 @@ class TestWhatIsKept:
         result, table = judged(parallel=1)
         assert len(server.requests) == questions - 7
         assert not given & set(server.questions)
-        # As from a judge that never failed.
+        # The result is that of a judge that never failed.
         server.requests.clear()
         whole, unbroken = judged(parallel=1, model="other")
         assert len(server.requests) == questions
         assert unbroken.equals(table)
         assert (result.wins, result.losses) == (whole.wins, whole.losses)
 
-    def test_is_asked_again_where_that_is_wanted(self, judged, server):
+    def test_refresh_asks_again(self, judged, server):
         judged(max_examples=2)
         count = len(server.requests)
         judged(max_examples=2)
@@ -290,21 +290,21 @@ class TestWhatIsKept:
         judged(max_examples=2, refresh=("llm-judge",))
         assert len(server.requests) == 2 * count
 
-    def test_is_no_answer_without_a_verdict(self, judged, server):
+    def test_replies_without_a_verdict_are_not_cached(self, judged, server):
         server.spoil = lambda number: b"{}" if number in (0, 3) else None
         with pytest.raises(LlmJudgeFailed, match="no verdict"):
             judged(max_examples=2, parallel=1)
         result, _ = judged(max_examples=2, parallel=1)
         assert (len(server.requests), result.unreadable) == (6, 0)
 
-    def test_has_no_secret_in_it(self, judged, server, tmp_path):
+    def test_key_is_not_in_the_cache(self, judged, server, tmp_path):
         server.rule = lambda first, second: f"Authorization: Bearer {KEY} [[A]]"
         judged(max_examples=2)
-        kept = list((judged.store / "keys" / "verdict-said").iterdir())
+        kept = list((judged.store / "keys" / "llm-judge-reply").iterdir())
         assert len(kept) == 4
         assert not any(KEY in file.read_text() for file in kept)
 
-    def test_is_not_asked_again(self, judged, dataset, server):
+    def test_step_key_ignores_the_connection_but_not_the_model(self, judged, dataset, server):
         result, _ = judged(max_examples=2)
         inputs = {"candidate": result.artifact, "baseline": result.artifact}
         _, loaded = dataset

@@ -169,7 +169,7 @@ OPTIONAL = {
         wins=10,
         ties=10,
         losses=0,
-        turned=1,
+        inconsistent=1,
         unreadable=2,
     ),
     "benchmarks": Benchmarked(

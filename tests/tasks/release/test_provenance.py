@@ -35,7 +35,7 @@ class TestProvenance:
             "wins": 10,
             "ties": 10,
             "losses": 0,
-            "turned": 1,
+            "inconsistent": 1,
             "unreadable": 2,
         }
         assert found["benchmarks"] == {"ships": {"acc": 0.5}}

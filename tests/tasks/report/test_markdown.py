@@ -1,6 +1,8 @@
 """Sections of the report as markdown."""
 
+from tasks.contracts.artifacts import Artifact
 from tasks.contracts.forecast import Workload
+from tasks.contracts.results import Benchmarked
 from tasks.report import markdown
 from tests.tasks.plan.conftest import forecast_of
 
@@ -43,3 +45,19 @@ class TestForecast:
     def test_gives_the_reason_if_there_is_none(self):
         text = markdown.forecast_markdown(forecast_of(unknown="no such kernel"), self.load)
         assert "could not be forecast: no such kernel" in text and "weights" not in text
+
+
+class TestBenchmarks:
+    def test_show_the_baseline_next_to_the_candidate(self):
+        def of(value):
+            return Benchmarked(
+                artifact=Artifact(kind="benchmarks", digest="d" * 64, files=1, bytes=1, uri=""),
+                results={"ships": {"f1/strict": value, "f1_stderr/strict": 0.0125}},
+                examples={"ships": 9},
+            )
+
+        shown = markdown.benchmarks_markdown(of(0.5), of(0.25))
+        assert "| ships | f1/strict | 0.2500 ± 0.0125 | 0.5000 ± 0.0125 | 9 |" in shown
+        assert "| ships | f1/strict |  | 0.5000 ± 0.0125 | 9 |" in markdown.benchmarks_markdown(
+            of(0.5), None
+        )
