@@ -4,6 +4,9 @@ import numpy as np
 import pyarrow as pa
 
 LABELS = ("news", "sport")
+JUDGE_KEY = "sk-very-secret-0815"
+"""The API key of the LLM judge in tests."""
+
 N = 300
 """Rows of `score_table`, unless it is given another number."""
 
