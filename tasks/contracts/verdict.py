@@ -1,4 +1,4 @@
-"""The gate's judgement: rule by rule, with the evidence for each."""
+"""The verdict of the gate: the outcome of each rule, with its evidence."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ RuleKind = Literal["better", "not worse", "floor", "budget", "no harm", "enough 
 
 
 class RuleOutcome(Contract):
-    """One rule of the gate, applied.
+    """The outcome of one rule of the gate.
 
     Attributes:
         rule: Which kind of claim it is.
         name: For people: `accuracy not worse than the baseline by more than 0.02`.
         metric: `accuracy`, `f1`, `latency_ms`, `size_mb`…
         slice: The slice it concerns, `label=sport`; empty for the whole test set.
-        candidate, baseline: The metric's value for each; None where it has none.
-        difference: Candidate minus baseline; of perplexities, as a share of the baseline's.
+        candidate, baseline: The metric's value for each; None if there is none.
+        difference: Candidate minus baseline; for perplexity, as a share of the baseline's.
         interval: Confidence interval of the difference (of the candidate's value for a floor).
-        p_value: Of the one-sided test; None where nothing is tested.
+        p_value: Of the one-sided test; None without a test.
         examples: Test examples the rule was applied to.
         discordant: (candidate right and baseline wrong, candidate wrong and baseline right).
-        detectable: The gain that this test set would have shown with 80% probability.
+        detectable: The difference that this test set detects with 80% probability.
         passed: Whether the rule holds. A rule that could not be computed does not hold.
         vetoes: Whether a failure of this rule alone rejects (a slice too small to tell does not).
-        sentence: The whole in words.
+        sentence: The outcome as a sentence.
     """
 
     rule: RuleKind
@@ -51,17 +51,17 @@ class Verdict(Contract):
     """All rules together.
 
     Attributes:
-        outcome: `promoted` when every rule holds, else `rejected`.
+        outcome: `rejected` if a rule that vetoes fails, else `promoted`.
         rules: Each rule's outcome.
-        candidate_digest: Digest of the model that was judged.
+        candidate_digest: Digest of the candidate's model.
         baseline: What it was compared with: a release's version, `untrained base`, or `none`.
-        baseline_digest: Digest of the baseline's model; empty where there is none.
-        baseline_entry: Number of the log entry that deployed the baseline; 0 where there is none.
+        baseline_digest: Digest of the baseline's model; empty without one.
+        baseline_entry: Number of the log entry that deployed the baseline; 0 without one.
         test_digest: The test set's identity.
-        look_number: How many verdicts this test set has served for this model, this one included.
+        look_number: How many verdicts on this model have used the test set, including this one.
         examples: Test examples that were compared.
-        dropped: Test examples that were left out because a model had seen them.
-        baseline_seen: Whether it is known what the baseline was trained on.
+        dropped: Test examples that were excluded because a model saw them in training.
+        baseline_seen: Whether the baseline's training data is known.
         summary: The verdict in one sentence.
     """
 

@@ -1,7 +1,7 @@
 """How often the gate errs, and how often it sees what is there: `python -m` this module.
 
 Outcomes of two different models are drawn from the true multinomial of (both right, gained, lost,
-both wrong) and judged 1,000 times a condition. Claims on accuracy call the functions that `decide`
+both wrong), 1,000 times per condition. Claims on accuracy call the functions that `decide`
 calls, `exact_tests.superiority_p` and `noninferiority_p`; the first trials of every
 condition also go through `decide` itself, which must agree. Slices go through `decide` in every
 trial. Where the sum over all outcomes is affordable, the exact rate stands beside the simulated
@@ -35,7 +35,7 @@ from tasks.gate import evidence as evidence_
 
 SEED = 20_240
 TRIALS = 1_000
-THROUGH_JUDGE = 20
+THROUGH_DECIDE = 20
 ALPHA = 0.05
 # 5% and twice its standard error in 1,000 trials, less a little.
 LEVEL_GOAL = 0.061
@@ -44,7 +44,7 @@ DISCORDANCES = (0.05, 0.1, 0.2, 0.25)
 SIZES = (300, 2000)
 SCORE_SIZES = (150, 300, 1000)
 SCORE_RESAMPLES = 499
-SCORES_THROUGH_JUDGE = 3
+SCORES_THROUGH_DECIDE = 3
 # Between p-values of 499 and of 9,999 resamples: four standard errors.
 NEAR = 0.09
 RESULTS = Path(__file__).parent / "results"
@@ -62,7 +62,7 @@ class Result:
             discordance.
         margin: Of the rule, where it has one.
         trials, seed: So many, from this seed.
-        through_judge: Trials that went through `decide`.
+        through_decide: Trials that went through `decide`.
         rate: Share of trials in which the event happened (promoted; for slices: vetoed).
         exact: The same by summing over all outcomes; None where it was not computed.
         goal: What the rate must be.
@@ -76,7 +76,7 @@ class Result:
     margin: float | None
     trials: int
     seed: int
-    through_judge: int
+    through_decide: int
     rate: float
     exact: float | None
     goal: str
@@ -148,10 +148,10 @@ def _claim(
     rules = GateRecipe(claim="better") if margin is None else GateRecipe(margin=margin)
     test = _test(n, margin)
     passed = [test(int(gained), int(lost)) <= ALPHA for _, gained, lost, _ in draws]
-    for counts, by_function in zip(draws[:THROUGH_JUDGE], passed, strict=False):
-        by_judge = _judge(_evidence(counts), rules, ()).outcome == "promoted"
-        if by_judge != by_function:
-            raise RuntimeError(f"judge and {check} disagree on {counts.tolist()}")
+    for counts, by_function in zip(draws[:THROUGH_DECIDE], passed, strict=False):
+        decided = _decide(_evidence(counts), rules, ()).outcome == "promoted"
+        if decided != by_function:
+            raise RuntimeError(f"decide and {check} disagree on {counts.tolist()}")
     affordable = margin is None or n <= 300
     exact = _exact(test, n, discordance, difference) if affordable else None
     rate = float(np.mean(passed))
@@ -163,7 +163,7 @@ def _claim(
         margin,
         TRIALS,
         seed,
-        THROUGH_JUDGE,
+        THROUGH_DECIDE,
         rate,
         exact,
         goal,
@@ -210,7 +210,7 @@ def slices() -> list[Result]:
         draws = _draw(np.random.default_rng(seed), 200, discordance, 0.0, TRIALS * 5)
         vetoed = []
         for counts in draws.reshape(TRIALS, 5, 4):
-            verdict = _judge(_evidence(*counts, group=names), GateRecipe(), ("group",))
+            verdict = _decide(_evidence(*counts, group=names), GateRecipe(), ("group",))
             harms = [rule for rule in verdict.rules if rule.rule == "no harm"]
             vetoed.append(any(rule.vetoes and not rule.passed for rule in harms))
         rate = float(np.mean(vetoed))
@@ -329,19 +329,19 @@ def _score(
             gains, weights, null=-(margin or 0), resamples=SCORE_RESAMPLES
         ).p_value
         passed.append(p_value <= ALPHA)
-        if trial < SCORES_THROUGH_JUDGE:
-            by_judge = _judged_gains(gains, weights, margin)
-            if abs(by_judge - p_value) > NEAR:
-                raise RuntimeError(f"judge and {check} disagree: {by_judge} and {p_value}")
+        if trial < SCORES_THROUGH_DECIDE:
+            decided = _decided_p_value(gains, weights, margin)
+            if abs(decided - p_value) > NEAR:
+                raise RuntimeError(f"decide and {check} disagree: {decided} and {p_value}")
     rate = float(np.mean(passed))
     reached = _reached(rate, goal)
-    through = SCORES_THROUGH_JUDGE
+    through = SCORES_THROUGH_DECIDE
     return Result(
         check, n, None, difference, margin, TRIALS, seed, through, rate, None, goal, reached
     )
 
 
-def _judged_gains(gains: np.ndarray, weights: np.ndarray, margin: float | None) -> float:
+def _decided_p_value(gains: np.ndarray, weights: np.ndarray, margin: float | None) -> float:
     """The p-value that `decide` gives a claim on losses."""
     rows, tables = np.arange(len(gains)), []
     for losses in (50 - gains, np.full(len(gains), 50.0)):
@@ -368,7 +368,7 @@ def _judged_gains(gains: np.ndarray, weights: np.ndarray, margin: float | None) 
         task="completion",
     )
     (claim,) = [
-        rule for rule in _judge(evidence, rules, ()).rules if rule.rule in ("better", "not worse")
+        rule for rule in _decide(evidence, rules, ()).rules if rule.rule in ("better", "not worse")
     ]
     return claim.p_value
 
@@ -455,7 +455,7 @@ def _answers(right: np.ndarray, group: np.ndarray | None) -> pa.Table:
     return pa.table({name: pa.array(values) for name, values in columns.items()})
 
 
-def _judge(evidence: evidence_.Evidence, rules: GateRecipe, slices: tuple[str, ...]) -> Verdict:
+def _decide(evidence: evidence_.Evidence, rules: GateRecipe, slices: tuple[str, ...]) -> Verdict:
     return decide.decide(
         evidence,
         rules,
