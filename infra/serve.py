@@ -1,6 +1,5 @@
-"""A Prefect server with its UI, the work pool, the deployments of prefect.yaml, and a worker.
-
-For one machine: `make server`. Everything ends with Ctrl-C.
+"""Runs Burnish on one machine (`make server`): a Prefect server with its UI, a work pool, the
+deployments of prefect.yaml, and a worker. Ctrl-C ends all of it.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ STOP_LIMIT_SECONDS = 20
 
 
 def main() -> int:
-    """Start everything and wait until it is stopped. Returns the exit status."""
+    """Start everything and wait until it is stopped; returns the exit status."""
     os.environ.setdefault("BURNISH_STORE", str(ROOT / ".burnish"))
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    # In memory, a restart of the server would crash runs that hold a concurrency slot.
+    # With leases in memory, a restart of the server would crash runs that hold a concurrency slot.
     os.environ.setdefault(
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE",
         "prefect.server.concurrency.lease_storage.filesystem",
     )
     os.environ["PREFECT_API_URL"] = API
     os.environ["PREFECT_CLI_PROMPT"] = "false"
-    # A shell without job control starts background commands with SIGINT ignored, which the
-    # processes started here would inherit: they could then not be stopped.
+    # A shell without job control starts background commands with SIGINT ignored. The processes
+    # started here would inherit that, and could not be stopped.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     running: list[subprocess.Popen] = []
@@ -59,8 +58,8 @@ def main() -> int:
 
 
 def _start(*command: str) -> subprocess.Popen:
-    # A session of its own, so that Ctrl-C reaches this process alone, which stops the others in
-    # order: a worker that loses its server first would mark its runs as crashed.
+    # In a session of its own, so that Ctrl-C reaches this process only. It stops the others in
+    # order: a worker that loses its server marks its runs as crashed.
     return subprocess.Popen(
         [sys.executable, "-m", "prefect", *command],
         cwd=ROOT,
@@ -92,21 +91,23 @@ def _wait_for_server(server: subprocess.Popen) -> None:
 
 
 def _close_abandoned_runs() -> None:
-    """Mark as crashed what a worker that is gone left behind: the pool is this process's own, so
-    nothing of it can be running yet."""
+    """Mark runs that an earlier worker left behind as crashed.
+
+    The pool belongs to this process, so none of its runs can be running yet.
+    """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
     from prefect.states import Crashed
 
-    gone = Crashed(message="The server and its worker were stopped while this run was going on.")
+    crashed = Crashed(message="The server and its worker were stopped during this run.")
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(
             flow_run_filter=FlowRunFilter(state={"type": {"any_": ["RUNNING", "CANCELLING"]}}),
             work_pool_filter=WorkPoolFilter(name={"any_": [POOL]}),
         )
         for run in runs:
-            client.set_flow_run_state(run.id, gone, force=True)
-            print(f"Run {run.name} was left behind and is marked as crashed: {run.id}", flush=True)
+            client.set_flow_run_state(run.id, crashed, force=True)
+            print(f"Marked run {run.name} as crashed, which was interrupted: {run.id}", flush=True)
 
 
 def _stop(process: subprocess.Popen) -> None:
@@ -119,7 +120,7 @@ def _stop(process: subprocess.Popen) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    # Runs are in process groups of their own. What is still there has lost its worker.
+    # Runs are in process groups of their own; those that remain have lost their worker.
     _, left = psutil.wait_procs(started, timeout=STOP_LIMIT_SECONDS)
     for child in left:
         with contextlib.suppress(psutil.NoSuchProcess):

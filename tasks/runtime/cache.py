@@ -1,9 +1,9 @@
-"""The cache: a step's key, the digest of its code, and doing equal work once.
+"""The step cache: each step is a pure function of its inputs, and equal work is done once.
 
-A step's key is the digest of all that can change its output: its name, its inputs (the recipe and
-plan fields it reads, and the digests of what it is given), its code, and the versions of the
-libraries that decide its output. The truth about a key is a small record in the store, written
-after the artifact; Prefect's *Cached* state is its view of that record.
+A step's key is the digest of everything that can change its output: its name, its inputs (the
+recipe and plan fields that it reads, and the digests of its input artifacts), its code, and the
+versions of the libraries that decide its output. A small record in the store, written after the
+artifact, says that a key's work was done. Prefect's *Cached* state only displays that record.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Step(Generic[Inputs, Result]):
         )
 
     def cached(self, inputs: Inputs, context: RunContext) -> Result | None:
-        """The result of equal work that was done before and is still whole; None without one."""
+        """The result of equal work done before, if its artifact is still complete; else None."""
         if self.name in context.refresh or self.name in context.repair:
             return None
         store = open_store(context.store)
@@ -78,18 +78,18 @@ class Step(Generic[Inputs, Result]):
         return result if store.holds(result.artifact) else None
 
     def once(self, inputs: Inputs, context: RunContext) -> Result:
-        """The known result, or the work done and recorded."""
+        """The cached result, or else the result of doing the work, which is then cached."""
         return self.cached(inputs, context) or self._do(inputs, context)
 
     def __call__(self, inputs: Inputs, context: RunContext) -> Result:
-        """Do the step as a Prefect task; *Cached* in the UI where the result is known."""
+        """Run the step as a Prefect task, shown as *Cached* in the UI if its result was cached."""
         return self.task(inputs, context, return_state=True).result()
 
     def _do(self, inputs: Inputs, context: RunContext) -> Result:
         started = time.monotonic()
         key = self.key(inputs)
         result = self.work(inputs, context)
-        made = Provenance(
+        provenance = Provenance(
             run_id=context.run_id,
             run_name=context.run_name,
             at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -97,8 +97,8 @@ class Step(Generic[Inputs, Result]):
             libraries=library_versions(self.libraries),
             code=code_digest(self.code),
         )
-        result = result.model_copy(update={"key": key, "provenance": made})
-        # After the artifact: a record is a promise that the artifact is there.
+        result = result.model_copy(update={"key": key, "provenance": provenance})
+        # Written after the artifact: a record promises that the artifact exists.
         open_store(context.store).objects.write(
             self._record(inputs), result.model_dump_json(indent=1).encode()
         )
@@ -108,23 +108,22 @@ class Step(Generic[Inputs, Result]):
         return f"keys/{self.name}/{self.key(inputs)}.json"
 
     def _prefect_key(self, _, parameters) -> str | None:
-        # Derived from the record, so that Prefect's memory can never outlive or contradict it.
+        # Derived from the record, so that Prefect's own cache neither outlives nor contradicts it.
         inputs, context = parameters["inputs"], parameters["context"]
-        known = self.cached(inputs, context)
-        if known is None:
+        cached = self.cached(inputs, context)
+        if cached is None:
             return None
-        return (
-            f"{self.name}-{known.key}-{digest_of([context.store, known.model_dump(mode='json')])}"
-        )
+        record = digest_of([context.store, cached.model_dump(mode="json")])
+        return f"{self.name}-{cached.key}-{record}"
 
     def _run(self, inputs: Contract, context: RunContext):
-        known = self.cached(inputs, context)
-        if known is not None:
-            return Completed(name="Cached", data=known, message=_reused(known))
+        cached = self.cached(inputs, context)
+        if cached is not None:
+            return Completed(name="Cached", data=cached, message=_origin(cached))
         try:
             return self._do(inputs, context)
         except BurnishError as error:
-            # Returned, not raised: a cause that is known needs no traceback on the run's page.
+            # Returned, not raised: the run's page needs no traceback of a known cause.
             return Failed(message=str(error), data=error)
 
 
@@ -135,10 +134,10 @@ def step(
 
     Args:
         name: The step's name, in keys, records and the Prefect UI.
-        result: The class of what it returns.
-        code: Modules whose code decides the result, with all that they import of ours: the step's
-            own module, and the programs and metric modules that it starts or loads by path.
-        libraries: Distributions whose version decides the result.
+        result: The class of its result.
+        code: Modules whose code decides the result: the step's own module, and the programs that
+            it starts by name. What they import of ours is added.
+        libraries: Distributions whose versions decide the result.
     """
 
     def wrap(work: Callable[[Inputs, RunContext], Result]) -> Step[Inputs, Result]:
@@ -147,6 +146,8 @@ def step(
     return wrap
 
 
-def _reused(result: StepResult) -> str:
-    made = result.provenance
-    return f"Made by run {made.run_name} at {made.at}" if made else "Made before"
+def _origin(result: StepResult) -> str:
+    provenance = result.provenance
+    if provenance is None:
+        return "From an earlier run"
+    return f"From run {provenance.run_name} at {provenance.at}"

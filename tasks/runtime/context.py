@@ -1,4 +1,4 @@
-"""The run that a step works for."""
+"""The run that a step is part of."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from tasks.contracts.base import Contract
 
 
 class RunContext(Contract):
-    """Where a step works and for whom: nothing in it may change a result.
+    """The store and the flow run. Nothing in it may change a result.
 
     Attributes:
         store: The store's URI.
         run_id, run_name: The flow run, for provenance.
-        refresh: Steps to do anew even if their result is known.
-        repair: Steps whose record is not believed, because something they made was found damaged;
-            what is intact of theirs is still used.
+        refresh: Steps to run again even if their result is cached.
+        repair: Steps to run again because one of their artifacts was found damaged. Their intact
+            artifacts are still used.
     """
 
     store: str

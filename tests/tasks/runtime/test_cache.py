@@ -1,4 +1,4 @@
-"""The cache: what makes a step run again, what must not, and what is never believed."""
+"""When a step runs again, and when its cached result is used."""
 
 import shutil
 
@@ -51,13 +51,13 @@ class TestHits:
         assert double.once(Inputs(number=4), context) == double.once(Inputs(number=4), context)
         assert CALLS == [4]
 
-    def test_who_asks_and_where_it_lies_does_not_matter(self, context):
+    def test_run_and_place_do_not_matter(self, context):
         double.once(Inputs(number=4, place="/here"), context)
         later = context.model_copy(update={"run_id": "2", "run_name": "second"})
         assert double.once(Inputs(number=4, place="/there"), later).provenance.run_name == "first"
         assert CALLS == [4]
 
-    def test_a_moved_store_still_knows(self, context, tmp_path):
+    def test_a_moved_store_keeps_its_results(self, context, tmp_path):
         double.once(Inputs(number=4), context)
         shutil.move(context.store, tmp_path / "moved")
         double.once(Inputs(number=4), RunContext(store=str(tmp_path / "moved")))
@@ -92,7 +92,7 @@ class TestMisses:
         assert CALLS == [4, 4]
 
     @pytest.mark.parametrize("harm", ["no file", "short file", "no manifest", "garbled record"])
-    def test_what_is_gone_or_broken_is_made_again(self, context, harm):
+    def test_a_damaged_result(self, context, harm):
         result = double.once(Inputs(number=4), context)
         objects = open_store(context.store).objects
         home = f"artifacts/number/{result.artifact.digest}"
@@ -108,7 +108,7 @@ class TestMisses:
         assert CALLS == [4, 4]
         assert open_store(context.store).holds(again.artifact)
 
-    def test_work_that_failed_leaves_no_record(self, context, tmp_path):
+    def test_failed_work_leaves_no_record(self, context, tmp_path):
         @step("failing", result=StepResult, code=("tasks.plan.plan",), libraries=())
         def failing(inputs: Inputs, context: RunContext) -> StepResult:
             raise ValueError("half done")
@@ -140,7 +140,7 @@ class TestInPrefect:
         ]
         assert CALLS == [4]
 
-    def test_prefects_memory_is_not_believed_when_the_artifact_is_gone(self, context):
+    def test_a_result_whose_artifact_is_gone_is_not_taken_from_prefect(self, context):
         for _ in range(3):
             self.states(context)
         key = double.key(Inputs(number=4))
@@ -149,7 +149,7 @@ class TestInPrefect:
         assert self.states(context) == ("Completed", 8)
         assert CALLS == [4, 4]
 
-    def test_results_are_json_not_pickle(self, context, tmp_path):
+    def test_results_are_stored_as_json(self, context, tmp_path):
         self.states(context)
         stored = list((tmp_path / "store" / "keys").rglob("*.json"))
         assert len(stored) == 1

@@ -1,4 +1,4 @@
-"""Where the converter to GGUF is found, what tells two apart, and when its lack is refused."""
+"""Where the GGUF converter is found, and what its digest depends on."""
 
 import shutil
 import sys
@@ -15,7 +15,7 @@ from tests.tasks.samples import run_context
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """What there is of a converter in a checkout of llama.cpp, named by the environment."""
+    """The files of a converter in a checkout of llama.cpp, named by the environment variable."""
     folder = tmp_path / "llama.cpp"
     (folder / "conversion").mkdir(parents=True)
     (folder / "sentencepiece").mkdir()
@@ -42,20 +42,20 @@ def refuse(tmp_path, architecture="LlamaForCausalLM", **changes):
 
 
 class TestFinding:
-    def test_what_the_environment_names_comes_first(self, checkout, monkeypatch):
+    def test_the_environment_variable_comes_first(self, checkout, monkeypatch):
         assert find_converter() == checkout / SCRIPT
         monkeypatch.setenv(gguf_converter.VARIABLE, str(checkout / SCRIPT))
         assert find_converter() == checkout / SCRIPT
 
-    def test_a_name_that_leads_nowhere_is_not_replaced_by_another(self, monkeypatch, tmp_path):
+    def test_a_variable_that_names_nothing_is_not_ignored(self, monkeypatch, tmp_path):
         monkeypatch.setenv(gguf_converter.VARIABLE, str(tmp_path / "gone"))
         assert find_converter() is None
 
-    def test_then_the_folder_that_make_fills(self, monkeypatch):
+    def test_the_install_folder_comes_second(self, monkeypatch):
         monkeypatch.delenv(gguf_converter.VARIABLE, raising=False)
-        assert find_converter() == (gguf_converter.own_folder() / SCRIPT).resolve()
+        assert find_converter() == (gguf_converter.install_folder() / SCRIPT).resolve()
 
-    def test_then_the_path(self, nothing):
+    def test_the_path_comes_last(self, nothing):
         assert find_converter() is None
         (nothing / "bin").mkdir()
         (nothing / "bin" / SCRIPT).write_text("")
@@ -63,8 +63,8 @@ class TestFinding:
         assert find_converter() == nothing / "bin" / SCRIPT
 
 
-class TestTheDigest:
-    def test_is_that_of_the_sources_wherever_they_lie(self, checkout, tmp_path, monkeypatch):
+class TestDigest:
+    def test_depends_on_the_sources_but_not_on_their_folder(self, checkout, tmp_path, monkeypatch):
         before = converter_digest()
         copy = shutil.copytree(checkout, tmp_path / "copy")
         monkeypatch.setenv(gguf_converter.VARIABLE, str(copy))
@@ -76,7 +76,7 @@ class TestTheDigest:
         assert converter_digest() == ""
 
 
-class TestRefusals:
+class TestPreflight:
     def test_what_can_be_made_is_not_refused(self, tmp_path, checkout):
         refuse(tmp_path)
 
