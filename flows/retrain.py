@@ -27,6 +27,7 @@ from tasks.evaluate.llm_judge_client import api_key
 from tasks.release import deployment_log
 from tasks.release.announce import announce, deliver
 from tasks.release.inputs import ReleaseInputs
+from tasks.release.provenance import release_digest
 from tasks.release.publish import finish, missing_targets, open_targets, publish, publish_missing
 from tasks.report.markdown import release_facts, verdict_markdown
 from tasks.report.run_report import FINISHED_STEPS, RunReport, Section, close_report
@@ -41,6 +42,7 @@ Refresh = Literal[
     "tokenize",
     "forecast",
     "finetune",
+    "gguf-export",
     "evaluate",
     "llm-judge",
     "benchmarks",
@@ -58,6 +60,7 @@ PRODUCERS = {
     "tokens": "tokenize",
     "forecast": "forecast",
     "model": "finetune",
+    "gguf": "gguf-export",
     "scores": "evaluate",
     "comparisons": "llm-judge",
     "benchmarks": "benchmarks",
@@ -179,7 +182,7 @@ def run_once(recipe: Recipe, context: RunContext, report: RunReport) -> State:
     trained = train(recipe, context, report)
     newest = deployment_log.head(store, recipe.name, channel)
     deployed = deployment_log.deployed(store, recipe.name, channel)
-    if deployed and deployed.release.digest == trained.finetuned.artifact.digest:
+    if deployed and deployed.release.digest == release_digest(trained, store):
         return up_to_date(deployed, recipe.publish, context, report)
 
     candidate = score_and_decide(recipe, trained, deployed, benchmarks, context, report)

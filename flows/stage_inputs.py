@@ -15,10 +15,11 @@ from tasks.contracts.forecast import Forecast, must_be_tight
 from tasks.contracts.plan import Plan
 from tasks.contracts.recipe import Recipe
 from tasks.contracts.release import LogEntry
-from tasks.contracts.results import Comparisons, Inspected, Loaded, Scored, Tokenized
+from tasks.contracts.results import Comparisons, Finetuned, Inspected, Loaded, Scored, Tokenized
 from tasks.evaluate.benchmark_step import BenchmarkInputs, BenchmarkTasks
 from tasks.evaluate.llm_judge_step import LlmJudgeInputs
 from tasks.evaluate.step import ScoreInputs, hardware_kind
+from tasks.finetune.gguf_export_step import GgufExportInputs
 from tasks.finetune.step import FinetuneInputs
 from tasks.gate.step import GateInputs
 from tasks.load.guard_set import GuardInputs
@@ -172,11 +173,17 @@ def finetune_inputs(
         ship=recipe.model.ship,
         head_modules=prepared.inspected.head_modules,
         task=recipe.task,
-        gguf=recipe.model.gguf,
         micro_batch_tokens=recipe.plan.micro_batch_tokens,
         most_tokens=forecast.micro_batch_tokens if forecast else 0,
         tight_memory=forecast is not None and must_be_tight(forecast),
     )
+
+
+def gguf_export_inputs(recipe: Recipe, finetuned: Finetuned) -> GgufExportInputs | None:
+    """The trained model and the file type; None if the recipe asks for no GGUF file."""
+    if recipe.model.gguf == "none":
+        return None
+    return GgufExportInputs(model=finetuned.artifact, file_type=recipe.model.gguf)
 
 
 def candidate_score_inputs(recipe: Recipe, trained: Trained) -> ScoreInputs:
@@ -342,6 +349,7 @@ def gate_inputs(
         guard_baseline=guard_baseline,
         guard_task=trained.guard.task if trained.guard else "instruction",
         comparisons=comparisons,
+        gguf_bytes=trained.gguf_exported.artifact.bytes if trained.gguf_exported else 0,
     )
 
 

@@ -14,7 +14,15 @@ from tasks.contracts.candidate import GuardSet, Prepared, Trained
 from tasks.contracts.forecast import Forecast
 from tasks.contracts.plan import Plan
 from tasks.contracts.recipe import Recipe
-from tasks.contracts.results import ConvertedGguf, Finetuned, Inspected, Loaded, Tokenized
+from tasks.contracts.results import (
+    ConvertedGguf,
+    Finetuned,
+    GgufExported,
+    Inspected,
+    Loaded,
+    Tokenized,
+)
+from tasks.finetune.gguf_export_step import check_gguf_export, export_gguf
 from tasks.finetune.step import finetune
 from tasks.load.guard_set import load_guard
 from tasks.load.step import LoadInputs, load
@@ -40,7 +48,8 @@ def train(recipe: Recipe, context: RunContext, report: RunReport) -> Trained:
     prepared = prepare(recipe, context, report)
     plan, forecasted = plan_training(recipe, prepared, context, report)
     finetuned = fit(recipe, prepared, plan, forecasted, context, report)
-    return Trained(**dict(prepared), plan=plan, finetuned=finetuned)
+    exported = export_model(recipe, finetuned, context, report)
+    return Trained(**dict(prepared), plan=plan, finetuned=finetuned, gguf_exported=exported)
 
 
 def preload_if_data_changed(recipe: Recipe) -> None:
@@ -180,6 +189,8 @@ def fit(
     report.status("Training.")
     inputs = stage_inputs.finetune_inputs(recipe, prepared, plan, forecasted)
     if finetune.cached(inputs, context) is None:
+        if recipe.model.gguf != "none":
+            check_gguf_export(inputs.model, inputs.tokenizer, recipe.model.gguf, context)
         # The gate will decide on a new model; scipy and scikit-learn take seconds to import.
         Thread(target=import_module, args=("tasks.gate.decide",), daemon=True).start()
     finetuned = finetune(inputs, context)
@@ -190,3 +201,17 @@ def fit(
     report.warn(*finetuned.warnings)
     report.section(Section.TRAINING, loss_curve(finetuned.history))
     return finetuned
+
+
+def export_model(
+    recipe: Recipe, finetuned: Finetuned, context: RunContext, report: RunReport
+) -> GgufExported | None:
+    """Export the trained model to GGUF, if the recipe asks for it."""
+    inputs = stage_inputs.gguf_export_inputs(recipe, finetuned)
+    if inputs is None:
+        return None
+    report.status("Exporting the model to GGUF.")
+    exported = export_gguf(inputs, context)
+    size = exported.artifact.bytes
+    report.add_step("gguf-export", exported, f"{exported.file}, {size / 1e6:,.1f} MB")
+    return exported

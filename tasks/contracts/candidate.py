@@ -11,6 +11,7 @@ from tasks.contracts.results import (
     Comparisons,
     ConvertedGguf,
     Finetuned,
+    GgufExported,
     Inspected,
     Loaded,
     Scored,
@@ -53,10 +54,15 @@ class Prepared(Contract):
 
 
 class Trained(Prepared):
-    """What the first half of a run produces: from the sources to a trained model."""
+    """What the first half of a run produces: from the sources to a trained model.
+
+    Attributes:
+        gguf_exported: The model as GGUF; None if the recipe asks for none.
+    """
 
     plan: Plan
     finetuned: Finetuned
+    gguf_exported: GgufExported | None = None
 
 
 class Candidate(Trained):

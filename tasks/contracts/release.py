@@ -35,8 +35,9 @@ class Release(Contract):
         name: The recipe's name.
         channel: The channel it is released on.
         version: The first digits of `digest`.
-        digest: Digest of the model's files.
+        digest: Digest of the published files, without the card.
         artifact: The model in the store.
+        gguf: The same model as GGUF in the store; None if the release has none.
         provenance: Artifact (kind `provenance`) with recipe, data, code and library versions, and
             the hashes of the inputs it was trained and validated on (`seen.npy`).
         publications: Where it lies; empty until it is revealed.
@@ -50,6 +51,7 @@ class Release(Contract):
     version: str
     digest: str
     artifact: Artifact
+    gguf: Artifact | None = None
     provenance: Artifact
     publications: tuple[Publication, ...] = ()
 

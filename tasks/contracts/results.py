@@ -118,6 +118,14 @@ class Finetuned(StepResult):
     """Real tokens, as the program last said; 0 where it did not. Of the machine that made this."""
 
 
+class GgufExported(StepResult):
+    """A trained model as GGUF. The artifact (kind `gguf`) holds `model-<type>.gguf` and a
+    `Modelfile` for Ollama."""
+
+    file: str
+    """Name of the GGUF file."""
+
+
 class Scored(StepResult):
     """One model's results on the test split. The artifact (kind `scores`) holds
     `scores.parquet`, one row per example, in the order of the examples' hashes: `hash_hi`,

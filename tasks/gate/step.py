@@ -29,6 +29,7 @@ class GateInputs(Contract):
         guard_candidate, guard_baseline: Their scores on the guard set; None without one.
         guard_task: The task of the guard set.
         comparisons: The LLM judge's comparisons of their answers; None without a judge.
+        gguf_bytes: Size of the GGUF export that ships beside the candidate; 0 without one.
     """
 
     candidate: Scored
@@ -46,6 +47,7 @@ class GateInputs(Contract):
     guard_baseline: Scored | None = None
     guard_task: Task = "instruction"
     comparisons: Comparisons | None = None
+    gguf_bytes: int = 0
 
 
 @step(
@@ -91,7 +93,7 @@ def gate(inputs: GateInputs, context: RunContext) -> GateResult:
             candidate_seen=seen(inputs.candidate_seen),
             baseline_seen=seen(inputs.baseline_seen),
             latency_ms=candidate.milliseconds_per_example,
-            size_bytes=candidate.size_bytes,
+            size_bytes=candidate.size_bytes + inputs.gguf_bytes,
             task=inputs.task,
         ),
         inputs.rules,

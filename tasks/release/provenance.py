@@ -8,13 +8,13 @@ from typing import Literal
 import orjson
 
 from tasks.contracts.base import Contract
-from tasks.contracts.candidate import Candidate
+from tasks.contracts.candidate import Candidate, Trained
 from tasks.contracts.recipe_release import PublishRecipe
 from tasks.contracts.release import VERSION_DIGITS, Release
 from tasks.contracts.results import Loaded, StepResult
 from tasks.release.card import model_card
 from tasks.release.inputs import ReleaseInputs
-from tasks.storage.store import Store
+from tasks.storage.store import Store, manifest_digest
 
 OPTIONS = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS
 
@@ -22,7 +22,9 @@ OPTIONS = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS
 def make_release(inputs: ReleaseInputs, store: Store) -> Release:
     """The release of a candidate; its provenance is stored."""
     candidate = inputs.candidate
-    digest = candidate.finetuned.artifact.digest
+    model = candidate.finetuned.artifact
+    gguf = candidate.gguf_exported.artifact if candidate.gguf_exported else None
+    digest = release_digest(candidate, store)
     with store.scratch() as scratch:
         folder = scratch / "provenance"
         (folder / "card").mkdir(parents=True)
@@ -36,9 +38,22 @@ def make_release(inputs: ReleaseInputs, store: Store) -> Release:
         channel=inputs.channel,
         version=digest[:VERSION_DIGITS],
         digest=digest,
-        artifact=candidate.finetuned.artifact,
+        artifact=model,
+        gguf=gguf,
         provenance=artifact,
     )
+
+
+def release_digest(trained: Trained, store: Store) -> str:
+    """The digest of the files that a trained model is released with: model and GGUF file.
+
+    Without a GGUF file it is the model's digest.
+    """
+    model = trained.finetuned.artifact
+    if trained.gguf_exported is None:
+        return model.digest
+    manifests = [store.manifest(model), store.manifest(trained.gguf_exported.artifact)]
+    return manifest_digest([entry for manifest in manifests for entry in manifest.files])
 
 
 def provenance(inputs: ReleaseInputs, store: Store) -> dict:
@@ -86,6 +101,7 @@ def _steps(candidate: Candidate) -> dict:
         "guard": candidate.guard.loaded if candidate.guard else None,
         "tokenize": candidate.tokenized,
         "finetune": candidate.finetuned,
+        "gguf-export": candidate.gguf_exported,
         "evaluate": candidate.scored,
         "llm-judge": candidate.compared,
         "benchmarks": candidate.benchmarks,

@@ -115,7 +115,9 @@ def restore(release: Release, store: Store, private: bool) -> None:
             folder.mkdir()
             open_target(publication.target, private).fetch(release, folder)
             (folder / "README.md").unlink(missing_ok=True)
-            if store.put("model", folder).digest == release.digest:
+            if release.gguf:
+                store.put("gguf", _split_gguf(folder, scratch / "gguf"))
+            if store.put("model", folder).digest == release.artifact.digest:
                 run_logger().info("restored version %s from %s", release.version, publication.uri)
                 return
     raise StorageFailed(
@@ -124,6 +126,14 @@ def restore(release: Release, store: Store, private: bool) -> None:
         "the deployed model, to compare the candidate with",
         "restore its files at one of its targets, or release another model",
     )
+
+
+def _split_gguf(release: Path, folder: Path) -> Path:
+    """Move the files of a GGUF export out of a release's folder; returns their new folder."""
+    folder.mkdir()
+    for file in [*release.glob("*.gguf"), *release.glob("Modelfile")]:
+        file.rename(folder / file.name)
+    return folder
 
 
 def missing_targets(release: Release, settings: PublishRecipe) -> list[Target]:
@@ -137,8 +147,10 @@ def open_targets(settings: PublishRecipe) -> list[Target]:
 
 
 def release_folder(release: Release, store: Store, folder: Path) -> Path:
-    """The files of a release: the model's, and its card."""
+    """The files of a release: the model, the same model as GGUF if there is one, and the card."""
     copy_files(store.open(release.artifact), folder)
+    if release.gguf:
+        copy_files(store.open(release.gguf), folder)
     copy_files(store.open(release.provenance) / "card", folder)
     return folder
 

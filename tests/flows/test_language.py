@@ -16,6 +16,7 @@ from flows.retrain import retrain
 from tasks.contracts.recipe import Recipe
 from tasks.release import deployment_log
 from tasks.release.provenance import provenance_of
+from tasks.runtime.gguf_converter import SCRIPT, VARIABLE, find_converter
 from tasks.storage.objects import open_objects
 from tasks.storage.store import Store
 from tests.conftest import avoid_proxies
@@ -103,6 +104,40 @@ class TestChat:
         assert state.name == "Released", state.message
         files = {file.name for file in (chat.folder / "releases").rglob("*") if file.is_file()}
         assert {"adapter_model.safetensors", "adapter_config.json", "chat_template.jinja"} <= files
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_converter(), reason="needs the converter")
+class TestGgufExport:
+    def test_ships_beside_the_model_and_is_repeated_without_training(self, chat):
+        settings = {"training__epochs": 1, "gate__margin": 0.9, "model__gguf": "q8_0"}
+        assert chat.run(**settings).name == "Released"
+        release = chat.deployed().release
+        files = {file.name for file in Path(release.publications[0].uri).iterdir()}
+        assert {"model.safetensors", "model-q8_0.gguf", "Modelfile"} <= files
+        assert chat.provenance()["steps"]["gguf-export"]["artifact"] == release.gguf.digest
+
+        file = chat.store.open(release.gguf) / "model-q8_0.gguf"
+        file.write_bytes(file.read_bytes()[:-1])
+        again = chat.run(**settings)
+        assert again.name == "Up to date", again.message
+        states = task_states(again)
+        assert (states["finetune"], states["gguf-export"]) == ("Cached", "Completed")
+        assert chat.store.holds(release.gguf)
+
+        other = chat.run(**settings | {"model__gguf": "f16"})
+        assert other.name == "Released", other.message
+        assert task_states(other)["finetune"] == "Cached"
+        assert chat.deployed().release.artifact == release.artifact
+
+    def test_that_is_impossible_is_refused_before_training(self, chat, monkeypatch, tmp_path):
+        # Its sources name the architecture, but it cannot convert any model.
+        script = tmp_path / SCRIPT
+        script.write_text('raise SystemExit("LlamaForCausalLM")')
+        monkeypatch.setenv(VARIABLE, str(script))
+        state = chat.run(model__gguf="f16")
+        assert state.is_failed() and "model.gguf" in state.message
+        assert "finetune" not in task_states(state)
 
 
 @pytest.mark.slow

@@ -116,6 +116,13 @@ class TestGate:
         )
         assert rule(result.verdict, "better").discordant == (N - 2, 0)
 
+    def test_a_gguf_file_counts_towards_the_size(self, decide_between):
+        table = label_table(np.ones(N, bool))
+        rules = GateRecipe(max_size_mb=2)
+        for gguf_bytes, passed in ((10**6, True), (2 * 10**6, False)):
+            result, _ = decide_between(table, table, LABELS, rules=rules, gguf_bytes=gguf_bytes)
+            assert rule(result.verdict, "budget").passed == passed
+
     def test_guard_set_is_part_of_the_verdict(self, decide_between, put_table):
         result, _ = decide_between(
             score_table(),

@@ -15,6 +15,7 @@ from tasks.contracts.results import (
     Comparisons,
     ConvertedGguf,
     Finetuned,
+    GgufExported,
     Inspected,
     Loaded,
     Provenance,
@@ -92,6 +93,7 @@ def loaded(name: str, **changes) -> Loaded:
     return Loaded(**facts(name) | said | changes)
 
 
+GGUF_EXPORTED = GgufExported(**facts("gguf-export"), file="model-f16.gguf")
 FINETUNED = Finetuned(
     **facts("finetune"), metrics={}, history=(), best_epoch=1, steps=1, trained_parameters=1
 )
@@ -142,23 +144,36 @@ def inputs(store):
 
 @pytest.fixture
 def publishable(store, inputs):
-    """Inputs of the release of a model with the given weights at some targets."""
+    """Inputs of the release of a model with the given weights at some targets; a GGUF file with the
+    given content ships too."""
 
-    def make(settings: PublishRecipe, weights: bytes = b"weights") -> ReleaseInputs:
+    def put(kind: str, files: dict[str, bytes]) -> Artifact:
         with store.scratch() as scratch:
-            (scratch / "m").mkdir()
-            (scratch / "m" / "model.safetensors").write_bytes(weights)
-            model = store.put("model", scratch / "m")
-        finetuned = FINETUNED.model_copy(update={"artifact": model})
+            (scratch / kind).mkdir()
+            for name, content in files.items():
+                (scratch / kind / name).write_bytes(content)
+            return store.put(kind, scratch / kind)
+
+    def make(
+        settings: PublishRecipe, weights: bytes = b"weights", gguf: bytes = b""
+    ) -> ReleaseInputs:
+        model = put("model", {"model.safetensors": weights})
+        produced: dict[str, Any] = {
+            "finetuned": FINETUNED.model_copy(update={"artifact": model}),
+        }
+        if gguf:
+            exported = put("gguf", {"model-f16.gguf": gguf, "Modelfile": b"FROM ./model-f16.gguf"})
+            produced["gguf_exported"] = GGUF_EXPORTED.model_copy(update={"artifact": exported})
         recipe = RECIPE | {"publish": settings.model_dump(mode="json")}
         changes = {"publish": settings, "recipe": recipe}
-        return inputs(finetuned=finetuned).model_copy(update=changes)
+        return inputs(**produced).model_copy(update=changes)
 
     return make
 
 
 OPTIONAL = {
     "converted": ConvertedGguf(**facts("gguf"), architecture="Llama", dtype="bfloat16"),
+    "gguf_exported": GGUF_EXPORTED,
     "guard": GuardSet(loaded=loaded("guard"), task="completion", source=source("guard")),
     "guard_scored": scored("guard_evaluate", 2.0),
     "guard_baseline": scored("guard_baseline", 3.0),

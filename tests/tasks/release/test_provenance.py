@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 from tasks.contracts.artifacts import Artifact
 from tasks.contracts.recipe_release import PublishRecipe
@@ -11,17 +12,40 @@ from tasks.release.provenance import (
     ShippedForm,
     provenance,
     publish_settings,
+    release_digest,
     shipped_form,
 )
+from tasks.storage.store import list_files, manifest_digest
 from tests.tasks.release.conftest import OPTIONAL
 
 ALWAYS = {"load", "inspect", "tokenize", "finetune", "evaluate", "gate"}
 
 
+class TestReleaseDigest:
+    def test_is_that_of_all_published_files(self, publishable, store):
+        settings = PublishRecipe(targets=("/releases",))
+        plain = publishable(settings).candidate
+        assert release_digest(plain, store) == plain.finetuned.artifact.digest
+        exported = publishable(settings, gguf=b"rounded").candidate
+        with store.scratch() as scratch:
+            for artifact in (exported.finetuned.artifact, exported.gguf_exported.artifact):
+                shutil.copytree(store.open(artifact), scratch / "all", dirs_exist_ok=True)
+            expected = manifest_digest(list_files(scratch / "all"))
+        assert release_digest(exported, store) == expected
+
+    def test_changes_with_the_gguf_file(self, publishable, store):
+        settings = PublishRecipe(targets=("/releases",))
+        digests = {
+            release_digest(publishable(settings, gguf=content).candidate, store)
+            for content in (b"", b"one", b"two")
+        }
+        assert len(digests) == 3
+
+
 class TestProvenance:
     def test_names_every_step_and_optional_result(self, inputs, store):
         found = provenance(inputs(**OPTIONAL), store)
-        more = {"gguf", "guard", "guard_evaluate", "guard_baseline", "llm-judge"}
+        more = {"gguf", "gguf-export", "guard", "guard_evaluate", "guard_baseline", "llm-judge"}
         assert set(found["steps"]) == ALWAYS | more | {"benchmarks", "benchmark_baseline"}
         for name, said in found["steps"].items():
             assert said["key"] == f"key of {name}" and said["provenance"]["libraries"]

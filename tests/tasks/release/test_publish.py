@@ -58,6 +58,25 @@ class TestPublish:
         assert finish.fn(bare, context).release.publications == targets
 
 
+class TestAGgufFile:
+    @pytest.fixture
+    def exported(self, publishable, settings, context):
+        """The claim of a release with a GGUF file."""
+        return publish.fn(publishable(settings, gguf=b"rounded"), context)
+
+    def test_is_published_beside_the_model(self, exported):
+        for each in exported.release.publications:
+            names = {path.name for path in Path(each.uri).iterdir()}
+            model = {"model.safetensors", "README.md", "manifest.json"}
+            assert names == model | {"model-f16.gguf", "Modelfile"}
+
+    def test_is_restored_with_the_model(self, exported, store, tmp_path):
+        for kind in ("model", "gguf"):
+            shutil.rmtree(tmp_path / "store/artifacts" / kind)
+        restore(exported.release, store, private=True)
+        assert store.holds(exported.release.artifact) and store.holds(exported.release.gguf)
+
+
 class TestANewTarget:
     def test_gets_the_deployed_release(self, claim, settings, context, tmp_path):
         more = PublishRecipe(targets=(*settings.targets, str(tmp_path / "three")))
