@@ -4,6 +4,7 @@ which modules may reach which libraries, and what a file may hold."""
 from __future__ import annotations
 
 import ast
+import math
 from pathlib import Path
 
 import grimp
@@ -25,6 +26,12 @@ PROGRAM_MODULES = (
 
 # Prefect loads a flow by its file, and reads these variables when it is first imported.
 INIT_WITH_CODE = ["flows/__init__.py"]
+
+
+MAX_LINES = 400
+MAX_LINES_OF_TESTS = 700
+"""The limit for test files that give a reason; without one it is `MAX_LINES`."""
+LONG_FILE_REASON = "Over 400 lines because"
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +97,82 @@ class TestFiles:
             if len(body) > 1 or (body and not ast.get_docstring(ast.Module(body, []))):
                 with_code.append(relative(path))
         assert with_code == INIT_WITH_CODE
+
+    def test_a_long_file_gives_a_reason_in_its_docstring(self):
+        too_long = []
+        for path in files(*PACKAGES, "tests"):
+            text = path.read_text()
+            lines = text.count("\n")
+            reason = LONG_FILE_REASON in (ast.get_docstring(ast.parse(text)) or "")
+            limit = MAX_LINES
+            if reason:
+                limit = MAX_LINES_OF_TESTS if path.is_relative_to(ROOT / "tests") else math.inf
+            if lines > limit:
+                too_long.append(f"{relative(path)}: {lines} lines")
+        assert too_long == []
+
+
+class TestPrivateNames:
+    def test_no_file_uses_a_private_name_of_another(self):
+        private = {name for path in files(*PACKAGES) for name in defined_names(path)}
+        found = [
+            f"{relative(path)}:{line}: {name}"
+            for path in files(*PACKAGES, "tests")
+            for name, line in used_names(path)
+            if name in private - defined_names(path)
+        ]
+        assert found == []
+
+    def test_no_test_changes_the_defaults_of_a_function(self):
+        found = [
+            f"{relative(path)}:{node.lineno}"
+            for path in files("tests")
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Attribute) and node.attr in ("__defaults__", "__kwdefaults__")
+        ]
+        assert found == []
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name != "_"
+
+
+def is_own_attribute(node: ast.AST) -> bool:
+    """Whether this is an attribute of `self`: a subclass may use those of its base class."""
+    return (
+        isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in ("self", "cls")
+    )
+
+
+def defined_names(path: Path) -> set[str]:
+    """The private functions, classes, variables and attributes that a file defines."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif is_own_attribute(node) and isinstance(node.ctx, ast.Store):
+            found.add(node.attr)
+    return set(filter(is_private, found))
+
+
+def used_names(path: Path) -> list[tuple[str, int]]:
+    """The private names that a file imports, takes from an object, or replaces by
+    `setattr(object, "_name", …)`, each with its line."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Attribute) and not is_own_attribute(node):
+            names = [node.attr]
+        elif isinstance(node, ast.Call):
+            function = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if function in ("setattr", "getattr", "delattr"):
+                texts = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+                names = [text.split(".")[-1] for text in texts if isinstance(text, str)]
+        found += [(name, node.lineno) for name in names if is_private(name)]
+    return found

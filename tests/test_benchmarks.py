@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.benchmarks import generation, gpu_language, language_training, measure
+from tests.benchmarks import generation, gpu_language, language_figures, language_training, measure
 from tests.benchmarks.language_data import PAD, SHAPES, draw_examples, draw_lengths
-from tests.benchmarks.language_training import OURS, PEERS, Contender
+from tests.benchmarks.language_figures import OURS, Contender
+from tests.benchmarks.language_training import PEERS
 from tests.benchmarks.peers import install
 
 SMOKE = SHAPES["smoke"]
@@ -49,12 +50,12 @@ class TestSteadyRate:
             (3, 11.0, 300, 2.5),
             (4, 12.0, 420, 3.0),
         ]
-        assert language_training.steady(samples) == 110
-        assert language_training.steady(samples, clock=3) == 220
+        assert language_figures.steady(samples) == 110
+        assert language_figures.steady(samples, clock=3) == 220
 
     def test_too_few_samples_say_nothing(self):
-        assert language_training.steady([]) == 0
-        assert language_training.steady([(3, 1.0, 10, 1.0)]) == 0
+        assert language_figures.steady([]) == 0
+        assert language_figures.steady([(3, 1.0, 10, 1.0)]) == 0
 
 
 class TestAReportWrittenInParts:
@@ -76,7 +77,7 @@ def judge(**changes):
     fact = {"trained_parameters": 5, "eval_loss": 2.0, "samples": [(1, 1.0, 100, 1.0)]}
     facts = {"a": [fact], "b": [fact | changes]}
     rivals = {name: Contender(None, ()) for name in facts}
-    language_training.same({"train_tokens": 100}, rivals, facts)
+    language_figures.same({"train_tokens": 100}, rivals, facts)
 
 
 class TestUnequalWork:

@@ -24,9 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks import language_training, measure
+from tests.benchmarks import language_figures, language_training, measure
 from tests.benchmarks.language_data import SHAPES, Shape, prepare
-from tests.benchmarks.language_training import OURS, PEERS, Contender
+from tests.benchmarks.language_figures import OURS, Contender
+from tests.benchmarks.language_training import PEERS
 from tests.benchmarks.measure import Timed
 
 ROUNDS = 1
@@ -192,11 +193,9 @@ def figures(
     Raises:
         RuntimeError: The contenders did not do the same.
     """
-    facts = {
-        who: [language_training.last_line(once) for once in each] for who, each in runs.items()
-    }
-    language_training.same(spec, rivals, facts, LOSS_TOLERANCE)
-    each = {who: language_training.summary(spec, rivals[who], facts[who]) for who in runs}
+    facts = {who: [language_figures.last_line(once) for once in each] for who, each in runs.items()}
+    language_figures.same(spec, rivals, facts, LOSS_TOLERANCE)
+    each = {who: language_figures.summary(spec, rivals[who], facts[who]) for who in runs}
     with np.load(spec["train"], allow_pickle=False) as stored:
         lengths = np.diff(stored["starts"])
     per_token = operations(shape, lengths)

@@ -71,15 +71,15 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     examples = [task.examples(split, work / f"{split}.arrow") for split in ("train", "validation")]
     memory = _OnGPU() if cuda else _Resident()
     reading: list[int] = []
-    step = LanguageTrainer._step
+    training_step = LanguageTrainer.training_step
 
-    def first_notes_what_reading_took(trainer: Any, *arguments: Any) -> Any:
+    def first_notes_what_reading_took(trainer: Any, *args: Any, **options: Any) -> Any:
         if not reading:
             reading.append(memory.peak())
             memory.forget()
-        return step(trainer, *arguments)
+        return training_step(trainer, *args, **options)
 
-    LanguageTrainer._step = first_notes_what_reading_took
+    LanguageTrainer.training_step = first_notes_what_reading_took
     finetune_program.train_model(job, task, *examples, _Nobody())
     return {"peak": memory.peak(), "reading": reading[0], "cuda": cuda}
 
