@@ -33,6 +33,77 @@ def find_steps() -> dict[str, Step]:
 
 STEPS = find_steps()
 
+COVERED = {
+    "gguf": """
+        base_model: gguf_program gguf_step
+        chat: messages reasoning stop_tokens template tokenizer
+        models: adapter classifier load_errors weights
+    """,
+    "inspect": """
+        base_model: inspect_program inspect_step
+        chat: messages reasoning stop_tokens template tokenizer
+        kernels: packed_attention
+        models: adapter causal classifier load_errors weights
+    """,
+    "load": """
+        load: chat_rows chunk_tables chunk_text chunking data_report dedup encodings ingest minhash
+            read_pool read_settings read_tables read_text readers row_formats shards source_format
+            splits step
+    """,
+    "tokenize": """
+        chat: coverage encoder messages prompt_join reasoning rendering stop_tokens template
+            tokenizer
+        load: dataset splits
+        tokenize: classification_program language_program step
+    """,
+    "forecast": """
+        kernels: fused_lora packed_attention
+        models: adapter causal load_errors weights
+        plan: cuda_memory fake_model forecast_program forecast_step memory_trace memory_tracker
+        training: classification_batches forward language_batches losses
+    """,
+    "finetune": """
+        chat: messages reasoning stop_tokens template tokenizer
+        finetune: program step
+        kernels: fused_lora packed_attention
+        models: adapter causal classifier distributed liger load_errors merge weights
+        training: allocator callbacks classification classification_batches classification_metrics
+            forward history language language_batches losses micro_batches preference
+            validation_metrics
+    """,
+    "gguf-export": """
+        finetune: gguf_export_program gguf_export_step
+    """,
+    "evaluate": """
+        chat: coverage encoder messages prompt_join reasoning rendering stop_tokens template
+            tokenizer
+        evaluate: answer_metrics classification_program generation language_inputs language_metrics
+            language_program metrics released_model score_table step
+        kernels: packed_attention
+        load: dataset splits
+        models: adapter causal classifier load_errors weights
+        training: classification_metrics losses
+    """,
+    "llm-judge": """
+        evaluate: llm_judge_client llm_judge_step llm_judge_verdicts score_table
+        load: dataset splits
+    """,
+    "benchmarks": """
+        chat: messages reasoning stop_tokens template tokenizer
+        evaluate: benchmark_check_program benchmark_program benchmark_step released_model
+        kernels: packed_attention
+        models: adapter causal load_errors weights
+    """,
+    "gate": """
+        evaluate: language_metrics llm_judge_verdicts score_table
+        gate: bootstrap_f1 bootstrap_mean classification decide evidence exact_rules exact_tests
+            guard_rule language phrasing power resampling rules slice_rules step
+        training: classification_metrics
+    """,
+}
+"""For each step, the modules whose edits run it again, by folder. Everything else may be edited
+freely: a step that covers more than it needs costs a training run for a change of words."""
+
 
 @pytest.fixture
 def code(tmp_path, monkeypatch):
@@ -156,7 +227,34 @@ class TestImports:
             code_digest(("tasks.load.nothing",))
 
 
+def by_folder(modules: list[str]) -> dict[str, list[str]]:
+    """Modules of `tasks`, by folder."""
+    found: dict[str, list[str]] = {}
+    for module in modules:
+        _, folder, name = module.split(".")
+        found.setdefault(folder, []).append(name)
+    return found
+
+
+def parse_covered(text: str) -> dict[str, list[str]]:
+    """The modules by folder that an entry of `COVERED` names."""
+    found: dict[str, list[str]] = {}
+    for word in text.split():
+        if word.endswith(":"):
+            folder = found.setdefault(word.removesuffix(":"), [])
+        else:
+            folder.append(word)
+    return found
+
+
 class TestSteps:
+    def test_every_step_declares_what_it_covers(self):
+        assert COVERED.keys() == STEPS.keys()
+
+    @pytest.mark.parametrize("name", STEPS)
+    def test_a_step_covers_the_declared_modules_only(self, name):
+        assert by_folder(covered_modules(STEPS[name].code)) == parse_covered(COVERED[name])
+
     @pytest.mark.parametrize("name", STEPS)
     def test_every_root_counts(self, name, copied_code):
         for root in STEPS[name].code:
