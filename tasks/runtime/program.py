@@ -6,12 +6,12 @@ A program gets one job file, and reports as JSON lines on its standard output:
     {"event": "result", "result": {...}}
     {"event": "error", "error": {BurnishError.to_json()}}
 
-Everything else that it or a library prints goes to standard error. It ends when its standard
-input ends, for then its parent is gone, and an orphan would hold the GPU.
+Everything else that it or a library prints goes to standard error. It exits at the end of its
+standard input: its parent is gone then, and an orphan would hold the GPU.
 `tasks.runtime.run_program` is the parent's side. Importing this module imports no torch.
 
-A program may run as several processes (`tasks.runtime.ranks_program`), which share these
-streams: the first one tells progress and result, and each its own error.
+A program may run as several processes (`tasks.runtime.ranks_program`), which share these streams:
+rank 0 reports progress and result, and each rank reports its own error.
 """
 
 from __future__ import annotations
@@ -43,75 +43,75 @@ AnyContract = TypeVar("AnyContract", bound=Contract)
 PARENT_GONE = 75
 """Exit status of a program whose parent went away."""
 
-_SECONDS_BETWEEN_PROGRESS = 0.5
-_SECONDS_BETWEEN_PARENT_CHECKS = 5.0
+_PROGRESS_SECONDS = 0.5
+_PARENT_CHECK_SECONDS = 5.0
 
 
 class Reporter:
-    """What a program says to its parent.
+    """Sends a program's messages to its parent.
 
     Attributes:
-        stopping: Whether the program was asked to stop. Only set for a program that runs with
-            `graceful=True`; others are interrupted.
+        stopping: Whether the program received a request to stop. Only set for a program that runs
+            with `graceful=True`; others are interrupted.
 
     Args:
-        stream: Where to.
-        shared: A file that all ranks have, where the stream is that of several.
+        stream: Descriptor of the parent's pipe.
+        shared: If several ranks share the stream: a file that all of them can open, for locking.
     """
 
     def __init__(self, stream: int, shared: Path | None = None) -> None:
         self.stopping = False
         self._stream = stream
-        self._turn = os.open(shared, os.O_RDONLY) if shared else None
+        self._lock_file = os.open(shared, os.O_RDONLY) if shared else None
         self._lock = threading.Lock()
-        self._last = -_SECONDS_BETWEEN_PROGRESS
+        self._last = -_PROGRESS_SECONDS
 
     def progress(self, *, always: bool = False, **facts: Any) -> bool:
-        """Say how far the work is.
+        """Report progress.
 
         Args:
-            always: Send it even if the last one was sent less than half a second ago.
+            always: Send it even if the last report was less than half a second ago.
             **facts: JSON values; NumPy scalars are converted, NaN becomes null.
 
         Returns:
-            Whether it was sent. Of several ranks, only the first sends any.
+            Whether it was sent. Only rank 0 sends progress.
         """
         if ranks.rank() > 0:
             return False
         now = time.monotonic()
-        if not always and now - self._last < _SECONDS_BETWEEN_PROGRESS:
+        if not always and now - self._last < _PROGRESS_SECONDS:
             return False
         self._last = now
         self.send({"event": "progress", **facts})
         return True
 
     def check_stop(self) -> None:
-        """Leave, where there is nothing worth saving.
+        """Stop here if the program was asked to, without saving anything.
 
         Raises:
-            Preempted: When the program was asked to stop.
+            Preempted: The program received a request to stop.
         """
         if self.stopping:
             raise preempted()
 
     def send(self, line: dict[str, Any]) -> None:
-        """Write one line, whole, whichever thread asks for it."""
+        """Write one line in one piece; any thread may call this."""
         data = orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n"
-        with self._lock, self._our_turn():
+        with self._lock, self._exclusive():
             while data:
                 data = data[os.write(self._stream, data) :]
 
     @contextlib.contextmanager
-    def _our_turn(self) -> Iterator[None]:
-        # A pipe keeps short lines of several writers apart, but not long ones.
-        if self._turn is None:
+    def _exclusive(self) -> Iterator[None]:
+        # Short writes of several processes to a pipe are atomic; long ones are not.
+        if self._lock_file is None:
             yield
             return
-        fcntl.flock(self._turn, fcntl.LOCK_EX)
+        fcntl.flock(self._lock_file, fcntl.LOCK_EX)
         try:
             yield
         finally:
-            fcntl.flock(self._turn, fcntl.LOCK_UN)
+            fcntl.flock(self._lock_file, fcntl.LOCK_UN)
 
 
 def run(
@@ -119,19 +119,18 @@ def run(
     job_type: type[AnyJob],
     graceful: bool = False,
 ) -> None:
-    """Run a program: read its job, do it, report the result, and exit. Never returns.
+    """Run a program: read its job, call `main`, report the result, and exit. Never returns.
 
-    The exit status is 0 after a result, 1 after an error, `PARENT_GONE` when the parent went away.
+    The exit status is 0 after a result, 1 after an error, and `PARENT_GONE` if the parent is gone.
 
     Args:
-        main: Takes the job and a reporter, returns the result. A rank other than the first may
-            return None.
+        main: Takes the job and a reporter, returns the result. A rank other than 0 may return None.
         job_type: The job's model.
         graceful: On SIGTERM, only set `Reporter.stopping`, so that `main` can save its work and
-            then raise `Preempted`. Otherwise `Preempted` is raised where the program stands.
+            then raise `Preempted`. Otherwise `Preempted` is raised at whatever it is doing.
     """
     if len(sys.argv) != 2:
-        print("usage: python -m tasks.programs.NAME JOB.json", file=sys.stderr)
+        print("usage: python -m MODULE JOB.json", file=sys.stderr)
         os._exit(2)
     reporter = Reporter(_claim_stdout(), Path(sys.argv[1]) if ranks.count() > 1 else None)
     watch_parent(_claim_stdin())
@@ -149,7 +148,7 @@ def run(
         status = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: what was said must stand, even if a library fails or hangs while it unloads.
+    # Not sys.exit: a library that fails or hangs at exit must not affect what was reported.
     os._exit(status)
 
 
@@ -157,12 +156,12 @@ def parse(model: type[AnyContract], data: Any, where: str) -> AnyContract:
     """A job or a result, from the JSON values that the other process sent.
 
     Args:
-        model: What it should be.
+        model: The job's or the result's model.
         data: JSON values.
-        where: What it is called in messages.
+        where: Its name in messages.
 
     Raises:
-        CodeFailed: It is something else. The error names the first wrong field.
+        CodeFailed: The data do not fit the model. The error names the first wrong field.
     """
     try:
         return model.model_validate(data)
@@ -202,11 +201,11 @@ def watch_parent(stdin: int) -> None:
 
     def watch() -> None:
         while True:
-            # A process forked by the parent may hold the pipe open: its id tells as well.
-            ready, _, _ = select.select([stdin], [], [], _SECONDS_BETWEEN_PARENT_CHECKS)
+            # A process forked by the parent may hold the pipe open, so check the parent itself too.
+            ready, _, _ = select.select([stdin], [], [], _PARENT_CHECK_SECONDS)
             if (ready and not _read(stdin)) or os.getppid() != parent:
                 with contextlib.suppress(OSError):
-                    os.write(2, b"the parent process is gone: this program ends\n")
+                    os.write(2, b"the parent process is gone: this program exits\n")
                 os._exit(PARENT_GONE)
 
     threading.Thread(target=watch, name="watch-parent", daemon=True).start()

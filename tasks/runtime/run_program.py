@@ -39,13 +39,14 @@ from tasks.runtime.program import parse
 ROOT = Path(__file__).resolve().parents[2]
 
 _SECRET = re.compile(r"^(AWS|PREFECT)_|TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re.I)
-# What tells a process that it is one of several. Some clusters set it for all that they run.
+# Variables that make a process one of several ranks. Some clusters set them for every process.
 _RANKS = re.compile(
     r"^(RANK|LOCAL_RANK|GROUP_RANK|ROLE_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|GROUP_WORLD_SIZE"
     r"|ROLE_WORLD_SIZE|ROLE_NAME|MASTER_ADDR|MASTER_PORT|TORCHELASTIC_.*|ACCELERATE_.*|FSDP_.*)$"
 )
-_SECONDS_BETWEEN_LOOKS = 0.5
-_SECONDS_TO_LEAVE, _SECONDS_TO_LEAVE_TOGETHER = 0.2, 5.0
+_POLL_SECONDS = 0.5
+# How long a single process, and several ranks, have to exit after their last message.
+_EXIT_SECONDS, _RANKS_EXIT_SECONDS = 0.2, 5.0
 _TAIL_CHARACTERS = 4000
 
 AnyResult = TypeVar("AnyResult", bound=Result)
@@ -67,66 +68,63 @@ def run_program(
 ) -> AnyResult:
     """Run a program and wait for its result.
 
-    Whatever ends this call (also a cancellation) ends the program: it is asked to stop, and
-    killed after the grace.
+    However this call ends, a cancellation included, the program ends too: it is asked to stop, and
+    killed after the grace period.
 
     Args:
         module: The program's module, `tasks.finetune.program`.
-        job: Its job. Relative paths in it start from this process's folder.
+        job: Its job. Relative paths in it are relative to this process's working directory.
         result: The result's model.
-        scratch: A folder for the job file and the program's log. It is created if need be.
-        on_progress: Called with each progress line as it comes, in this thread.
+        scratch: A folder for the job file and the program's log. It is created if necessary.
+        on_progress: Called with each progress report as it arrives, in this thread.
         time_limit: Seconds until the program is stopped; None for no limit.
         limit_name: The recipe field that sets the limit, for the error.
         grace: Seconds between the request to stop and the kill.
-        processes: How many run the program together. Progress and result are the first one's.
+        processes: Number of ranks that run the program together. Progress and result are rank 0's.
 
     Returns:
         The program's result.
 
     Raises:
-        BurnishError: The program's own typed error.
-            Of several processes, that of the one that failed first.
-        OutOfHostMemory: It was killed by SIGKILL.
-        Preempted: It was stopped by SIGTERM.
-        TimedOut: It ran past the limit.
-        CodeFailed: It ended in any other way without a result, or its result is not valid.
+        BurnishError: The program's own typed error; of several ranks, that of the first to fail.
+        OutOfHostMemory: The program was killed by SIGKILL.
+        Preempted: The program was stopped by SIGTERM.
+        TimedOut: The program ran past the limit.
+        CodeFailed: The program ended in another way without a result, or its result is not valid.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     name = program_name(module)
     job_file, log = scratch / f"{name}.job.json", scratch / f"{name}.log"
     job_file.write_bytes(job.model_dump_json(indent=2).encode())
-    together = processes > 1
+    several = processes > 1
     process = (
-        _start_several(processes, module, job_file, log)
-        if together
-        else _start(module, job_file, log)
+        _start_ranks(processes, module, job_file, log) if several else _start(module, job_file, log)
     )
     try:
-        last = _follow(process, on_progress, time_limit, together)
+        last = _follow(process, on_progress, time_limit, several)
         if last is None and process.poll() is None:
             raise _timed_out(name, limit_name, time_limit or 0.0)
     finally:
-        _end(process, grace, _SECONDS_TO_LEAVE_TOGETHER if together else _SECONDS_TO_LEAVE)
-    if together and _killed(process.returncode) and _may_follow_from_another(last):
+        _end(process, grace, _RANKS_EXIT_SECONDS if several else _EXIT_SECONDS)
+    if several and _killed(process.returncode) and _may_be_consequence(last):
         last = None
     return parse(result, _outcome(last, process.returncode, name, log), f"result of program {name}")
 
 
 def program_name(module: str) -> str:
-    """What a program is called in messages and files: `evaluate-language` for
+    """A program's name in messages and files: `evaluate-language` for
     `tasks.evaluate.language_program`."""
     parts = module.removeprefix("tasks.").replace("_program", "").replace(".program", "")
     return parts.replace(".", "-").replace("_", "-")
 
 
 def preload() -> None:
-    """Have torch loaded for programs that will be run soon. Does not wait, and never fails."""
+    """Start loading torch for programs that will run soon. Does not wait, and never fails."""
     fork_server.preload(child_environment())
 
 
 def child_environment() -> dict[str, str]:
-    """This process's environment as a program gets it: no credentials, no network, no tracking."""
+    """A program's environment: this process's, without credentials, network and tracking."""
     kept = {
         key: value
         for key, value in os.environ.items()
@@ -136,12 +134,12 @@ def child_environment() -> dict[str, str]:
     return kept | {
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
-        # The order of sets must not reach a file that ships.
+        # The order of a set must not change a file that ships.
         "PYTHONHASHSEED": "0",
-        # Spinning threads of several programs starve each other: up to 5 times slower. Who has the
-        # cores alone may gain by GOMP_SPINCOUNT=10000, which is kept if it is set.
+        # Spinning threads of several programs starve each other: up to 5 times slower. On a machine
+        # without other work, GOMP_SPINCOUNT=10000 may be faster; it is kept if it is set.
         "OMP_WAIT_POLICY": "PASSIVE",
-        # Programs fork nothing, so the tokenizer's threads are safe.
+        # Programs do not fork, so the tokenizer's threads are safe.
         "TOKENIZERS_PARALLELISM": "true",
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
@@ -154,7 +152,7 @@ def child_environment() -> dict[str, str]:
 def _start(module: str, job_file: Path, log: Path) -> Process:
     environment = child_environment()
     with log.open("wb") as stderr:
-        # -P: the working folder may hold modules that shadow the standard library's.
+        # -P: modules in the working directory may shadow those of the standard library.
         return fork_server.start(
             module, job_file, stderr.fileno(), environment
         ) or subprocess.Popen(
@@ -166,7 +164,7 @@ def _start(module: str, job_file: Path, log: Path) -> Process:
         )
 
 
-def _start_several(count: int, module: str, job_file: Path, log: Path) -> Process:
+def _start_ranks(count: int, module: str, job_file: Path, log: Path) -> Process:
     launcher = [sys.executable, "-P", "-m", "tasks.runtime.ranks_program", str(count)]
     with log.open("wb") as stderr:
         return subprocess.Popen(
@@ -179,31 +177,34 @@ def _start_several(count: int, module: str, job_file: Path, log: Path) -> Proces
 
 
 def _follow(
-    process: Process, on_progress: OnProgress | None, time_limit: float | None, together: bool
+    process: Process, on_progress: OnProgress | None, time_limit: float | None, several: bool
 ) -> dict[str, Any] | None:
-    """Pass progress on. Returns the program's last word, or None when it ended or ran too long.
+    """Pass progress on until the program's last message.
 
-    Where processes work together, the first error may be that of one whose peer died without a
-    word: then how they all ended must be awaited.
+    With several ranks, an error that may be the consequence of another rank's death is not the last
+    message: what killed that rank is only known when all have ended.
+
+    Returns:
+        The result or the error; None if the program ended without one or exceeded the limit.
     """
     deadline = time.monotonic() + time_limit if time_limit else None
-    found: dict[str, Any] | None = None
+    first_error: dict[str, Any] | None = None
     for line in _lines(process, deadline):
         event = line.pop("event", None)
         if event in ("result", "error"):
             last = {event: line[event]}
-            if not together or not _may_follow_from_another(last):
+            if not several or not _may_be_consequence(last):
                 return last
-            found = found or last
+            first_error = first_error or last
         elif event == "progress" and on_progress:
             on_progress(line)
-    return found
+    return first_error
 
 
-def _may_follow_from_another(last: dict[str, Any] | None) -> bool:
-    """Whether a process may have failed in this way because another one had ended."""
-    weak = (CodeFailed.__name__, Preempted.__name__)
-    return bool(last) and last.get("error", {}).get("type") in weak
+def _may_be_consequence(last: dict[str, Any] | None) -> bool:
+    """Whether a rank may have failed with this error only because another rank had ended."""
+    errors = (CodeFailed.__name__, Preempted.__name__)
+    return bool(last) and last.get("error", {}).get("type") in errors
 
 
 def _killed(status: int) -> bool:
@@ -217,14 +218,14 @@ def _lines(process: Process, deadline: float | None) -> Iterator[dict[str, Any]]
     with selectors.DefaultSelector() as selector:
         selector.register(stream, selectors.EVENT_READ)
         while deadline is None or time.monotonic() < deadline:
-            # A process that the program forked may hold the pipe open after its end.
+            # A process that the program forked may hold the pipe open after the program has ended.
             ended = process.poll() is not None
-            # Short waits: an exception that is set on this thread only fires between them.
-            selector.select(0 if ended else _SECONDS_BETWEEN_LOOKS)
+            # Short waits: an exception that is set on this thread is only raised between them.
+            selector.select(0 if ended else _POLL_SECONDS)
             data = _read(stream)
             if data == b"":
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(_SECONDS_BETWEEN_LOOKS)
+                    process.wait(_POLL_SECONDS)
             if (data is None and ended) or (data == b"" and process.poll() is not None):
                 return
             *whole, rest = (rest + (data or b"")).split(b"\n")
@@ -232,7 +233,7 @@ def _lines(process: Process, deadline: float | None) -> Iterator[dict[str, Any]]
 
 
 def _read(stream: int) -> bytes | None:
-    """What is there to read: empty at the end, None for nothing yet."""
+    """The bytes that have arrived: empty at the end of the stream, None if there are none yet."""
     try:
         return os.read(stream, 1 << 16)
     except BlockingIOError:
@@ -247,13 +248,13 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _end(process: Process, grace: float, patience: float) -> None:
-    """Leave no process behind, whatever happened."""
+def _end(process: Process, grace: float, exit_seconds: float) -> None:
+    """Make sure that the program has ended, and close its pipes."""
     try:
         if process.poll() is None:
-            # After its last word a program exits by itself; else it is asked to.
+            # After its last message a program exits by itself.
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(patience)
+                process.wait(exit_seconds)
         if process.poll() is None:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -294,7 +295,7 @@ def _ended(status: int, name: str, log: Path) -> BurnishError:
             f"program {name}",
             "it was stopped by SIGTERM",
             "to run to its end",
-            "start the run again: the steps that were finished are not done again",
+            "start the run again: finished steps are not repeated",
         )
     how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
     return CodeFailed(
@@ -308,9 +309,9 @@ def _ended(status: int, name: str, log: Path) -> BurnishError:
 def _timed_out(name: str, limit_name: str, seconds: float) -> TimedOut:
     return TimedOut(
         limit_name,
-        f"program {name} still at work after {seconds:g} s",
+        f"program {name} still running after {seconds:g} s",
         "a result within the limit",
-        f"raise {limit_name}, or give it less to do",
+        f"raise {limit_name}, or reduce the work",
     )
 
 

@@ -5,15 +5,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
 from tasks.contracts.errors import CodeFailed, OutOfHostMemory, TimedOut
 from tasks.runtime import fork_server
 from tasks.runtime.run_program import ROOT, preload, run_program
-from tests.tasks.runtime.programs import AnyJob, AnyResult
-from tests.tasks.runtime.test_run_program import HEADER, gone
+from tests.tasks.runtime.programs import HEADER, AnyJob, AnyResult, gone, wait_until
 
 pytestmark = pytest.mark.skipif(not fork_server.can_fork(), reason="programs are not forked here")
 
@@ -69,15 +67,7 @@ class InBackground(threading.Thread):
             self.error = error
 
 
-def appears(path, seconds=60.0):
-    """Wait until a file is there."""
-    until = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < until, f"{path} has not appeared"
-        time.sleep(0.01)
-
-
-class TestTheServer:
+class TestServer:
     def test_forks_one_program_after_the_other(self, follow):
         first, second = follow("one", until=False), follow("two", until=False)
         assert first["parent"] == second["parent"] == fork_server.current_server().process.pid
@@ -85,7 +75,7 @@ class TestTheServer:
 
     def test_forks_two_at_once_and_neither_holds_the_files_of_the_other(self, follow, folder):
         one = InBackground(follow, "one")
-        appears(folder / "one-began")
+        wait_until((folder / "one-began").exists)
         two = follow("two", until=False)
         (folder / "one-end").touch()
         one.join()
@@ -96,7 +86,7 @@ class TestTheServer:
         self, follow, folder, monkeypatch
     ):
         one = InBackground(follow, "one")
-        appears(folder / "one-began")
+        wait_until((folder / "one-began").exists)
         monkeypatch.setenv("OMP_NUM_THREADS", "2")
         two = follow("two", until=False)
         (folder / "one-end").touch()
@@ -180,7 +170,7 @@ class TestEnds:
             f"job = AnyJob(values={{'began': {str(folder / 'began')!r}}})\n"
             f"found = run_program('follower', job, AnyResult, scratch=Path({str(folder)!r}))\n"
             "print(found.values['parent'], flush=True)\n"
-            f"{'import time; time.sleep(60)' if how == 'killed' else ''}"
+            f"{'import time; time.sleep(3600)' if how == 'killed' else ''}"
         )
         paths = os.pathsep.join([str(ROOT), str(folder)])
         parent = subprocess.Popen(

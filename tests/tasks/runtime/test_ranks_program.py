@@ -1,4 +1,4 @@
-"""Training on several processes: the same as on one, and all of them end together."""
+"""Training on several ranks gives the same model as on one, and all ranks end together."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ SETTINGS = {"epochs": 2, "batch_size": 7, "learning_rate": 2e-3}
 
 @pytest.fixture
 def run(tmp_path):
-    """Trains on so many processes; on one, in this one."""
+    """Trains on a number of ranks; a single one runs in this process."""
 
     def run(job, processes, **options):
         plan = job.plan.model_copy(update={"world_size": processes})
