@@ -1,6 +1,6 @@
 """Checks, before training, that llama.cpp's converter can export the model that will ship.
 
-Job: `CheckGgufJob`. Only configuration and vocabulary are converted, and nothing is kept.
+Job: `CheckGgufJob`. It converts configuration and vocabulary only, and keeps nothing.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ def main(job: CheckGgufJob, reporter: Reporter) -> Done:
     return Done()
 
 
-def _write_configuration(base: Path, shown: Path) -> None:
+def _write_configuration(base: Path, folder: Path) -> None:
     """The configuration that a model trained on this base will have."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__]
-    # What ships is not quantized.
+    # The model that ships is not quantized.
     content = config.to_dict() | {"quantization_config": None, "auto_map": None}
     kept = {name: value for name, value in content.items() if value is not None}
-    (shown / "config.json").write_text(json.dumps(kept, default=str))
+    (folder / "config.json").write_text(json.dumps(kept, default=str))
 
 
 if __name__ == "__main__":

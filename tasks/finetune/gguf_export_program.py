@@ -2,11 +2,11 @@
 
 Job: `ExportGgufJob`. Its folder `out` gets `model-<type>.gguf` and a `Modelfile` for Ollama.
 
-The same model gives the same bytes. What is scored is the model in safetensors: of the GGUF file
-nothing is measured, and `f16`, `bf16` and `q8_0` round its weights.
+The same model gives the same bytes. The GGUF file itself is not scored, only the model in
+safetensors; `f16`, `bf16` and `q8_0` round its weights.
 
-The converter would run code that comes with a model, and load pickles: it is shown a folder of
-links to what is neither.
+The converter would run code that comes with a model, and load pickles. So it gets a folder of links
+to the other files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tasks.contracts.jobs import ExportGgufJob, ExportGgufResult
 from tasks.runtime.gguf_converter import how_to_install
 from tasks.runtime.program import Reporter, run
 
-_SHOWN = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+_LINKED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 _CONFIGURATIONS = ("config.json", "tokenizer_config.json")
 _WHERE = "model.gguf"
 
@@ -52,17 +52,17 @@ def main(job: ExportGgufJob, reporter: Reporter) -> ExportGgufResult:
 
 
 def gguf_name(kind: str) -> str:
-    """The name of a model's GGUF file of a type."""
+    """The name of a GGUF file whose weights have a type."""
     return f"model-{kind}.gguf"
 
 
 def modelfile(file: str, ends: list[str]) -> str:
-    """What `ollama create` reads (https://docs.ollama.com/modelfile).
+    """The text of Ollama's `Modelfile` (https://docs.ollama.com/modelfile).
 
-    No TEMPLATE: Ollama takes the chat template from the file's `tokenizer.chat_template`.
+    It has no TEMPLATE: Ollama reads the chat template from the GGUF file.
 
     Args:
-        file: The name of the GGUF file, which lies beside it.
+        file: The name of the GGUF file in the same folder.
         ends: Texts that end an answer.
     """
     stops = [f"PARAMETER stop {json.dumps(text, ensure_ascii=False)}\n" for text in ends]
@@ -70,11 +70,10 @@ def modelfile(file: str, ends: list[str]) -> str:
 
 
 def end_texts(folder: Path) -> list[str]:
-    """The special tokens that end an answer of a model, as far as its files tell, in the order of
-    their ids.
+    """The special tokens that end an answer according to a model's files, ordered by id.
 
     Args:
-        folder: With `tokenizer.json`, and perhaps `generation_config.json`.
+        folder: With `tokenizer.json`, and optionally `generation_config.json`.
     """
     added = _read(folder / "tokenizer.json").get("added_tokens", [])
     texts = {token["id"]: token["content"] for token in added if token["special"]}
@@ -89,28 +88,28 @@ def _read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def link_files(folder: Path, shown: Path) -> None:
-    """Link the files that the converter may read, without what would make it look for code.
+def link_files(folder: Path, target: Path) -> None:
+    """Link the files that the converter may read, without references to code.
 
     Args:
-        folder: With configuration, tokenizer and safetensors, as far as there are any.
-        shown: The folder that the converter gets.
+        folder: A model's folder, or a part of one.
+        target: The folder that the converter gets.
     """
-    for path in sorted(path for pattern in _SHOWN for path in folder.glob(pattern)):
+    for path in sorted(path for pattern in _LINKED for path in folder.glob(pattern)):
         if path.name in _CONFIGURATIONS:
             content = _read(path)
             content.pop("auto_map", None)
-            (shown / path.name).write_text(json.dumps(content))
+            (target / path.name).write_text(json.dumps(content))
         else:
-            (shown / path.name).symlink_to(path.resolve())
+            (target / path.name).symlink_to(path.resolve())
 
 
-def convert(converter: Path, shown: Path, file: Path, file_type: str, *options: str) -> None:
+def convert(converter: Path, model: Path, file: Path, file_type: str, *options: str) -> None:
     """Run llama.cpp's converter.
 
     Args:
-        converter: Its script.
-        shown: Folder with the files that it may read.
+        converter: The converter's script.
+        model: Folder with the files that it may read.
         file: The GGUF file to write.
         file_type: The type of its weights.
         *options: More options of the script.
@@ -119,14 +118,14 @@ def convert(converter: Path, shown: Path, file: Path, file_type: str, *options: 
         BadModel: It does not know the architecture or the tokenizer.
         BadRecipe: It lacks a module.
     """
-    arguments = ["--outtype", file_type, "--outfile", str(file), *options, str(shown)]
+    arguments = ["--outtype", file_type, "--outfile", str(file), *options, str(model)]
     try:
         with _as_script(converter, arguments):
             runpy.run_path(str(converter), run_name="__main__")
     except SystemExit as end:
-        # So it ends where it does not know the architecture, and says so in the log only.
+        # It exits if it does not know the architecture, and says so in the log only.
         if end.code:
-            raise _unknown(f"architecture {_architecture(shown)}") from None
+            raise _unknown(f"architecture {_architecture(model)}") from None
     except ModuleNotFoundError as error:
         raise BadRecipe(
             _WHERE,
@@ -136,13 +135,13 @@ def convert(converter: Path, shown: Path, file: Path, file_type: str, *options: 
         ) from error
     except Exception as error:
         if isinstance(error, OSError) or type(describe(error)) is not CodeFailed:
-            raise  # A request to stop, or out of memory or disk: no fault of the model.
-        raise _unknown(f"{_architecture(shown)}: {type(error).__name__}: {error}") from error
+            raise  # A request to stop, or no memory or disk space: not the model's fault.
+        raise _unknown(f"{_architecture(model)}: {type(error).__name__}: {error}") from error
 
 
 @contextlib.contextmanager
 def _as_script(script: Path, arguments: list[str]) -> Iterator[None]:
-    """As if it were started from the command line, with its own copy of `gguf`."""
+    """Make the script see its command line, and its own copy of `gguf`."""
     before = sys.argv, list(sys.path)
     for name in [name for name in sys.modules if name.split(".")[0] in ("gguf", "conversion")]:
         del sys.modules[name]
@@ -154,8 +153,8 @@ def _as_script(script: Path, arguments: list[str]) -> Iterator[None]:
         sys.argv, sys.path[:] = before
 
 
-def _architecture(shown: Path) -> str:
-    return ", ".join(_read(shown / "config.json").get("architectures") or ["of no name"])
+def _architecture(model: Path) -> str:
+    return ", ".join(_read(model / "config.json").get("architectures") or ["without a name"])
 
 
 def _unknown(found: str) -> BadModel:
@@ -163,7 +162,7 @@ def _unknown(found: str) -> BadModel:
         _WHERE,
         f"a model that llama.cpp's converter cannot convert ({found})",
         "an architecture and a tokenizer that it knows",
-        "set model.gguf to none, choose another base model, or give a newer converter: set "
+        "set model.gguf to none, choose another base model, or use a newer converter: set "
         "BURNISH_GGUF_CONVERTER to convert_hf_to_gguf.py of a checkout of llama.cpp",
     )
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from transformers import (
 from tasks.contracts.jobs import FinetuneJob, PinnedBase, TokenShard
 from tasks.contracts.plan import Plan
 from tasks.contracts.recipe_training import LoraRecipe, TrainingRecipe
+from tasks.runtime import gguf_converter
 from tasks.runtime.program import Reporter
 from tests.tasks.language_samples import END, sentence
 
@@ -281,3 +283,25 @@ def content(folder):
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+@pytest.fixture
+def gguf_converter_checkout(tmp_path, monkeypatch):
+    """The files of a converter in a checkout of llama.cpp, named by the environment variable."""
+    folder = tmp_path / "llama.cpp"
+    (folder / "conversion").mkdir(parents=True)
+    (folder / "sentencepiece").mkdir()
+    (folder / gguf_converter.SCRIPT).write_text("print()")
+    (folder / "conversion" / "__init__.py").write_text('MAP = {"LlamaForCausalLM": "llama"}')
+    monkeypatch.setenv(gguf_converter.VARIABLE, str(folder))
+    return folder
+
+
+@pytest.fixture
+def no_gguf_converter(tmp_path, monkeypatch):
+    """A machine without a converter."""
+    monkeypatch.delenv(gguf_converter.VARIABLE, raising=False)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "environment"))
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    return tmp_path

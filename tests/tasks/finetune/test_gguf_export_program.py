@@ -1,4 +1,4 @@
-"""The GGUF file holds the model, its tokenizer and its chat template, and llama.cpp runs it."""
+"""The GGUF file holds the model, its tokenizer and its chat template, and llama.cpp can run it."""
 
 import json
 import shutil
@@ -8,31 +8,21 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader, dequantize
-from tokenizers import Regex, Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tasks.contracts.errors import BadModel, BadRecipe
-from tasks.contracts.jobs import CheckGgufJob, Done, ExportGgufJob, ExportGgufResult
+from tasks.contracts.jobs import ExportGgufJob, ExportGgufResult
 from tasks.finetune.gguf_export_program import end_texts, modelfile
 from tasks.runtime.gguf_converter import find_converter
 from tasks.runtime.run_program import run_program
 
-# Half the last of 11 bits; and half a step of 127, of a size that is itself in f16. Relative to the
-# largest weight.
+# Rounding errors relative to the largest weight. f16: half a unit in the last of 11 bits. q8_0:
+# half of one of 127 steps, and the error of the scale, which is in f16.
 TOLERANCE = {"f16": 2**-11, "q8_0": 0.5 / 127 + 2**-11}
 
 
-def check(work, base, tokenizer):
-    """Checks whether a model can be exported."""
-    work.mkdir(parents=True, exist_ok=True)
-    job = CheckGgufJob(
-        converter=find_converter(), file_type="f16", base=base, tokenizer=tokenizer, work=work
-    )
-    return run_program("tasks.finetune.gguf_check_program", job, Done, scratch=work)
-
-
 def export(model, out, file_type="f16", converter=None):
-    """Exports a model; returns the file."""
+    """Export a model; returns the file."""
     work = out / "work"
     work.mkdir(parents=True, exist_ok=True)
     job = ExportGgufJob(
@@ -60,14 +50,14 @@ def q8_0(tiny_lm, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["f16", "q8_0"])
 def exported(request):
-    """The type, the tiny model's file of it, and what is read from that."""
+    """The type, the tiny model's file of that type, and the file's content."""
     file = request.getfixturevalue(request.param)
     return request.param, file, GGUFReader(file)
 
 
 @pytest.fixture
-def spoilt(tiny_lm, tmp_path):
-    """A copy of the tiny model, to be spoilt."""
+def model_copy(tiny_lm, tmp_path):
+    """A copy of the tiny model, to be edited."""
     return shutil.copytree(tiny_lm, tmp_path / "model")
 
 
@@ -75,7 +65,7 @@ def edit(file, **changes):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-class TestTheFile:
+class TestFile:
     def test_holds_the_weights(self, exported, tiny_lm):
         kind, file, _ = exported
         original = AutoModelForCausalLM.from_pretrained(tiny_lm).state_dict()
@@ -85,7 +75,7 @@ class TestTheFile:
             error = (read[name].float() - weight).abs().max()
             assert error <= TOLERANCE[kind] * weight.abs().max(), name
 
-    def test_is_of_the_type_that_was_asked_for(self, exported):
+    def test_weights_have_the_requested_type(self, exported):
         kind, _, read = exported
         types = {tensor.name: tensor.tensor_type.name.lower() for tensor in read.tensors}
         assert types["blk.0.attn_q.weight"] == types["token_embd.weight"] == kind
@@ -106,71 +96,53 @@ class TestTheFile:
         assert fields["tokenizer.ggml.eos_token_id"].contents() == tokenizer.eos_token_id
         assert fields["tokenizer.ggml.pre"].contents() == "smollm"
 
-    def test_is_the_same_whatever_the_folder_is_called(self, exported, tiny_lm, tmp_path):
+    def test_does_not_depend_on_the_name_of_the_folder(self, exported, tiny_lm, tmp_path):
         kind, file, _ = exported
         other = shutil.copytree(tiny_lm, tmp_path / "another-7b-v2")
         (other / "README.md").write_text("---\nlicense: mit\n---\n# Something else")
         assert export(other, tmp_path / "out", kind).read_bytes() == file.read_bytes()
 
-    def test_nothing_else_is_left(self, exported):
+    def test_no_temporary_files_are_left(self, exported):
         kind, file, _ = exported
         left = {path.name for path in file.parent.iterdir() if path.name != "work"}
         assert left == {f"model-{kind}.gguf", "Modelfile"}
         assert not [path for path in (file.parent / "work").iterdir() if path.is_dir()]
 
 
-class TestTheModelfile:
-    def test_names_the_file_and_the_end_of_an_answer(self, exported):
+class TestModelfile:
+    def test_names_the_file_and_the_stop_token(self, exported):
         kind, file, _ = exported
         written = (file.parent / "Modelfile").read_text()
         assert written == f'FROM ./model-{kind}.gguf\nPARAMETER stop "<|im_end|>"\n'
 
-    def test_has_every_end_that_the_model_generates(self, spoilt):
-        edit(spoilt / "generation_config.json", eos_token_id=[2, 0])
-        assert end_texts(spoilt) == ["<|endoftext|>", "<|im_end|>"]
+    def test_has_every_stop_token_of_the_generation_config(self, model_copy):
+        edit(model_copy / "generation_config.json", eos_token_id=[2, 0])
+        assert end_texts(model_copy) == ["<|endoftext|>", "<|im_end|>"]
 
-    def test_quotes_what_needs_it(self):
+    def test_quotes_stop_tokens(self):
         assert modelfile("m.gguf", ['"</s>']) == 'FROM ./m.gguf\nPARAMETER stop "\\"</s>"\n'
 
 
-class TestBeforeTraining:
-    def test_a_base_that_the_converter_knows_leaves_nothing(self, tiny_lm, tmp_path):
-        assert check(tmp_path / "work", tiny_lm, tiny_lm) == Done()
-        assert not [path for path in (tmp_path / "work").iterdir() if path.is_dir()]
-
-    def test_a_tokenizer_that_it_does_not_know(self, spoilt, tiny_lm, tmp_path):
-        tokenizer = Tokenizer.from_file(str(spoilt / "tokenizer.json"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex("."), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-        tokenizer.save(str(spoilt / "tokenizer.json"))
-        with pytest.raises(BadModel, match=r"model\.gguf.*LlamaForCausalLM.*pre-tokenizer"):
-            check(tmp_path / "work", tiny_lm, spoilt)
-
-
-class TestWhatCannotBeExported:
-    def test_an_unknown_architecture(self, spoilt, tmp_path):
-        edit(spoilt / "config.json", architectures=["StrangeForCausalLM"])
+class TestRefusals:
+    def test_an_unknown_architecture_is_refused(self, model_copy, tmp_path):
+        edit(model_copy / "config.json", architectures=["StrangeForCausalLM"])
         with pytest.raises(BadModel, match="architecture StrangeForCausalLM"):
-            export(spoilt, tmp_path / "out")
+            export(model_copy, tmp_path / "out")
 
-    def test_pickled_weights_are_not_even_seen(self, spoilt, tmp_path):
-        (spoilt / "model.safetensors").rename(spoilt / "pytorch_model.bin")
+    def test_pickled_weights_are_ignored(self, model_copy, tmp_path):
+        (model_copy / "model.safetensors").rename(model_copy / "pytorch_model.bin")
         with pytest.raises(BadModel, match="no weights in safetensors"):
-            export(spoilt, tmp_path / "out")
+            export(model_copy, tmp_path / "out")
 
-    def test_code_that_comes_with_a_model_is_not_run(self, spoilt, tmp_path):
+    def test_code_that_comes_with_a_model_is_not_run(self, model_copy, tmp_path):
         code = f"open({str(tmp_path / 'ran')!r}, 'w')"
-        (spoilt / "own.py").write_text(code)
-        edit(spoilt / "config.json", auto_map={"AutoConfig": "own.Config"})
-        edit(spoilt / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.T", "own.T"]})
-        assert export(spoilt, tmp_path / "out").is_file()
+        (model_copy / "own.py").write_text(code)
+        edit(model_copy / "config.json", auto_map={"AutoConfig": "own.Config"})
+        edit(model_copy / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.T", "own.T"]})
+        assert export(model_copy, tmp_path / "out").is_file()
         assert not (tmp_path / "ran").exists()
 
-    def test_a_converter_without_its_modules(self, tiny_lm, tmp_path):
+    def test_a_converter_without_its_modules_is_refused(self, tiny_lm, tmp_path):
         script = tmp_path / "convert_hf_to_gguf.py"
         script.write_text("import what_is_not_there")
         with pytest.raises(BadRecipe, match=r"'what_is_not_there'.*pip install"):
@@ -212,7 +184,7 @@ class TestLlamaCpp:
         return xllamacpp.Server(settings)
 
     @pytest.mark.parametrize("message", MESSAGES)
-    def test_same_answer_to_a_chat(self, smollm2, server, message):
+    def test_gives_the_same_answer_to_a_chat(self, smollm2, server, message):
         model, tokenizer, _ = smollm2
         chat = [{"role": "user", "content": message}]
         ids = tokenizer.apply_chat_template(

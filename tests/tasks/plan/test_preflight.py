@@ -166,6 +166,46 @@ class TestTheDisk:
         refuse(**wanted)
 
 
+# Changes that ask for the GGUF file of a language model.
+GGUF: dict[str, Any] = {
+    "gguf": "f16",
+    "task": "instruction",
+    "inspected": inspected(architecture="LlamaForCausalLM"),
+}
+
+
+class TestGguf:
+    def test_a_model_that_the_converter_knows_passes(self, refuse, gguf_converter_checkout):
+        refuse(**GGUF)
+
+    def test_without_a_converter_the_field_and_the_command_are_named(
+        self, refuse, no_gguf_converter
+    ):
+        with pytest.raises(BadRecipe, match=r"model\.gguf: found f16.*pip install --no-deps"):
+            refuse(**GGUF)
+
+    def test_a_converter_without_a_module_that_it_imports_is_refused(
+        self, refuse, gguf_converter_checkout, monkeypatch
+    ):
+        (gguf_converter_checkout / "sentencepiece").rmdir()
+        monkeypatch.setattr(sys, "path", [])
+        with pytest.raises(BadRecipe, match="without the module sentencepiece"):
+            refuse(**GGUF)
+
+    def test_an_architecture_that_the_converter_does_not_know_is_refused(
+        self, refuse, gguf_converter_checkout
+    ):
+        with pytest.raises(BadRecipe, match="SomeForCausalLM, which the converter"):
+            refuse(**GGUF | {"inspected": inspected(architecture="SomeForCausalLM")})
+
+    def test_a_classifier_is_refused(self, refuse, gguf_converter_checkout):
+        with pytest.raises(BadRecipe, match="for a classifier"):
+            refuse(**GGUF | {"task": "text-classification"})
+
+    def test_no_converter_is_needed_without_a_gguf_file(self, refuse, no_gguf_converter):
+        refuse(**GGUF | {"gguf": "none"})
+
+
 class TestMemory:
     def test_a_refusal_says_what_would_help_and_by_how_much(self):
         remedies = (
