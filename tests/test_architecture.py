@@ -10,6 +10,8 @@ from pathlib import Path
 import grimp
 import pytest
 
+from flows.retrain import PRODUCERS, STEPS
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("flows", "infra", "tasks")
 
@@ -82,11 +84,6 @@ class TestImports:
     def test_only_programs_and_their_parts_import_the_package_evaluate(self, graph):
         others = [module for module in own_modules(graph) if not is_part_of_a_program(module)]
         assert chains(graph, others, "evaluate") == []
-
-    def test_no_module_of_flows_has_the_name_of_an_installed_package(self, graph):
-        # Prefect puts the folder of a flow first on the path of modules.
-        names = {module.split(".")[1] for module in graph.modules if module.startswith("flows.")}
-        assert not names & {module for module in graph.modules if "." not in module}
 
 
 class TestFiles:
@@ -176,3 +173,15 @@ def used_names(path: Path) -> list[tuple[str, int]]:
                 names = [text.split(".")[-1] for text in texts if isinstance(text, str)]
         found += [(name, node.lineno) for name in names if is_private(name)]
     return found
+
+
+class TestArtifacts:
+    def test_every_kind_that_a_step_stores_has_a_producer_to_repeat(self):
+        stored = set()
+        for path in files("tasks"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "put":
+                    stored |= {arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)}
+        # A release's provenance is stored when it is published, which is no step.
+        assert stored - {"provenance"} == PRODUCERS.keys()
+        assert set(PRODUCERS.values()) == set(STEPS)
