@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a stand-in of the Hugging Face Hub and a real S3 server.
+"""Fixtures for all tests: a fake Hugging Face Hub and a real S3 server.
 
 `hub` and `s3` are servers that live as long as the test session. `hub_env` and `s3_env` are for
 one test each: they make the ordinary clients, in this process and in child processes, talk to
@@ -42,7 +42,7 @@ from tests.doubles.s3 import S3Server
 
 @pytest.fixture(scope="session")
 def hub():
-    """The Hub stand-in. Prefer `hub_env`, which also empties it."""
+    """The fake Hub. Prefer `hub_env`, which also resets it."""
     with HubServer() as server:
         yield server
 

@@ -1,1 +1,1 @@
-"""Stand-ins for the services that a run talks to, for tests that need no network."""
+"""Local servers in place of the services that a run uses, for tests without a network."""

@@ -1,13 +1,12 @@
-"""A stand-in for the Hugging Face Hub: the part of its HTTP API that `huggingface_hub` uses.
+"""A fake Hugging Face Hub: the part of its HTTP API that `huggingface_hub` uses.
 
     with HubServer() as hub:
         api = HfApi(endpoint=hub.endpoint, token=hub.token)
         api.create_repo("ci/model")
 
-What a real Hub decides about a request (who may write, which parent a commit must have, which
-names are taken) is decided here too, with its status codes and error headers. Who owns a
-namespace is not: any write token may write to any. Requests can be made to fail, and a test
-can act in the middle of one.
+Like the real Hub, it checks permissions, parent commits and name conflicts, with the same status
+codes and error headers. It does not check who owns a namespace: a write token can write to any.
+Requests can be made to fail, and a test can act in the middle of one.
 """
 
 import hashlib
@@ -22,12 +21,12 @@ from .hub_repo import GITATTRIBUTES, File, HubError, Repo, git_oid, is_lfs, lfs_
 
 
 class HubServer:
-    """The stand-in, on a free port of 127.0.0.1; what it keeps is in memory.
+    """The fake Hub, on a free port of 127.0.0.1; it keeps everything in memory.
 
     Attributes:
         tokens: role ("write" or "read") of each valid token.
         requests: every request so far, as "METHOD /path".
-        unknown: those among them that no route answers.
+        unknown: the requests that no route handles.
         repos: the repositories by (kind, id), kind being "model" or "dataset".
     """
 
@@ -45,7 +44,7 @@ class HubServer:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: repositories, contents, log, faults and changed tokens."""
+        """Reset repositories, contents, request log, faults and tokens."""
         self.tokens = {self.token: "write", self.read_token: "read"}
         self.requests: list[str] = []
         self.unknown: list[str] = []
@@ -56,22 +55,22 @@ class HubServer:
 
     @property
     def endpoint(self) -> str:
-        """The value for HF_ENDPOINT; a stop and a start do not change it."""
+        """The value for HF_ENDPOINT; it stays the same after a restart."""
         return f"http://127.0.0.1:{self._port}"
 
     def start(self) -> Self:
-        """Begin to answer; nothing happens if it does already."""
+        """Start the server, if it is not running."""
         if self._listener:
             return self
         self._listener = Listener(("127.0.0.1", self._port), self.request_class, self)
         self._port = self._listener.server_port
-        # Each stop waits for the next poll, which by default comes every half second.
+        # A stop waits for the next poll, by default up to half a second.
         serve = self._listener.serve_forever
         threading.Thread(target=serve, args=(0.02,), daemon=True).start()
         return self
 
     def stop(self) -> None:
-        """Refuse connections and cut those that are open; repositories are kept."""
+        """Refuse new connections and close open ones; repositories are kept."""
         if self._listener:
             self._listener.shutdown()
             self._listener.server_close()
@@ -84,10 +83,10 @@ class HubServer:
     def __exit__(self, *_) -> None:
         self.stop()
 
-    # Faults: each strikes the next `times` requests whose path the pattern `path` is found in
+    # Faults: each applies to the next `times` requests whose path matches the pattern `path`
 
     def fail_next(self, method: str, path: str, *, status=500, times=1, applied=False) -> None:
-        """Answer with an error. With `applied`, the request takes effect nevertheless."""
+        """Respond with an error. With `applied`, the request takes effect anyway."""
 
         def strike(request: Request) -> None:
             if applied:
@@ -97,7 +96,8 @@ class HubServer:
         self._plan(method, path, times, strike)
 
     def drop_next(self, method: str, path: str, *, times=1, applied=False) -> None:
-        """Hang up. With `applied`, the request takes effect and half of the answer is sent."""
+        """Close the connection. With `applied`, the request takes effect and half of the response
+        is sent."""
 
         def strike(request: Request) -> None:
             if applied:
@@ -108,7 +108,7 @@ class HubServer:
         self._plan(method, path, times, strike)
 
     def on_next(self, method: str, path: str, action: Callable[[], object], *, times=1) -> None:
-        """Call `action` before the answer: to get in between, to delay, or to kill the caller."""
+        """Call `action` before the response: to interfere, to delay, or to kill the client."""
 
         def strike(request: Request) -> None:
             action()
@@ -121,7 +121,7 @@ class HubServer:
             self._faults.append(Fault(method, path, times, strike))
 
     def take_fault(self, method: str, path: str) -> Fault | None:
-        """Use up one of the faults that wait for such a request."""
+        """Return the next planned fault for such a request, and count it."""
         with self.lock:
             for fault in self._faults:
                 if fault.times and fault.method == method and re.search(fault.path, path):
@@ -129,7 +129,7 @@ class HubServer:
                     return fault
         return None
 
-    # Contents, for tests to prepare and to look at without a client
+    # Contents, for tests to set up and to inspect without a client
 
     def add_repo(
         self,
@@ -139,7 +139,7 @@ class HubServer:
         kind: str = "model",
         private: bool = False,
     ) -> Repo:
-        """Make a repository with one commit that holds `files`."""
+        """Create a repository with one commit that contains `files`."""
         with self.lock:
             repo = Repo(repo_id, kind, private)
             contents = {".gitattributes": GITATTRIBUTES, **(files or {})}
@@ -157,18 +157,18 @@ class HubServer:
         return self.store_regular(data)
 
     def store_regular(self, data: bytes) -> File:
-        """Keep the contents of a file that git itself holds."""
+        """Store the contents of a file that is not in large file storage."""
         file = File(git_oid(data), len(data))
         self.blobs[file.oid] = data
         return file
 
     def uploaded(self, sha256: str, size: int) -> File:
-        """A large file whose contents must have been uploaded before a commit names it."""
+        """Return a large file, whose contents must have been uploaded before the commit."""
         if sha256 not in self.blobs:
             raise HubError(400, "LFS pointer pointed to a file that does not exist")
         return lfs_file(sha256, size)
 
     def files(self, repo_id: str, rev: str = "main", *, kind: str = "model") -> dict[str, bytes]:
-        """The contents of a revision, by path."""
+        """Return the contents of a revision, by path."""
         tree = self.repos[kind, repo_id].resolve(rev).tree
         return {path: self.blobs[file.lfs or file.oid] for path, file in tree.items()}

@@ -1,4 +1,4 @@
-"""The routes of the Hub stand-in, one method each."""
+"""The routes of the fake Hub, one method each."""
 
 import base64
 import hashlib
@@ -20,10 +20,10 @@ LFS = r"/lfs/(?P<oid>[0-9a-f]{64})"
 class HubRequest(Request):
     """A request to the Hub's API, its file pages or its large file storage."""
 
-    # Who may do what
+    # Permissions
 
     def check_token(self) -> None:
-        """Find the caller's role: "" without a token. An unknown token is refused everywhere."""
+        """Set the client's role, empty without a token. An unknown token is always refused."""
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token and token not in self.hub.tokens:
             raise HubError(401, "Invalid credentials in Authorization header")
@@ -36,7 +36,7 @@ class HubRequest(Request):
             raise HubError(403, "Forbidden: you must use a write token")
 
     def repo(self, kind: str, repo_id: str) -> Repo:
-        """A repository that the caller may see: what he may not see is "not found" to him."""
+        """Return a repository; one that the client may not read is "not found"."""
         repo = self.hub.repos.get((kind, repo_id))
         if not repo or (repo.private and not self.role):
             raise HubError(404 if self.role else 401, "Repository not found", "RepoNotFound")
@@ -78,7 +78,7 @@ class HubRequest(Request):
         kind, repo_id = self.repo_named_in_body()
         url = f"{self.hub.endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
         if (kind, repo_id) in self.hub.repos:
-            # With `exist_ok`, the client reads the address out of the refusal.
+            # With `exist_ok`, the client reads the URL from this error.
             return Reply.of_json({"error": f"This {kind} repo exists already", "url": url}, 409)
         self.hub.add_repo(repo_id, kind=kind, private=self.json().get("visibility") == "private")
         return {"url": url, "name": repo_id}
@@ -117,7 +117,7 @@ class HubRequest(Request):
         }
 
     def card(self, commit: Commit) -> dict:
-        """The metadata at the head of README.md."""
+        """Return the metadata at the top of README.md."""
         readme = commit.tree.get("README.md")
         text = self.hub.blobs[readme.oid].decode() if readme else ""
         match = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
@@ -146,7 +146,7 @@ class HubRequest(Request):
         return {"files": [self.upload_mode(tree, file) for file in self.json()["files"]]}
 
     def upload_mode(self, tree: Tree, wanted: dict) -> dict:
-        """How to upload a file, and what is there now: equal contents are not sent again."""
+        """Return how to upload a file, and the current object id: equal contents are not sent."""
         path = wanted["path"]
         mode = "lfs" if is_lfs(path, wanted["size"]) else "regular"
         there = tree.get(path)
@@ -172,7 +172,7 @@ class HubRequest(Request):
         return {"success": True, "commitOid": new.id, "commitUrl": url}
 
     def apply(self, operation: str, value: dict, tree: Tree) -> None:
-        """Carry out one line of a commit on `tree`."""
+        """Apply one operation of a commit to `tree`."""
         path = value["path"]
         if operation == "file":
             tree[path] = self.hub.store_regular(base64.b64decode(value["content"]))
@@ -226,7 +226,7 @@ class HubRequest(Request):
     def delete_branch(self, kind, repo_id, rev):
         return remove_ref(self.repo_to_write(kind, repo_id).branches, rev)
 
-    # Large file storage; its URLs ask for no token, for on the real Hub they are signed
+    # Large file storage; its URLs need no token, because the real Hub signs them
 
     @route("POST", PAGE + r"\.git/info/lfs/objects/batch")
     def lfs_batch(self, kind, repo_id):
@@ -238,7 +238,7 @@ class HubRequest(Request):
         return {"transfer": "basic", "objects": objects}
 
     def lfs_actions(self, oid: str, size: int) -> dict:
-        """Where to upload a large file: in one go, or in parts if it is larger than a part."""
+        """Return the upload URL of a large file, or of its parts if it is larger than one part."""
         storage, part_bytes = f"{self.hub.endpoint}/lfs/{oid}", self.hub.lfs_part_bytes
         upload = {"href": storage}
         if size > part_bytes:
@@ -249,7 +249,7 @@ class HubRequest(Request):
 
     def store_lfs(self, oid: str, data: bytes) -> dict:
         if hashlib.sha256(data).hexdigest() != oid:
-            raise HubError(400, "The contents have another sha256 than their name says")
+            raise HubError(400, "The SHA-256 of the contents differs from the object id")
         self.hub.blobs[oid] = data
         return {}
 
@@ -294,10 +294,10 @@ class HubRequest(Request):
         return self.contents(file.oid, headers)
 
     def lfs_headers(self, repo: Repo, commit: Commit, file: File) -> dict:
-        """What sends a download on to large file storage.
+        """Return the headers that redirect a download to large file storage.
 
-        Storage has another host name. Within one host the client follows the redirect before
-        it reads the headers, and would miss X-Repo-Commit.
+        The storage has another host name: within one host, the client would follow the redirect
+        before it reads the headers, and miss X-Repo-Commit.
         """
         storage = self.hub.endpoint.replace("127.0.0.1", "localhost")
         return {
@@ -307,7 +307,7 @@ class HubRequest(Request):
         }
 
     def contents(self, oid: str, headers: dict) -> Reply:
-        """Contents, or the range of them that is asked for."""
+        """Return contents, or the requested range of them."""
         if oid not in self.hub.blobs:
             raise HubError(404, "No such contents")
         data = self.hub.blobs[oid]
@@ -321,7 +321,7 @@ class HubRequest(Request):
 
 
 def list_refs(folder: str, names: dict[str, str]) -> list[dict]:
-    """Branches or tags, as the API shows them."""
+    """Return branches or tags, as the API shows them."""
     return [
         {"name": name, "ref": f"refs/{folder}/{name}", "targetCommit": commit_id}
         for name, commit_id in names.items()
@@ -329,7 +329,7 @@ def list_refs(folder: str, names: dict[str, str]) -> list[dict]:
 
 
 def add_ref(names: dict[str, str], name: str, commit: Commit) -> dict:
-    """Let a new branch or tag stand for `commit`."""
+    """Add a branch or tag."""
     if name in names:
         raise HubError(409, f"Reference already exists: {name}")
     names[name] = commit.id
@@ -337,7 +337,7 @@ def add_ref(names: dict[str, str], name: str, commit: Commit) -> dict:
 
 
 def remove_ref(names: dict[str, str], name: str) -> dict:
-    """Forget a branch or tag."""
+    """Remove a branch or tag."""
     if names.pop(name, None) is None:
         raise HubError(404, f"No such reference: {name}", "RevisionNotFound")
     return {}

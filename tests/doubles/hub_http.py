@@ -1,4 +1,4 @@
-"""HTTP for the Hub stand-in: reads requests, finds their route, sends or spoils the answer."""
+"""HTTP for the fake Hub: reads requests, finds their route, sends or breaks the response."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from .hub_repo import HubError
 
 @dataclass
 class Reply:
-    """An answer that is not simply status 200 with a JSON body."""
+    """A response other than status 200 with a JSON body."""
 
     body: bytes = b""
     status: int = 200
@@ -23,15 +23,15 @@ class Reply:
 
     @classmethod
     def of_json(cls, data, status: int = 200, headers: dict | None = None) -> "Reply":
-        """An answer with a JSON body."""
+        """Return a response with a JSON body."""
         headers = {"Content-Type": "application/json", **(headers or {})}
         return cls(json.dumps(data).encode(), status, headers)
 
 
 def route(method: str, path: str):
-    """Let the decorated method answer these requests; named groups of `path` are its arguments.
+    """Route these requests to the decorated method; named groups of `path` are its arguments.
 
-    It returns a Reply, or what goes into a JSON body, and is free to raise HubError.
+    The method returns a Reply or the content of a JSON body, and may raise HubError.
     """
 
     def mark(work: Callable) -> Callable:
@@ -42,7 +42,7 @@ def route(method: str, path: str):
 
 
 class Listener(ThreadingHTTPServer):
-    """Remembers open connections: a client's idle ones would outlive `HubServer.stop`."""
+    """Tracks open connections: a client's idle connections would outlive `HubServer.stop`."""
 
     daemon_threads = True
 
@@ -60,7 +60,7 @@ class Listener(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request, client_address):
-        """Say nothing of clients that went away: tests kill them on purpose."""
+        """Ignore clients that disconnect: tests kill them on purpose."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -70,10 +70,10 @@ class Listener(ThreadingHTTPServer):
 
 
 class Request(BaseHTTPRequestHandler):
-    """One request: subclasses say what to answer, by methods marked with `route`."""
+    """One request. Subclasses handle it with methods marked with `route`."""
 
     protocol_version = "HTTP/1.1"
-    # Headers and body go out as two packets: without this each answer waits 40 ms for an ACK.
+    # Headers and body are two packets: without this each response waits 40 ms for an ACK.
     disable_nagle_algorithm = True
     server: Listener
 
@@ -81,7 +81,7 @@ class Request(BaseHTTPRequestHandler):
         """Keep standard error clean: `HubServer.requests` is the log."""
 
     def handle_request(self) -> None:
-        """Answer, unless a planned fault strikes."""
+        """Respond, unless there is a planned fault."""
         url = urlsplit(self.path)
         self.url_path = url.path
         self.query = {name: values[0] for name, values in parse_qs(url.query).items()}
@@ -110,7 +110,7 @@ class Request(BaseHTTPRequestHandler):
         return json.loads(self.body)
 
     def answer(self) -> Reply:
-        """Do the work of this request, one request at a time."""
+        """Handle this request; one request at a time."""
         try:
             work, arguments = self.find_route()
             with self.hub.lock:
@@ -126,16 +126,16 @@ class Request(BaseHTTPRequestHandler):
             for method, pattern in getattr(getattr(type(self), name), "routes", []):
                 if method == wanted and (match := pattern.fullmatch(self.url_path)):
                     groups = match.groupdict(default="").items()
-                    # Unquoted only now: a quoted slash is part of a name, not of the path.
+                    # Unquoted after matching: a quoted slash is part of a name.
                     return getattr(self, name), {key: unquote(text) for key, text in groups}
         self.hub.unknown.append(f"{self.command} {self.url_path}")
         raise HubError(404, f"No route for {self.command} {self.url_path}")
 
     def check_token(self) -> None:
-        """Raise HubError for a caller who may not ask anything."""
+        """Raise HubError if the client's token is invalid."""
 
     def send(self, reply: Reply, cut_short: bool = False) -> None:
-        """Send an answer; with `cut_short`, only half of its body."""
+        """Send a response; with `cut_short`, only half of its body."""
         self.send_response(reply.status)
         for name, value in reply.headers.items():
             self.send_header(name, value)
@@ -148,14 +148,14 @@ class Request(BaseHTTPRequestHandler):
             self.wfile.write(reply.body)
 
     def hang_up(self) -> None:
-        """End the connection without an answer, or in the middle of it."""
+        """Close the connection, before or in the middle of the response."""
         self.close_connection = True
         cut(self.connection)
 
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests that match, in place of a plain answer."""
+    """What happens to the next `times` matching requests instead of a normal response."""
 
     method: str
     path: str
@@ -164,6 +164,6 @@ class Fault:
 
 
 def cut(connection: socket.socket) -> None:
-    """End a connection at once; the other side may have been faster."""
+    """Close a connection at once; the client may have closed it already."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)

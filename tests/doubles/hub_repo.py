@@ -1,4 +1,4 @@
-"""What the Hub stand-in keeps: repositories, their commits and the files in them."""
+"""The fake Hub's data: repositories, their commits and files."""
 
 import hashlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ GITATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs\n" for suffix 
 
 
 class HubError(Exception):
-    """An error answer, with the headers from which the client tells its exceptions apart."""
+    """An error response, with the headers that the client maps to its exceptions."""
 
     def __init__(self, status: int, message: str, code: str = "", headers: dict | None = None):
         super().__init__(message)
@@ -23,7 +23,7 @@ class HubError(Exception):
 
 @dataclass(frozen=True)
 class File:
-    """One file of a commit; `lfs` is the sha256 of a file kept in large file storage."""
+    """One file of a commit; `lfs` is the SHA-256 of a file in large file storage."""
 
     oid: str
     size: int
@@ -31,7 +31,7 @@ class File:
     xet: str | None = None
 
     def as_json(self, path: str) -> dict:
-        """This file as the tree and paths-info routes show it."""
+        """Return this file as the tree and paths-info routes show it."""
         info = {"type": "file", "path": path, "oid": self.oid, "size": self.size}
         if self.lfs:
             info["lfs"] = {"oid": self.lfs, "size": self.size, "pointerSize": 130}
@@ -45,7 +45,7 @@ Tree = dict[str, File]
 
 @dataclass(frozen=True)
 class Commit:
-    """A snapshot of all files of a repository, and the commit it was made on."""
+    """A snapshot of all files of a repository, and its parent commit."""
 
     id: str
     parent: str | None
@@ -58,7 +58,7 @@ class Commit:
 
 @dataclass
 class Repo:
-    """A model or data set repository: commits, and the branches and tags that name them."""
+    """A model or dataset repository: commits, branches and tags."""
 
     id: str
     kind: str
@@ -68,10 +68,10 @@ class Repo:
     tags: dict[str, str] = field(default_factory=dict)
 
     def commit(self, branch: str, tree: Tree, title: str, message: str, author: str) -> Commit:
-        """Put a new commit at the head of `branch`."""
+        """Add a commit to `branch`."""
         parent = self.branches.get(branch)
         date = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        # The running number tells apart equal commits made within one tick of the clock.
+        # The number distinguishes equal commits within one clock tick.
         identity = f"{self.id} {parent} {title} {date} {len(self.commits)}"
         commit_id = hashlib.sha1(identity.encode()).hexdigest()
         commit = Commit(commit_id, parent, title, message, author, date, tree)
@@ -80,7 +80,7 @@ class Repo:
         return commit
 
     def resolve(self, rev: str) -> Commit:
-        """The commit that a branch, a tag, a full ref or a commit id stands for."""
+        """Return the commit of a branch, a tag, a full ref or a commit id."""
         name = rev.removeprefix("refs/heads/").removeprefix("refs/tags/")
         commit_id = self.branches.get(name) or self.tags.get(name) or rev
         if commit_id not in self.commits:
@@ -88,7 +88,7 @@ class Repo:
         return self.commits[commit_id]
 
     def history(self, rev: str) -> Iterator[Commit]:
-        """The commits that led to `rev`, newest first."""
+        """Yield the commits up to `rev`, newest first."""
         commit_id = self.resolve(rev).id
         while commit_id:
             commit = self.commits[commit_id]
@@ -97,23 +97,23 @@ class Repo:
 
 
 def git_oid(data: bytes) -> str:
-    """The name git gives to these contents."""
+    """Return the git object id of these contents."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def is_lfs(path: str, size: int) -> bool:
-    """Whether the Hub keeps such a file in large file storage."""
+    """Whether the Hub stores such a file in large file storage."""
     return path.endswith(LFS_SUFFIXES) or size > LFS_ABOVE_BYTES
 
 
 def lfs_file(sha256: str, size: int, xet: str | None = None) -> File:
-    """A large file, of which git itself sees only a pointer."""
+    """Return a large file; git stores only a pointer to it."""
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n"
     return File(git_oid(pointer.encode()), size, sha256, xet)
 
 
 def list_tree(tree: Tree, folder: str = "") -> list[dict]:
-    """All folders and files below `folder`, as the API shows them."""
+    """Return all folders and files in `folder`, as the API shows them."""
     below = f"{folder}/" if folder else ""
     files = {path: file for path, file in tree.items() if path.startswith(below)}
     folders = set()

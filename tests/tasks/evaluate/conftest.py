@@ -16,7 +16,7 @@ from tasks.load.dataset import texts_by_hash
 from tasks.load.splits import TEST
 from tasks.storage.store import open_store
 from tests.conftest import avoid_proxies
-from tests.doubles.judge import LlmJudgeServer
+from tests.doubles.llm_judge import LlmJudgeServer
 from tests.tasks.evaluate.samples import JUDGE_KEY
 from tests.tasks.samples import load_data, run_context, some_rows, write_jsonl
 

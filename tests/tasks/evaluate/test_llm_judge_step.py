@@ -8,7 +8,7 @@ from tasks.contracts.errors import LlmJudgeFailed
 from tasks.contracts.recipe_evaluation import LlmJudgeRecipe
 from tasks.evaluate import llm_judge_client
 from tasks.evaluate.llm_judge_step import LlmJudgeInputs, ask_llm_judge
-from tests.doubles.judge import likes_first
+from tests.doubles.llm_judge import likes_first
 from tests.tasks.evaluate.samples import JUDGE_KEY
 
 

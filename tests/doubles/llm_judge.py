@@ -1,4 +1,4 @@
-"""A server that speaks as much of OpenAI's chat completions as a judge needs."""
+"""A fake LLM judge: a server with the part of OpenAI's chat completions API that judging uses."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ Rule = Callable[[str, str], str]
 
 
 def likes_longer(first: str, second: str) -> str:
-    """Names the longer answer; neither, where they are as long."""
+    """Prefer the longer answer; a tie if both have the same length."""
     if len(first) == len(second):
-        return "They are as long. [[C]]"
+        return "They have the same length. [[C]]"
     return f"Length counts: [[{'A' if len(first) > len(second) else 'B'}]]"
 
 
 def likes_first(first: str, second: str) -> str:
-    """Names whatever comes first."""
+    """Prefer the answer that comes first."""
     return "The first one it is. [[A]]"
 
 
 class LlmJudgeServer:
-    """Answers by a rule; use by `with`.
+    """Judges by a rule; a context manager.
 
     Attributes:
-        rule: Of both answers, what is said.
-        fail: Of the number of a request, from 0, a status and headers to fail with; None: none.
-        drop: Of the number of a request, whether the line goes dead without a word.
-        spoil: Of the number of a request, a body to send instead; None: none.
-        wait: Seconds before each answer.
-        requests: What was asked: path, headers and body of each.
+        rule: Maps both answers to the judge's reply.
+        fail: Maps a request number, from 0, to a status and headers to fail with, or None.
+        drop: Maps a request number to whether the connection is closed without a response.
+        spoil: Maps a request number to a response body to send instead, or None.
+        wait: Seconds to wait before each response.
+        requests: Path, headers and body of each request.
     """
 
     def __init__(self) -> None:
@@ -75,15 +75,15 @@ class LlmJudgeServer:
 
     @property
     def questions(self) -> list[str]:
-        """What was asked."""
+        """The last message of each request."""
         return [each["body"]["messages"][-1]["content"] for each in self.requests]
 
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
         body = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
-        asked = {"path": request.path, "headers": dict(request.headers), "body": body}
+        received = {"path": request.path, "headers": dict(request.headers), "body": body}
         with self._lock:
             number = len(self.requests)
-            self.requests.append(asked)
+            self.requests.append(received)
         if self.wait:
             self.stopped.wait(self.wait)
         if self.drop(number):
@@ -92,9 +92,9 @@ class LlmJudgeServer:
         failure = self.fail(number)
         if failure:
             status, headers = failure
-            # As such servers do: what was sent is said again.
-            said = f"no, {request.headers.get('Authorization')}: {body['model']}"
-            return self._send(request, status, said.encode(), headers)
+            # Real servers, too, repeat the request in their errors.
+            text = f"no, {request.headers.get('Authorization')}: {body['model']}"
+            return self._send(request, status, text.encode(), headers)
         spoiled = self.spoil(number)
         if spoiled is not None:
             return self._send(request, 200, spoiled, {})
@@ -115,4 +115,4 @@ class LlmJudgeServer:
             request.end_headers()
             request.wfile.write(body)
         except OSError:
-            pass  # Whoever asked did not wait.
+            pass  # The client has closed the connection.
