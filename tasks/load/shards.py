@@ -163,7 +163,7 @@ def _label_stats(rows: Rows, index: np.ndarray) -> dict[str, Any]:
 
 def _language_stats(rows: Rows) -> dict[str, Any]:
     return {
-        "forms": dict(sorted(Counter(rows.row_formats).items())),
+        "row_formats": dict(sorted(Counter(rows.row_formats).items())),
         "answer_lengths": _histogram(rows.answer_lengths),
     }
 

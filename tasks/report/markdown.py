@@ -145,7 +145,7 @@ def data_markdown(now: dict[str, Any], before: dict[str, Any] | None) -> str:
         f"- {now['duplicates_dropped']:,} exact duplicates were dropped.",
         f"- {sum(now['leaks_dropped'].values()):,} examples were dropped because their inputs are "
         "also in the validation or test split.",
-        *(_label_lines(now) if "labels" in now else _form_lines(now)),
+        *(_label_lines(now) if "labels" in now else _row_format_lines(now)),
         f"- {now['near_duplicates']['estimate']:,} of {now['near_duplicates']['of']:,} validation "
         "and test examples closely resemble a training example (an estimate).",
         f"- Characters per text: {_percentiles(now['characters'])}.",
@@ -163,9 +163,9 @@ def _label_lines(now: dict[str, Any]) -> list[str]:
     return [f"- {now['conflicts']['inputs']:,} inputs have more than one label."]
 
 
-def _form_lines(now: dict[str, Any]) -> list[str]:
-    forms = ", ".join(f"{count:,} {form}" for form, count in now["forms"].items())
-    lines = [f"- Row formats: {forms}."]
+def _row_format_lines(now: dict[str, Any]) -> list[str]:
+    formats = ", ".join(f"{count:,} {name}" for name, count in now["row_formats"].items())
+    lines = [f"- Row formats: {formats}."]
     if now["answer_characters"]:
         lines.append(f"- {now['several_answers']['inputs']:,} inputs have several answers.")
         lines.append(f"- Characters per answer: {_percentiles(now['answer_characters'])}.")

@@ -76,12 +76,12 @@ class TestLanguageReport:
         path = write_jsonl(tmp_path / "a.jsonl", rows)
         loaded = load_data(path, context, "completion")
         report = report_of(loaded, context)
-        assert report["forms"] == {"prompt-completion": 403, "text": 100}
+        assert report["row_formats"] == {"prompt-completion": 403, "text": 100}
         assert "labels" not in report
         longest = max(len(row["a"]) for row in faq_rows()[100:])
         assert 15 / 16 * longest <= report["answer_characters"]["p100"] <= longest
         text = data_markdown(report, None)
-        assert "- Rows were recognised as: 403 prompt-completion, 100 text." in text
+        assert "- Row formats: 403 prompt-completion, 100 text." in text
         assert f"- {report['several_answers']['inputs']} inputs have several answers." in text
         assert f"| rows | {loaded.rows['train']} |" in text
         labelled = {"rows": {"train": 1}, "labels": {"a": {}}}

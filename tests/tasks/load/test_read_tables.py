@@ -51,7 +51,7 @@ class TestTables:
         pq.write_table(pa.Table.from_pylist(mixed), tmp_path / "a.parquet")
         context = run_context(tmp_path)
         report = report_of(load_data(tmp_path / "a.parquet", context, "instruction"), context)
-        assert report["forms"] == {"alpaca": 303, "messages": 200}
+        assert report["row_formats"] == {"alpaca": 303, "messages": 200}
 
 
 class TestCheckTable:
