@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tasks.contracts.plan import Plan
-from tasks.kernels import fused_lora, packed_attention
+from tasks.kernels import packed_attention
 from tasks.models import causal
 from tasks.runtime import ranks
 from tasks.training import losses
@@ -40,8 +40,6 @@ class Forward:
             for module in base.modules():
                 if hasattr(module, "lora_A"):
                     module.cast_input_dtype_enabled = False
-        if not self.sharded and not plan.compile:
-            fused_lora.fuse(base)
 
     def __call__(
         self, model: torch.nn.Module, batch: Batch, predict: bool = False

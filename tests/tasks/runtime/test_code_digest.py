@@ -57,7 +57,7 @@ COVERED = {
         tokenize: classification_program language_program step
     """,
     "forecast": """
-        kernels: fused_lora packed_attention
+        kernels: packed_attention
         models: adapter causal load_errors weights
         plan: cuda_memory fake_model forecast_program forecast_step memory_trace memory_tracker
         training: classification_batches forward language_batches losses
@@ -65,7 +65,7 @@ COVERED = {
     "finetune": """
         chat: messages reasoning stop_tokens template tokenizer
         finetune: program step
-        kernels: fused_lora packed_attention
+        kernels: packed_attention
         models: adapter causal classifier distributed liger load_errors merge weights
         training: allocator callbacks classification classification_batches classification_metrics
             forward history language language_batches losses micro_batches preference
