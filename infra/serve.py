@@ -33,6 +33,9 @@ def main() -> int:
         "prefect.server.concurrency.lease_storage.filesystem",
     )
     os.environ["PREFECT_API_URL"] = API
+    # Links in logs would lead to the V1 UI, whose lists leave out runs that end in a state with a
+    # name of its own, as ours do.
+    os.environ.setdefault("PREFECT_UI_URL", f"{API.removesuffix('/api')}/v2")
     os.environ["PREFECT_CLI_PROMPT"] = "false"
     # A shell without job control starts background commands with SIGINT ignored. The processes
     # started here would inherit that, and could not be stopped.

@@ -1,24 +1,10 @@
-"""The installed libraries work together: two of the pins exist because newer releases do not.
+"""The installed libraries work together: Prefect's server starts, and its scheduler creates runs."""
 
-With fastapi 0.155 the server does not start; with SQLAlchemy 2.1 its scheduler creates no runs.
-"""
-
-from importlib import metadata
-
-from packaging.version import Version
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.schedules import CronSchedule
 
 from tests.waiting import wait_for
-
-
-class TestPins:
-    def test_fastapi_is_one_that_prefect_starts_with(self):
-        assert Version(metadata.version("fastapi")) < Version("0.151")
-
-    def test_sqlalchemy_is_one_whose_bulk_statements_the_scheduler_can_use(self):
-        assert Version(metadata.version("sqlalchemy")) < Version("2.1")
 
 
 class TestServer:

@@ -115,6 +115,8 @@ class TestServer:
         assert state.name == "Released", state
         assert "## Gate" in report_of(state)
         assert place.log()[-1].kind == "deployed"
+        # The lists of the V1 UI hide runs whose state has a name of its own.
+        assert f"/v2/runs/flow-run/{run_id}" in served.output.read_text()
 
     def test_the_report_of_a_run_that_was_killed_says_so(self, served, tmp_path, tiny_base):
         run_id = start_run(Place(tmp_path, tiny_base), name="doomed", training__epochs=1000)
