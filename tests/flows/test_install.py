@@ -1,4 +1,4 @@
-"""The installed libraries work together: Prefect's server starts, and its scheduler creates runs."""
+"""The installed libraries work together: the Prefect server starts, and its scheduler works."""
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
