@@ -3,9 +3,9 @@
 Job: `ConvertGgufJob`. Its folder `out` gets safetensors, `config.json`, `generation_config.json`
 and the tokenizer with its chat template.
 
-What was quantised, and what is in f16, becomes bf16: a quantised weight is known to 8 bits at most,
-which bf16 holds; models are published in bf16, which is where an f16 file was converted from; and
-16-bit weights are computed with as bf16 everywhere here, for f16 overflows in training.
+Quantized and f16 weights become bf16. A quantized weight has at most 8 significant bits, which bf16
+holds; an f16 file was usually converted from a model published in bf16; and f16 overflows in
+training, so 16-bit weights are bf16 everywhere in Burnish.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def main(job: ConvertGgufJob, reporter: Reporter) -> ConvertGgufResult:
     """See the module's description.
 
     Raises:
-        BadModel: The file is damaged, a part of a model, of no language model that can be trained,
-            or of an architecture that transformers cannot read from GGUF.
+        BadModel: The file is damaged, holds part of a model or no trainable language model, or has
+            an architecture that transformers cannot read from GGUF.
     """
     files = sorted(job.files)
     metadata, tensors = read_header(files[0])
@@ -47,10 +47,10 @@ def main(job: ConvertGgufJob, reporter: Reporter) -> ConvertGgufResult:
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """A GGUF file's metadata (of long lists of strings only the length) and its tensors' names.
+    """Return a GGUF file's metadata (long lists of strings as their length) and its tensors' names.
 
     Raises:
-        BadModel: It is none, or damaged.
+        BadModel: The file is not GGUF, or is damaged.
     """
     from transformers.integrations.gguf import read_gguf_metadata
 
@@ -61,10 +61,11 @@ def read_header(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def check_header(files: list[Path], metadata: dict[str, Any], tensors: tuple[str, ...]) -> None:
-    """Refuse what is no whole language model that can be trained.
+    """Refuse everything but a whole, trainable language model.
 
     Raises:
-        BadModel: A part, a projector or adapter, an encoder, or an unknown architecture.
+        BadModel: The file holds part of a model, a projector, an adapter or an encoder, or has an
+            unknown architecture.
     """
     architecture = str(metadata["general.architecture"])
     parts = int(metadata.get("split.count", 1))
@@ -79,12 +80,12 @@ def check_header(files: list[Path], metadata: dict[str, Any], tensors: tuple[str
         raise _refusal(
             f"a GGUF file that holds no language model ({kind}, {architecture})",
             "a language model",
-            "name the file of the model itself, which lies beside the projector or adapter",
+            "name the file of the model itself, which is next to the projector or adapter",
         )
     if any(name in architecture for name in _ENCODERS):
         raise _refusal(
             f"a GGUF file of an encoder ({architecture})",
-            "a language model that writes",
+            "a language model that generates text",
             "to classify with an encoder, name its original model with safetensors",
         )
     known = _known_architectures()
@@ -114,14 +115,14 @@ def _known_architectures() -> list[str]:
 
 
 def _dtype(file: Path) -> str:
-    """The type of the result's weights: bfloat16, unless all of the file's are in f32."""
+    """Return the dtype of the converted weights: bfloat16, unless all of the file's are f32."""
     import torch
     from transformers.integrations.gguf import GgufHeader
 
     try:
         header = GgufHeader.from_file(str(file))
     except ValueError:
-        # A way to quantise that this reader does not know; the package gguf may.
+        # A quantization type that this reader does not know; the package gguf may.
         return "bfloat16"
     end = header.data_start + max(tensor.offset + tensor.nbytes for tensor in header.tensors)
     size = file.stat().st_size
@@ -132,8 +133,8 @@ def _dtype(file: Path) -> str:
 
 @contextlib.contextmanager
 def _read_once() -> Iterator[None]:
-    """Within it, transformers does not read the whole vocabulary three times, and does not make
-    the table of tensor names anew for each module: most of the time that unpacking took."""
+    """Make transformers read the vocabulary once instead of three times, and build the table of
+    tensor names once instead of once per module. Both took most of the conversion time."""
     import gguf
 
     names = ("GGUFReader", "get_tensor_name_map")
@@ -159,9 +160,9 @@ def _model(file: Path, dtype: str) -> Any:
             output_loading_info=True,
             trust_remote_code=False,
         )
-    except Exception as error:  # a file may lack anything
+    except Exception as error:  # Anything may be missing from a damaged file.
         if type(describe(error)) is not CodeFailed:
-            raise  # Out of memory or disk: no fault of the file.
+            raise  # Out of memory or disk space: not the file's fault.
         raise _unreadable(file, error) from error
     lost = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     if lost:
@@ -180,12 +181,12 @@ def _tokenizer(file: Path) -> Any:
         return AutoTokenizer.from_pretrained(
             file.parent, gguf_file=file.name, trust_remote_code=False
         )
-    except Exception as error:  # as above
+    except Exception as error:  # As above.
         raise _unreadable(file, error) from error
 
 
 def _save(model: Any, tokenizer: Any, out: Path) -> None:
-    """Write the folder, with special tokens on which model and tokenizer agree."""
+    """Write the folder; model and tokenizer get the same special tokens."""
     from transformers import GenerationConfig
 
     from tasks.chat.stop_tokens import set_pad_token, stop_token_ids
@@ -199,7 +200,7 @@ def _save(model: Any, tokenizer: Any, out: Path) -> None:
     for name, value in special.items():
         setattr(model.config, name, value)
     model.config.eos_token_id = tokenizer.eos_token_id
-    # The file's name for the model, which transformers takes for the place it was read from.
+    # transformers takes the model's name in the file for the path that it was loaded from.
     vars(model.config).pop("_model_name_or_path", None)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

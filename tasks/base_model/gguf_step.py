@@ -1,4 +1,4 @@
-"""Unpack: an ordinary model of a base that is one GGUF file, made once and kept."""
+"""Convert a base model that is one GGUF file to an ordinary model folder, once."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class GgufInputs(Contract):
     libraries=("torch", "transformers", "tokenizers", "safetensors", "gguf"),
 )
 def convert_gguf(inputs: GgufInputs, context: RunContext) -> ConvertedGguf:
-    """Make a model's folder (safetensors, configuration, tokenizer) of a GGUF file.
+    """Convert a GGUF file to a model folder: safetensors, configuration, tokenizer.
 
     Raises:
-        BadModel: The file is damaged, a part of a model, of no language model that can be trained,
-            or of an architecture that transformers cannot read from GGUF.
+        BadModel: The file is damaged, holds part of a model or no trainable language model, or has
+            an architecture that transformers cannot read from GGUF.
     """
     store = open_store(context.store)
     with store.scratch() as scratch:
@@ -49,16 +49,16 @@ def convert_gguf(inputs: GgufInputs, context: RunContext) -> ConvertedGguf:
 
 
 def is_gguf(source: Source) -> bool:
-    """Whether a model's source must be unpacked before anything can load it."""
+    """Whether a model's source must be converted before anything can load it."""
     return any(file.path.lower().endswith(".gguf") for file in source.files)
 
 
 def trainable_source(source: Source, context: RunContext) -> Source:
-    """A model's source as all steps can load it: itself, or what its GGUF file is unpacked to.
+    """Return a source that all steps can load: the given one, or its converted GGUF file.
 
     Args:
         source: The base model, resolved.
-        context: Whose store keeps what is unpacked.
+        context: The run; the converted model is kept in its store.
 
     Raises:
         BadModel: As `convert_gguf`.
@@ -69,8 +69,8 @@ def trainable_source(source: Source, context: RunContext) -> Source:
 
 
 def as_source(source: Source, artifact: Artifact, context: RunContext) -> Source:
-    """What was unpacked, in the place of the GGUF file: under its name and pin, but with the files
-    and the digest of the artifact."""
+    """Return the GGUF file's source with its name and pin, but the files and the digest of the
+    converted model."""
     store = open_store(context.store)
     places = _places(store, artifact)
     files = tuple(
@@ -83,7 +83,7 @@ def as_source(source: Source, artifact: Artifact, context: RunContext) -> Source
 
 
 def _places(store: Store, artifact: Artifact) -> dict[str, str]:
-    """Where each of the artifact's files is read from."""
+    """Return the location of each of the artifact's files."""
     root = f"{store.uri}/artifacts/{artifact.kind}/{artifact.digest}/files"
     if root.startswith("s3://"):
         return {file.path: file.location for file in list_s3(root, f"artifact {root}")}

@@ -1,12 +1,12 @@
-"""Looks at a base model before anything is spent on it, and keeps its tokenizer.
+"""Inspects a base model before any GPU time is spent on it, and saves its tokenizer.
 
 Job: `InspectJob`.
 
-The tokenizer that is written is the one that trains and ships: with the chat template that the
-recipe gives, and, for a language model, without a pad token that ends answers.
+The saved tokenizer is used for training and ships with the model. It has the recipe's chat
+template, and for a language model a pad token that does not also end answers.
 
 `shape` holds, as integers: `hidden`, `layers`, `heads`, `kv_heads`, `head_dim`, `intermediate`,
-`vocabulary` (rows of the embedding), `tied` (1 where the output shares the embedding),
+`vocabulary` (rows of the embedding), `tied` (1 if the output layer shares the embedding),
 `parameters`, `linear_parameters` (weights of `linear_modules`), `largest_linear` (weights of the
 largest of them), `embedding_parameters` (of embedding and, if it is not shared, output),
 `stored_bytes` (of one weight in the files).
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-# Positions are counted from the pad token's id on, so that many rows of the table are unused.
+# Their positions start after the pad token's id, so the first rows of the table are unused.
 _OFFSET_FAMILIES = ("roberta", "camembert", "mpnet", "longformer", "xmod", "data2vec-text")
 
 
@@ -34,11 +34,11 @@ def main(job: InspectJob, reporter: Reporter) -> InspectResult:
     """See the module's description.
 
     Raises:
-        BadModel: The model cannot be trained, or only by running its code or reading a pickle.
+        BadModel: The model cannot be trained, or only by running its own code or loading a pickle.
     """
     folder = job.base
     config = check_files(folder)
-    # torch takes seconds to load: what can be refused without it is refused before.
+    # torch takes seconds to import, so everything that can be checked without it comes first.
     from transformers import AutoConfig
     from transformers.utils import logging
 
@@ -53,7 +53,7 @@ def main(job: InspectJob, reporter: Reporter) -> InspectResult:
     else:
         tokenizer = _language_tokenizer(folder, job.task, job.chat_template, warnings)
         warnings += _disagreements(folder, config, tokenizer)
-    facts = _look_inside(folder, list(job.labels) if classes else None, len(tokenizer))
+    facts = _measure_model(folder, list(job.labels) if classes else None, len(tokenizer))
     save_tokenizer(tokenizer, job.tokenizer_out)
     return InspectResult(
         **facts,
@@ -65,10 +65,10 @@ def main(job: InspectJob, reporter: Reporter) -> InspectResult:
 
 
 def check_files(folder: Path) -> dict[str, Any]:
-    """The model's configuration, if the folder holds what can be loaded safely.
+    """Return the model's configuration, if the model can be loaded safely.
 
     Raises:
-        BadModel: Configuration or safe weights are missing, or the weights are quantised.
+        BadModel: Configuration or safe weights are missing, or the weights are quantized.
     """
     if not (folder / "config.json").is_file():
         raise _refusal(
@@ -85,18 +85,18 @@ def check_files(folder: Path) -> dict[str, Any]:
             "download or save the model again",
         ) from None
     _check_weights(folder)
-    _check_whole_numbers(config)
+    _refuse_quantized(config)
     return config
 
 
-def _check_whole_numbers(config: dict[str, Any]) -> None:
+def _refuse_quantized(config: dict[str, Any]) -> None:
     quantized = config.get("quantization_config")
     if quantized:
         method = quantized.get("quant_method", "an unknown method")
         raise _refusal(
-            f"a model that is already quantised ({method})",
-            "whole weights: what is trained is added to them, and they ship",
-            "choose the model that it was made of, and set quantization: nf4 to save memory",
+            f"a model that is already quantized ({method})",
+            "full-precision weights, since training updates are added to them and shipped",
+            "choose the model that it was quantized from, and set quantization: nf4 to save memory",
         )
 
 
@@ -116,17 +116,18 @@ def _check_weights(folder: Path) -> None:
             raise _refusal(
                 "only pickled weights, which can run any code when they are loaded",
                 "safetensors: pickled weights are never loaded",
-                "convert them on a machine that may: "
+                "convert them on a machine where you trust them: "
                 "AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)",
             )
         raise _refusal("no weights", "model.safetensors", "save the model with save_pretrained")
 
 
 def check_architecture(config: dict[str, Any], task: str) -> None:
-    """Refuse what transformers cannot do the task with by itself.
+    """Refuse an architecture that transformers itself cannot use for the task.
 
     Raises:
-        BadModel: The architecture needs remote code, has no classification head, or cannot write.
+        BadModel: The architecture needs remote code, has no classification head, or cannot generate
+            text.
     """
     from transformers import (
         CONFIG_MAPPING,
@@ -151,18 +152,18 @@ def check_architecture(config: dict[str, Any], task: str) -> None:
                 "an architecture with AutoModelForSequenceClassification",
                 "choose an encoder such as BERT, RoBERTa, DeBERTa or ModernBERT",
             )
-    elif CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING or _sees_what_follows(config):
+    elif CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING or _is_encoder(config):
         raise _refusal(
-            f"architecture '{kind}', which does not write texts from left to right",
+            f"architecture '{kind}', which does not generate text from left to right",
             "an architecture with AutoModelForCausalLM",
             "choose a decoder such as Llama, Qwen, Mistral, Gemma or SmolLM, or set task: "
             "text-classification",
         )
 
 
-def _sees_what_follows(config: dict[str, Any]) -> bool:
-    """Whether it is an encoder, or has one: transformers makes causal models of these too, but
-    only as parts of others."""
+def _is_encoder(config: dict[str, Any]) -> bool:
+    """Whether the model is or has an encoder. transformers has causal versions of these too, but
+    only as parts of other models."""
     from transformers import (
         CONFIG_MAPPING,
         MODEL_FOR_MASKED_LM_MAPPING,
@@ -176,7 +177,7 @@ def _sees_what_follows(config: dict[str, Any]) -> bool:
 
 
 def max_length(config: Any) -> int | None:
-    """The longest input in tokens; None where positions are relative or unlimited."""
+    """Return the longest input in tokens; None if positions are relative or unlimited."""
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None)
     if getattr(text, "position_embedding_type", None) in ("relative_key", "relative_key_query"):
@@ -200,7 +201,7 @@ def _language_tokenizer(
 
     tokenizer = read_tokenizer(folder)
     if chat_template:
-        _give_template(tokenizer, chat_template, warnings)
+        _set_template(tokenizer, chat_template, warnings)
     if tokenizer.eos_token_id is None:
         raise no_end_token()
     if task != "completion":
@@ -209,10 +210,10 @@ def _language_tokenizer(
     return tokenizer
 
 
-def _give_template(
+def _set_template(
     tokenizer: PreTrainedTokenizerBase, chat_template: str, warnings: list[str]
 ) -> None:
-    """Replace the tokenizer's template by the recipe's.
+    """Replace the tokenizer's chat template with the recipe's.
 
     Raises:
         BadModel: The tokenizer lacks what chatml needs.
@@ -225,7 +226,7 @@ def _give_template(
     if chat_template == "chatml":
         _check_chatml(tokenizer)
         text = CHATML
-        # Who serves the model stops at the tokenizer's end token.
+        # Inference servers stop at the tokenizer's end token.
         tokenizer.eos_token = "<|im_end|>"
     tokenizer.chat_template = text
     try:
@@ -238,7 +239,7 @@ def _give_template(
         ) from error
     if own and own != text:
         warnings.append(
-            "the tokenizer's own chat template is replaced by the recipe's (model.chat_template)"
+            "the recipe's chat template (model.chat_template) replaces the tokenizer's own"
         )
 
 
@@ -253,23 +254,25 @@ def _check_chatml(tokenizer: PreTrainedTokenizerBase) -> None:
             f"chatml for a tokenizer without {' and '.join(lacking)}",
             "a tokenizer with <|im_start|> and <|im_end|> as tokens",
             "choose a model whose tokenizer has them (most chat versions do), or set "
-            "model.chat_template to a template in Jinja of the tokens that this one has",
+            "model.chat_template to a Jinja template that uses this tokenizer's own tokens",
         )
 
 
 def _disagreements(
     folder: Path, config: dict[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> list[str]:
-    """Where model and tokenizer name other special tokens: often the sign of files that do not
-    belong together."""
-    said = {"config.json": config}
+    """Return warnings about special tokens that model and tokenizer define differently.
+
+    Often the files do not belong together.
+    """
+    configs = {"config.json": config}
     file = folder / "generation_config.json"
     if file.is_file():
-        said[file.name] = json.loads(file.read_text())
+        configs[file.name] = json.loads(file.read_text())
     found = []
     for kind in ("bos", "eos"):
         own = getattr(tokenizer, f"{kind}_token_id")
-        for name, settings in said.items():
+        for name, settings in configs.items():
             ids = settings.get(f"{kind}_token_id")
             ids = ids if isinstance(ids, list) else [ids]
             if own is not None and any(isinstance(item, int) for item in ids) and own not in ids:
@@ -289,8 +292,9 @@ def _named(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
 # The model
 
 
-def _look_inside(folder: Path, labels: list[str] | None, vocabulary: int) -> dict[str, Any]:
-    """What the model is made of; it is not loaded into memory. `labels` is None for language."""
+def _measure_model(folder: Path, labels: list[str] | None, vocabulary: int) -> dict[str, Any]:
+    """Describe the model's modules and sizes without loading its weights. `labels` is None for a
+    language model."""
     from tasks.models.adapter import linear_modules
     from tasks.models.causal import head_name, load_causal
     from tasks.models.classifier import load_classifier
@@ -321,7 +325,7 @@ def _shape(folder: Path, model: PreTrainedModel, linear: list[str]) -> dict[str,
     from tasks.models.weights import stored_dtype
 
     config = model.config.get_text_config()
-    # Without attention (Mamba), there are no heads.
+    # Models without attention (Mamba) have no heads.
     hidden, heads = config.hidden_size, getattr(config, "num_attention_heads", 0) or 0
     sizes = [model.get_submodule(name).weight.numel() for name in linear]
     embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings()
@@ -333,7 +337,7 @@ def _shape(folder: Path, model: PreTrainedModel, linear: list[str]) -> dict[str,
         "heads": heads,
         "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
         "head_dim": getattr(config, "head_dim", None) or (hidden // heads if heads else 0),
-        # Named otherwise in the older families, four times the width where it is not said.
+        # Older families use other names; four times the width is the default.
         "intermediate": next(
             (
                 size

@@ -1,4 +1,4 @@
-"""Examine the base model before anything is spent on it: its modules, its limits, its tokenizer."""
+"""Inspect the base model before any GPU time is spent: its modules, limits and tokenizer."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tasks.storage.store import open_store
 
 
 class InspectInputs(Contract):
-    """What the examination reads.
+    """What to inspect.
 
     Attributes:
         model: The base model.
-        labels: Of a classification; else empty.
-        task: What it is to be trained for.
-        chat_template: `chatml`, a template in Jinja, or empty for the tokenizer's own.
+        labels: Labels of a classifier; otherwise empty.
+        task: The task that the model will be trained for.
+        chat_template: `chatml`, a Jinja template, or empty for the tokenizer's own.
     """
 
     model: Source
@@ -37,12 +37,12 @@ class InspectInputs(Contract):
     libraries=("torch", "transformers", "tokenizers", "safetensors", "jinja2"),
 )
 def inspect_model(inputs: InspectInputs, context: RunContext) -> Inspected:
-    """Find what an adapter may target, how long a text may be, and save the tokenizer that will
-    train and ship.
+    """Find the modules that an adapter may target and the longest input, and save the tokenizer
+    that is used for training and ships.
 
     Raises:
-        BadModel: No config, no tokenizer, pickled or quantised weights only, code of its own to
-            run, or no chat template where one is needed.
+        BadModel: No configuration, no tokenizer, only pickled or quantized weights, code of its own
+            that would have to run, or no chat template although the task needs one.
         BadRecipe: The recipe's chat template cannot be used.
     """
     store = open_store(context.store)

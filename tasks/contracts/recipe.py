@@ -45,7 +45,7 @@ class Recipe(Contract):
     quantization: Literal["none", "nf4"] = Field(
         "none",
         title="Quantization",
-        description="Of the frozen base while it is trained: nf4 with double quantisation (QLoRA, "
+        description="Of the frozen base while it is trained: nf4 with double quantization (QLoRA, "
         "arXiv:2305.14314) needs a quarter of the memory.",
     )
     training: TrainingRecipe = Field(

@@ -1,6 +1,6 @@
 """Checks, before training, that llama.cpp's converter can export the model that will ship.
 
-Job: `CheckGgufJob`. It converts configuration and vocabulary only, and keeps nothing.
+Job: `CheckGgufJob`. It converts only the configuration and the vocabulary, and discards the result.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
 Job: `ExportGgufJob`. Its folder `out` gets `model-<type>.gguf` and a `Modelfile` for Ollama.
 
-The same model gives the same bytes. The GGUF file itself is not scored, only the model in
-safetensors; `f16`, `bf16` and `q8_0` round its weights.
+The same model gives the same bytes. Only the safetensors model is scored, not the GGUF file;
+`f16`, `bf16` and `q8_0` round its weights.
 
-The converter would run code that comes with a model, and load pickles. So it gets a folder of links
-to the other files.
+The converter would run code that comes with a model, and load pickles, so it gets a folder with
+links to the other files only.
 """
 
 from __future__ import annotations

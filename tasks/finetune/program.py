@@ -1,13 +1,13 @@
-"""Trains an adapter, and what else the task wants, and writes the files that ship.
+"""Trains an adapter, and a classifier's head, and writes the files that ship.
 
 Job: `FinetuneJob`.
 
-It may run as several processes, `plan.world_size` of them: then the first one writes what is
-shared, and all of them train, each on its share of every step.
+It may run as `plan.world_size` processes: each trains on its share of every step, and the first one
+writes the shared files.
 
-The same job gives the same bytes on the same kind of machine, interrupted or not. Progress lines
-with `checkpoint` name a complete checkpoint; on disk (`work`/checkpoints/checkpoint-STEP) it is one
-that holds the file `complete`.
+The same job gives the same bytes on the same kind of machine, interrupted or not. A progress line
+with `checkpoint` names a complete checkpoint; on disk (`work`/checkpoints/checkpoint-STEP) a
+complete one has a file `complete`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
-# Read by cuBLAS when it starts: without it, deterministic mode refuses to multiply.
+# cuBLAS reads this when it starts; without it, deterministic mode refuses matrix products.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
@@ -38,33 +38,33 @@ from tasks.training.history import history, unmoved
 
 
 class Task(Protocol):
-    """What differs from task to task.
+    """What differs between tasks.
 
     Attributes:
         names: The metrics of the validation split; `loss` is among them.
-        warnings: What a person should know of the training.
+        warnings: What a person should know about the training.
     """
 
     names: tuple[str, ...]
     warnings: list[str]
 
     def examples(self, split: str, file: Path) -> Any:
-        """The examples of a split, in a file that is made for them."""
+        """Return the examples of a split, memory-mapped from a file that is written here."""
 
     def model(self, merging: bool = False) -> Any:
-        """Base and new adapter: as it trains, or on the dequantised base in host memory, to be
-        merged."""
+        """Return the base with a new adapter: for training, or on the dequantized base in host
+        memory for merging."""
 
     def trainer(
         self, model: Any, train: Any, validation: Any, callbacks: list[TrainerCallback]
     ) -> Trainer:
-        """What trains the model."""
+        """Return the Trainer."""
 
     def merge(self, model: Any) -> Any:
-        """Adapter and base as one model, in the number format of the base's files."""
+        """Merge the adapter into the base, in the dtype of the base's files."""
 
     def finish(self, model: Any, out: Path) -> None:
-        """Write what ships beside the weights."""
+        """Write the files that ship beside the weights."""
 
 
 def main(job: FinetuneJob, reporter: Reporter) -> FinetuneResult | None:
@@ -148,7 +148,7 @@ def _as_one(job: FinetuneJob) -> FinetuneJob:
 
 def make_task(job: FinetuneJob) -> Task:
     """What is particular to the job's task."""
-    # Each brings libraries that the others do without.
+    # Each imports libraries that the others do not need.
     name = job.task
     if name == "text-classification":
         from tasks.training.classification import Classification
@@ -164,7 +164,7 @@ def make_task(job: FinetuneJob) -> Task:
 
 
 def prepare(plan: Plan, seed: int) -> None:
-    """Set this process up for deterministic training.
+    """Set up this process for deterministic training.
 
     Raises:
         BadRecipe: The plan's device is not on this machine.
@@ -174,7 +174,7 @@ def prepare(plan: Plan, seed: int) -> None:
             "plan.device",
             "cuda, on a worker without a usable GPU",
             "a CUDA device",
-            "send the training to a worker pool with GPUs, or name no pool",
+            "run it in a work pool with GPUs, or leave the pool empty",
         )
     if plan.device == "cuda" and ranks.local_rank() >= torch.cuda.device_count():
         raise BadRecipe(
@@ -184,13 +184,13 @@ def prepare(plan: Plan, seed: int) -> None:
             "set plan.processes to 0: one process for each GPU",
         )
     distributed.join(plan.device)
-    # Before anything random is made: an adapter drawn from an unseeded state differs every time.
+    # Before the adapter is initialized: from an unseeded state it would differ every time.
     set_seed(seed)
-    # A few CUDA kernels have no deterministic form: there a warning has to do.
+    # A few CUDA kernels have no deterministic version, so on CUDA this only warns.
     torch.use_deterministic_algorithms(True, warn_only=plan.device == "cuda")
     torch.backends.cudnn.benchmark = False
-    # Deterministic mode also fills new memory with NaN, to show who reads it unwritten: for
-    # debugging, and a quarter of a step on a CPU.
+    # Deterministic mode also fills new memory with NaN, to reveal reads of uninitialized memory.
+    # It is for debugging, and takes a quarter of a step on a CPU.
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 
@@ -206,7 +206,7 @@ def train_model(
         TrainingDiverged: The loss became NaN or infinite.
         Preempted: The program was asked to stop; a checkpoint was saved.
     """
-    # Model and optimizer end with this function: shipping loads the base once more.
+    # Model and optimizer are freed when this function returns: shipping loads the base again.
     work, training = job.work, job.training
     resume = checkpoint(job.resume_from)
     best = BestEpoch(work / "best", training.best_by, training.early_stopping, resume, task.names)
@@ -216,7 +216,7 @@ def train_model(
     trainer.remove_callback(PrinterCallback)
     reporter.check_stop()
     if ranks.count() > 1:
-        # The adapter was drawn alike everywhere; what drops out of it shall not be alike.
+        # The adapter was initialized with the same seed on all ranks; dropout must differ.
         torch.manual_seed(training.seed + ranks.rank())
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     state = trainer.state

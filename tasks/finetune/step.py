@@ -1,4 +1,4 @@
-"""Fine-tune: train an adapter, and a classifier's head, and store the model that ships."""
+"""Fine-tune an adapter, and a classifier's head, and store the model that ships."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class FinetuneInputs(Contract):
         ship: `merged` or `adapter`.
         head_modules: The modules of the new head, which are trained in full.
         task: What the model is trained for.
-        micro_batch_tokens: Tokens of one forward pass of a language model; 0: the program picks.
-        most_tokens: The most that it may pick, by the forecast; 0 if unknown.
+        micro_batch_tokens: Tokens of one forward pass of a language model; 0: the program chooses.
+        most_tokens: The most that it may choose, from the forecast; 0 if unknown.
         tight_memory: Whether freed memory is returned to the system at once, which is slower.
-        fused: The version of the library of the plan's fused kernels; empty if there are none.
+        fused: The version of the fused kernels' library; empty if the plan uses none.
     """
 
     cache_key_excludes = frozenset({"micro_batch_tokens", "most_tokens", "tight_memory"})
@@ -88,7 +88,7 @@ class FinetuneInputs(Contract):
     ),
 )
 def finetune(inputs: FinetuneInputs, context: RunContext) -> Finetuned:
-    """Train in a program of its own, and store the model that ships.
+    """Train in a separate process, and store the model that ships.
 
     Raises:
         TrainingDiverged: The loss became NaN or infinite.
@@ -137,7 +137,7 @@ def finetune(inputs: FinetuneInputs, context: RunContext) -> Finetuned:
 
 
 def token_files(tokens: Artifact, context: RunContext) -> tuple[TokenShard, ...]:
-    """The local token files of a dataset, one for each shard."""
+    """Return the local token files of a dataset, one per shard."""
     store = open_store(context.store)
     listed = orjson.loads((store.open(tokens) / "tokens.json").read_bytes())
     return tuple(

@@ -1,11 +1,11 @@
-"""Turns the texts of shards into token ids.
+"""Tokenizes the texts of shards for classification.
 
 Job: `TokenizeClassificationJob`. The folder `out` of each shard gets
 
 `tokens.parquet`, in the shard's order of rows: `hash_hi`, `hash_lo` (uint64), `label`,
-`input_ids` (list of int32), `token_type_ids` (list of int8; only for pairs, and only where the
-tokenizer makes them), `length` (int32, tokens), `truncated` (bool);
-`lengths.npy`: int32, shape (rows, 2): tokens after and before cutting.
+`input_ids` (list of int32), `token_type_ids` (list of int8; only for pairs, and only if the
+tokenizer produces them), `length` (int32, tokens), `truncated` (bool);
+`lengths.npy`: int32, shape (rows, 2): tokens after and before truncation.
 
 A progress line follows each shard: `done`, `total`, `digest`.
 
@@ -36,7 +36,7 @@ def main(job: TokenizeClassificationJob, reporter: Reporter) -> Done:
     """See the module's description.
 
     Raises:
-        BadModel: The tokenizer cannot be loaded, or has no fast form.
+        BadModel: The tokenizer cannot be loaded, or has no fast version.
     """
     encoder = Encoder(job.tokenizer, job.max_length)
     for number, shard in enumerate(job.shards, 1):
@@ -46,7 +46,7 @@ def main(job: TokenizeClassificationJob, reporter: Reporter) -> Done:
 
 
 class Encoder:
-    """A tokenizer, set to cut at a length.
+    """A tokenizer that truncates at a length.
 
     Attributes:
         with_types: Whether pairs get token type ids.
@@ -60,10 +60,10 @@ class Encoder:
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:
-            # A damaged tokenizer.json makes transformers raise almost anything, a KeyError too.
+            # With a damaged tokenizer.json, transformers raises almost anything, even a KeyError.
             raise _bad(f"a tokenizer that cannot be loaded ({str(error)[:300]})") from error
         if not tokenizer.is_fast:
-            raise _bad(f"a tokenizer without a fast form ({type(tokenizer).__name__})")
+            raise _bad(f"a tokenizer without a fast version ({type(tokenizer).__name__})")
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_padding()
         self._backend.encode_special_tokens = tokenizer.split_special_tokens
@@ -76,10 +76,10 @@ class Encoder:
         """Encode texts on all cores.
 
         Returns:
-            The encodings, and an int32 array (texts, 2): tokens after and before cutting.
+            The encodings, and an int32 array (texts, 2): tokens after and before truncation.
         """
         inputs = list(zip(texts, pairs, strict=True)) if pairs else texts
-        # "fast" keeps no character offsets, which nobody asks for here.
+        # The fast variant computes no character offsets, which are not needed here.
         encodings = self._backend.encode_batch_fast(inputs)
         lengths = np.empty((len(encodings), 2), np.int32)
         lengths[:, 0] = [len(each) for each in encodings]
@@ -94,7 +94,7 @@ class Encoder:
         return sum(len(part) - self._special for part in encoding.overflowing)
 
     def _full_lengths(self, inputs: list[Any], encodings: list[Any]) -> list[int]:
-        # What overflows of a pair comes in every combination of its parts: no sum of lengths.
+        # The overflow of a pair comes in every combination of its parts, so lengths do not add up.
         lengths = [len(each) for each in encodings]
         cut = [number for number, each in enumerate(encodings) if each.overflowing]
         if cut:
@@ -130,7 +130,7 @@ def tokenize_shard(encoder: Encoder, rows: Path, out: Path) -> None:
 
 
 def _encoded(encoder: Encoder, rows: Path) -> Iterator[tuple[pa.RecordBatch, Any]]:
-    """Batches with their encodings; the next one is encoded while the last is written."""
+    """Yield batches with their encodings; the next batch is encoded while this one is written."""
 
     def start(batch: pa.RecordBatch) -> Future:
         columns = batch.to_pydict()

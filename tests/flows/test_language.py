@@ -23,7 +23,7 @@ from tasks.storage.store import Store
 from tests.conftest import avoid_proxies
 from tests.doubles.llm_judge import LlmJudgeServer
 from tests.flows.conftest import report_of, task_states
-from tests.tasks.base_model.test_gguf_step import write_gguf
+from tests.tasks.base_model.gguf_files import write_gguf
 from tests.tasks.samples import some_rows, write_jsonl
 
 

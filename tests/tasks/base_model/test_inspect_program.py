@@ -182,10 +182,10 @@ class TestAModelIsRefused:
         save_file({"other": torch.zeros(3)}, base / "model.safetensors", metadata={"format": "pt"})
         self.refused(inspect, base, "another architecture")
 
-    def test_with_quantised_weights(self, inspect, base):
+    def test_with_quantized_weights(self, inspect, base):
         change(base, quantization_config={"quant_method": "awq", "bits": 4})
-        error = self.refused(inspect, base, r"already quantised \(awq\)")
-        assert "the model that it was made of" in error.fix
+        error = self.refused(inspect, base, r"already quantized \(awq\)")
+        assert "the model that it was quantized from" in error.fix
 
     def test_with_code_of_its_own(self, inspect, base):
         config = json.loads((base / "config.json").read_text())
@@ -295,7 +295,7 @@ class TestALanguageModel:
         found = inspect(tiny_lm, "instruction", template)
         assert AutoTokenizer.from_pretrained(tmp_path / "tokenizer").chat_template == template
         assert found.warnings == (
-            "the tokenizer's own chat template is replaced by the recipe's (model.chat_template)",
+            "the recipe's chat template (model.chat_template) replaces the tokenizer's own",
         )
 
     @pytest.mark.parametrize("template", ["{% for %}", "{{ messages[7].content }}"])
@@ -334,7 +334,7 @@ class TestALanguageModel:
             inspect(lm, "completion")
 
     def test_must_not_be_an_encoder(self, inspect, tiny_base):
-        with pytest.raises(BadModel, match="'bert', which does not write texts from left"):
+        with pytest.raises(BadModel, match="'bert', which does not generate text from left"):
             inspect(tiny_base, "completion")
 
     def test_must_be_whole(self, inspect, lm):

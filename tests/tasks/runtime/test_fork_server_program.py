@@ -13,7 +13,7 @@ from tasks.contracts.recipe_training import LoraRecipe
 from tasks.runtime import fork_server
 from tasks.runtime.gguf_converter import find_converter
 from tasks.runtime.run_program import run_program
-from tests.tasks.base_model.test_gguf_step import write_gguf
+from tests.tasks.base_model.gguf_files import write_gguf
 from tests.tasks.runtime.programs import AnyJob, AnyResult
 from tests.tasks.samples import write_jsonl
 

