@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer
 from tasks.models import causal
 
 # Bytes of the key-value cache of a batch on a CPU; on a GPU, a share of the free memory.
-_CACHE_BYTES = 2**30
+CACHE_BYTES = 2**30
 _FREE_SHARE = 0.5
 # A batch shrinks once this share of its rows is finished: that costs about as much as a step.
 _FINISHED_SHARE = 0.2
@@ -110,7 +110,7 @@ class Generator:
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         row = 2 * config.num_hidden_layers * heads * size * length * self._model.dtype.itemsize
-        free = _CACHE_BYTES
+        free = CACHE_BYTES
         if self._device.type == "cuda":
             free = int(_FREE_SHARE * torch.cuda.mem_get_info(self._device)[0])
         return max(1, free // row)

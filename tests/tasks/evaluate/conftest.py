@@ -1,14 +1,19 @@
-"""Fixtures for the tests of the LLM judge: a server, data, and the step on it."""
+"""Fixtures for the tests of scoring: a model whose answers differ, benchmarks, an LLM judge."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
 
+from tasks.chat.stop_tokens import stop_token_ids, training_tokenizer
 from tasks.contracts.recipe_evaluation import LlmJudgeRecipe
 from tasks.evaluate import llm_judge_client
 from tasks.evaluate.llm_judge_step import LlmJudgeInputs, ask_llm_judge
@@ -17,8 +22,29 @@ from tasks.load.splits import TEST
 from tasks.storage.store import open_store
 from tests.conftest import avoid_proxies
 from tests.doubles.llm_judge import LlmJudgeServer
-from tests.tasks.evaluate.samples import JUDGE_KEY
-from tests.tasks.samples import load_data, run_context, some_rows, write_jsonl
+from tests.tasks.evaluate.samples import JUDGE_KEY, SHIP_ROWS
+from tests.tasks.samples import SHIPS, load_data, run_context, some_rows, write_jsonl
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """Run as programs do: without network access, in a working folder that may change."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def ships_folder(tmp_path, offline):
+    """A folder with a task file and its data."""
+    home = tmp_path / "own"
+    home.mkdir()
+    (home / "ships.yaml").write_text(yaml.safe_dump(SHIPS))
+    (home / "ships.jsonl").write_text("".join(json.dumps(row) + "\n" for row in SHIP_ROWS))
+    return home
 
 
 @pytest.fixture
@@ -84,3 +110,21 @@ def judged(judge_dataset, server):
     run.store = Path(where.store)
     run.keys, run.texts = keys, texts_by_hash(where, loaded.artifact, TEST)
     return run
+
+
+@pytest.fixture
+def sharpened(tiny_lm, tmp_path):
+    """The tiny model with larger weights, so that its answers differ and some end."""
+    folder = tmp_path / "sharp"
+    shutil.copytree(tiny_lm, folder)
+    weights = load_file(folder / "model.safetensors")
+    torch.manual_seed(8)
+    for name, tensor in weights.items():
+        if "norm" not in name:
+            weights[name] = 0.4 * torch.randn_like(tensor)
+    # The end comes about every twentieth token.
+    tokenizer = training_tokenizer(folder)
+    embedding = weights["model.embed_tokens.weight"]
+    embedding[stop_token_ids(tokenizer)[-1]] *= 3
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder

@@ -11,6 +11,12 @@ N = 300
 """Rows of `score_table`, unless it is given another number."""
 
 
+SHIP_ROWS = [
+    {"question": f"Name {n} ships.", "choices": [" the sea", " a harbor", " no"], "label": n % 3}
+    for n in range(9)
+]
+
+
 def label_table(right, labels=None, predicted=None, **columns):
     """A classifier's scores, right where `right` is true; the hashes count up from 0."""
     right = np.asarray(right, bool)

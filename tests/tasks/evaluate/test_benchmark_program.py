@@ -2,51 +2,24 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
 from tasks.chat.stop_tokens import training_tokenizer
-from tasks.contracts.errors import BadRecipe, NotFound
+from tasks.contracts.errors import NotFound
 from tasks.contracts.jobs import BenchmarkJob
 from tasks.evaluate import benchmark_program
 from tests.tasks.conftest import Notes
+from tests.tasks.evaluate.samples import SHIP_ROWS
 from tests.tasks.samples import SHIPS
 
 pytest.importorskip("lm_eval")
 
-ROWS = [
-    {"question": f"Name {n} ships.", "choices": [" the sea", " a harbor", " no"], "label": n % 3}
-    for n in range(9)
-]
-
-
-@pytest.fixture(autouse=True)
-def offline(tmp_path, monkeypatch):
-    """Run as programs do: without network access, in a working folder that may change."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.chdir(tmp_path)
-
 
 @pytest.fixture
-def folder(tmp_path):
-    """A folder with a task file and its data."""
-    home = tmp_path / "own"
-    home.mkdir()
-    (home / "ships.yaml").write_text(yaml.safe_dump(SHIPS))
-    (home / "ships.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return home
-
-
-@pytest.fixture
-def run(tiny_lm, folder):
+def run(tiny_lm, ships_folder):
     def go(**changes):
         fields = {
             "model": tiny_lm,
@@ -56,7 +29,7 @@ def run(tiny_lm, folder):
             "tokenizer": None,
             "device": "cpu",
             "tasks": ["ships"],
-            "folder": folder,
+            "folder": ships_folder,
             "limit": 0,
             "chat": False,
             "batch_size": 4,
@@ -79,10 +52,10 @@ def accuracy_by_hand(home):
         return float(log_probabilities[:-1].gather(1, ids[0, 1:, None])[start - 1 :].sum())
 
     right = 0
-    for row in ROWS:
+    for row in SHIP_ROWS:
         found = [likelihood(row["question"], choice) for choice in row["choices"]]
         right += found.index(max(found)) == row["label"]
-    return right / len(ROWS)
+    return right / len(SHIP_ROWS)
 
 
 class TestOwnTasks:
@@ -97,15 +70,8 @@ class TestOwnTasks:
 
 
 class TestRefusals:
-    def test_unknown_task_is_refused(self, run):
-        with pytest.raises(
-            BadRecipe, match=r"'shipz', 'zzzz', which lm-evaluation-harness"
-        ) as caught:
-            run(tasks=["shipz", "zzzz"])
-        assert "write 'ships'" in caught.value.fix and "correct 'zzzz'" in caught.value.fix
-
-    def test_missing_data_is_refused(self, run, folder):
+    def test_missing_data_is_refused(self, run, ships_folder):
         described = SHIPS | {"dataset_path": "owner/ships", "dataset_kwargs": {}}
-        (folder / "ships.yaml").write_text(yaml.safe_dump(described))
+        (ships_folder / "ships.yaml").write_text(yaml.safe_dump(described))
         with pytest.raises(NotFound, match=r"lm-eval run --model dummy --tasks ships"):
             run()

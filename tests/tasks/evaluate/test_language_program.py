@@ -157,24 +157,6 @@ def answers_by_hand(folder, rows, task, tokens):
     return list(found.values())
 
 
-@pytest.fixture
-def sharpened(tiny_lm, tmp_path):
-    """The tiny model with larger weights, so that its answers differ and some end."""
-    folder = tmp_path / "sharp"
-    shutil.copytree(tiny_lm, folder)
-    weights = load_file(folder / "model.safetensors")
-    torch.manual_seed(8)
-    for name, tensor in weights.items():
-        if "norm" not in name:
-            weights[name] = 0.4 * torch.randn_like(tensor)
-    # The end comes about every twentieth token.
-    tokenizer = training_tokenizer(folder)
-    embedding = weights["model.embed_tokens.weight"]
-    embedding[stop_token_ids(tokenizer)[-1]] *= 3
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
 class TestLoss:
     @pytest.mark.parametrize(("task", "rows"), [("instruction", chats()), ("completion", texts())])
     def test_equals_that_of_single_sequences(self, scored, tiny_lm, task, rows):
