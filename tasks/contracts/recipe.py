@@ -18,10 +18,11 @@ from pydantic import (
 
 from tasks.contracts.base import Contract, digest_of
 from tasks.contracts.errors import BadRecipe
-from tasks.contracts.recipe_data import ROW_FORMATS, DataRecipe, Task
-from tasks.contracts.recipe_evaluation import GENERATED, METRICS, EvaluationRecipe, GateRecipe
+from tasks.contracts.recipe_data import DataRecipe, Task
+from tasks.contracts.recipe_evaluation import EvaluationRecipe, GateRecipe
 from tasks.contracts.recipe_release import NAME, AnnounceRecipe, PublishRecipe
 from tasks.contracts.recipe_training import LoraRecipe, ModelRecipe, PlanRecipe, TrainingRecipe
+from tasks.contracts.task_tables import GENERATED, METRICS, ROW_FORMATS
 
 
 class Recipe(Contract):

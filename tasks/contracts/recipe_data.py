@@ -1,4 +1,4 @@
-"""The recipe's part about data: where they are, how they are read and split."""
+"""The recipe's section on data: where it is, and how it is read and split."""
 
 from __future__ import annotations
 
@@ -16,13 +16,6 @@ Task = Literal["text-classification", "completion", "instruction", "preference"]
 RowFormat = Literal[
     "auto", "text", "prompt-completion", "alpaca", "messages", "sharegpt", "preference"
 ]
-ROW_FORMATS: dict[str, tuple[RowFormat, ...]] = {
-    "text-classification": (),
-    "completion": ("text", "prompt-completion"),
-    "instruction": ("messages", "prompt-completion", "alpaca", "sharegpt"),
-    "preference": ("preference",),
-}
-"""What each task's rows may look like."""
 
 
 class SplitRecipe(Contract):

@@ -15,32 +15,7 @@ from pydantic import (
 
 from tasks.contracts.base import Contract
 from tasks.contracts.recipe_data import DataRecipe
-
-Metric = Literal[
-    "accuracy",
-    "precision",
-    "recall",
-    "f1",
-    "loss",
-    "perplexity",
-    "exact_match",
-    "token_f1",
-    "rouge_l",
-    "checks",
-    "preferred",
-]
-_OF_TEXTS: tuple[Metric, ...] = ("loss", "perplexity")
-_OF_ANSWERS: tuple[Metric, ...] = ("exact_match", "token_f1", "rouge_l", "checks", "preferred")
-METRICS: dict[str, tuple[Metric, ...]] = {
-    "text-classification": ("accuracy", "precision", "recall", "f1"),
-    "completion": (*_OF_TEXTS, *_OF_ANSWERS),
-    "instruction": (*_OF_TEXTS, *_OF_ANSWERS),
-    "preference": ("accuracy", "loss"),
-}
-"""What the gate can hold a task's candidate to; the first is what `auto` means."""
-GENERATED = _OF_ANSWERS
-"""Metrics of what a language model writes: they need `evaluation.generate_tokens`."""
-LOWER_IS_BETTER = ("loss", "perplexity")
+from tasks.contracts.task_tables import LOWER_IS_BETTER, Metric
 
 
 class GuardRecipe(Contract):

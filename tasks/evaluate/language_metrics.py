@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from tasks.contracts.recipe_data import Task
-from tasks.contracts.recipe_evaluation import GENERATED, METRICS
+from tasks.contracts.task_tables import GENERATED, METRICS
 from tasks.evaluate.score_table import values_of, weighted_mean
 
 BY_TOKENS = ("loss", "perplexity")

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tasks.contracts.recipe_evaluation import METRICS, GateRecipe
+from tasks.contracts.recipe_evaluation import GateRecipe
+from tasks.contracts.task_tables import METRICS
 from tasks.contracts.verdict import RuleOutcome, Verdict
 from tasks.gate import classification
 from tasks.gate import rules as gate_rules

@@ -17,7 +17,8 @@ import pyarrow as pa
 from scipy import stats
 
 from tasks.contracts.recipe_data import Task
-from tasks.contracts.recipe_evaluation import GENERATED, METRICS, GateRecipe
+from tasks.contracts.recipe_evaluation import GateRecipe
+from tasks.contracts.task_tables import GENERATED, METRICS
 from tasks.evaluate.language_metrics import BY_TOKENS, column_of, exp, value_of
 from tasks.evaluate.score_table import keys_of, sorted_rows, values_of
 from tasks.gate import bootstrap_mean, exact_tests, phrasing

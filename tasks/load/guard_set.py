@@ -10,8 +10,9 @@ from tasks.contracts.artifacts import Artifact
 from tasks.contracts.base import Contract
 from tasks.contracts.candidate import GuardSet
 from tasks.contracts.errors import BadData, BadRecipe, BurnishError, DamagedArtifact
-from tasks.contracts.recipe_data import ROW_FORMATS, Task
+from tasks.contracts.recipe_data import Task
 from tasks.contracts.recipe_evaluation import GuardRecipe
+from tasks.contracts.task_tables import ROW_FORMATS
 from tasks.load.step import LoadInputs, load
 from tasks.runtime.context import RunContext
 from tasks.storage.sources import resolve

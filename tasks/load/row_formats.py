@@ -29,7 +29,8 @@ from typing import Any, NamedTuple
 import orjson
 
 from tasks.contracts.errors import BadData, BadRecipe
-from tasks.contracts.recipe_data import ROW_FORMATS, RowFormat, Task
+from tasks.contracts.recipe_data import RowFormat, Task
+from tasks.contracts.task_tables import ROW_FORMATS
 from tasks.load.chat_rows import Record
 
 CLASSIFICATION: Task = "text-classification"

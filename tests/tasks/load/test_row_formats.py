@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.contracts.errors import BadData, BadRecipe
-from tasks.contracts.recipe_data import ROW_FORMATS
+from tasks.contracts.task_tables import ROW_FORMATS
 from tasks.load.row_formats import RowFormats, answer_of, check_settings
 from tasks.load.splits import input_hash, normal_form
 from tests.tasks.samples import FAQ_COLUMNS, chat, faq_rows, parse_row, turns

@@ -13,6 +13,7 @@ from tasks.runtime.cache import Step
 from tasks.runtime.code_digest import (
     INFRASTRUCTURE,
     ROOT,
+    TASK_TABLES,
     code_digest,
     covered_modules,
     library_versions,
@@ -46,6 +47,7 @@ COVERED = {
         models: adapter causal classifier load_errors weights
     """,
     "load": """
+        contracts: task_tables
         load: chat_rows chunk_tables chunk_text chunking data_report dedup encodings ingest minhash
             read_pool read_settings read_tables read_text readers row_formats shards source_format
             splits step
@@ -77,6 +79,7 @@ COVERED = {
     "evaluate": """
         chat: coverage encoder messages prompt_join reasoning rendering stop_tokens template
             tokenizer
+        contracts: task_tables
         evaluate: answer_metrics classification_program generation language_inputs language_metrics
             language_program metrics released_model score_table step
         kernels: packed_attention
@@ -95,6 +98,7 @@ COVERED = {
         models: adapter causal load_errors weights
     """,
     "gate": """
+        contracts: task_tables
         evaluate: language_metrics llm_judge_verdicts score_table
         gate: bootstrap_f1 bootstrap_mean classification decide evidence exact_rules exact_tests
             guard_rule language phrasing power resampling rules slice_rules step
@@ -266,8 +270,18 @@ class TestSteps:
     def test_editing_infrastructure_changes_no_digest(self, folder, copied_code):
         before = digest_all()
         for file in (copied_code / folder.removeprefix("tasks.")).glob("*.py"):
-            append(file)
+            if file.stem != TASK_TABLES.rpartition(".")[2]:
+                append(file)
         assert digest_all() == before
+
+    def test_editing_the_tables_of_tasks_reads_and_scores_again_but_trains_nothing(
+        self, copied_code
+    ):
+        before = digest_all()
+        append(copied_code / "contracts" / "task_tables.py")
+        changed = {name for name, digest in digest_all().items() if digest != before[name]}
+        assert {"load", "evaluate", "gate"} <= changed
+        assert not {"tokenize", "finetune", "forecast", "inspect"} & changed
 
     def test_editing_a_helper_that_is_only_imported_changes_the_digest(self, copied_code):
         before = code_digest(gate.code)
