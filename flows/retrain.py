@@ -115,7 +115,7 @@ def retrain(recipe: Recipe, refresh: Refresh = "nothing") -> State:
         recipe: What to train on, what to train, what the gate requires, and where to publish.
         refresh: Repeat this step and all after it, even if nothing changed.
     """
-    recipe = recipe.settled().model_copy(update={"store": recipe.store or default_store()})
+    recipe = recipe.resolved().model_copy(update={"store": recipe.store or default_store()})
     report = RunReport(recipe.name, this_run.id or "", deployment.id is not None)
     context = RunContext(
         store=recipe.store,

@@ -30,14 +30,14 @@ class Manifest(Contract):
 
 
 class Artifact(Contract):
-    """An immutable set of files in the store, named by the digest of what it is.
+    """An immutable set of files in the store, named by the digest of its content.
 
     Attributes:
-        kind: What it is: `shard`, `dataset`, `tokens`, `model`, `scores`…
+        kind: What it holds: `shard`, `dataset`, `tokens`, `model`, `scores`…
         digest: SHA-256 over the sorted manifest (relative path, size and SHA-256 of each file).
-        files: How many files it has.
+        files: Number of files.
         bytes: Their total size.
-        uri: Where it lies, for people; the digest says which it is.
+        uri: Its location, for people; the digest identifies it.
     """
 
     cache_key_excludes: ClassVar[frozenset[str]] = frozenset({"files", "bytes", "uri"})
@@ -55,9 +55,9 @@ class SourceFile(Contract):
     Attributes:
         path: Relative to the source's root.
         size: Bytes.
-        digest: What identifies its content: a SHA-256, or what the server gives in its place
-            (an S3 ETag, a Git object id).
-        location: Where it is read from: a local path, or a URI pinned to its revision.
+        digest: Identifies its content: a SHA-256, or the server's own identifier (an S3 ETag, a Git
+            object id).
+        location: A local path, or a URI pinned to its revision.
     """
 
     cache_key_excludes: ClassVar[frozenset[str]] = frozenset({"location"})
@@ -69,11 +69,11 @@ class SourceFile(Contract):
 
 
 class Source(Contract):
-    """A data source or base model, resolved to what its name means now.
+    """A data source or base model, resolved to its current content.
 
     Attributes:
-        uri: As the recipe says it.
-        pinned: The same, with every movable name replaced by an immutable one.
+        uri: As in the recipe.
+        pinned: The same, with every movable name (a branch, a tag) replaced by an immutable one.
         digest: SHA-256 over the relative paths, sizes and digests of its files.
         files: Its files, sorted by path.
     """

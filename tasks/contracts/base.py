@@ -13,7 +13,7 @@ class Contract(BaseModel):
     """A frozen model that refuses unknown fields.
 
     Attributes:
-        cache_key_excludes: Fields that cannot change the result (paths, counts, who asked), so they
+        cache_key_excludes: Fields that cannot change the result (paths, counts, run names), so they
             are left out of cache keys.
     """
 
@@ -44,5 +44,5 @@ def _plain(value: Any) -> Any:
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256 (64 hexadecimal digits) of a JSON value, whatever the order of its keys."""
+    """SHA-256 (64 hexadecimal digits) of a JSON value, independent of the order of its keys."""
     return hashlib.sha256(orjson.dumps(_plain(value), option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -21,12 +21,12 @@ from tasks.contracts.verdict import GateResult
 
 
 class GuardSet(Contract):
-    """Texts that the model must not forget, ready to be scored.
+    """Texts that the model must not forget, loaded and ready to score.
 
     Attributes:
         loaded: Its rows, all of them test examples.
-        task: What they were read for: completion or instruction.
-        source: Where they come from.
+        task: The task that they were read for: completion or instruction.
+        source: Their source.
     """
 
     loaded: Loaded
@@ -35,7 +35,7 @@ class GuardSet(Contract):
 
 
 class Prepared(Contract):
-    """What training starts from. None of it needs a GPU.
+    """Everything that training starts from. None of it needs a GPU.
 
     Attributes:
         data: The data's source, resolved.
@@ -54,7 +54,7 @@ class Prepared(Contract):
 
 
 class Trained(Prepared):
-    """What the first half of a run produces: from the sources to a trained model.
+    """The result of the first half of a run: a trained model.
 
     Attributes:
         gguf_exported: The model as GGUF; None if the recipe asks for none.

@@ -1,8 +1,8 @@
 """One class per cause of failure: what broke, whether a retry helps, and what to do.
 
-Every error that a person may meet is raised with the place it concerns (a recipe field, a file,
-a row), what was found there, what was expected, and the fix. The same four parts travel as JSON
-from the programs to the flow, and from the flow to the run's report.
+Every error names its place (a recipe field, a file, a row), what was found there, what was
+expected, and the fix. The same four parts go as JSON from the programs to the flow, and from the
+flow to the report.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ class BurnishError(Exception):
     Args:
         where: The recipe field (`training.epochs`), file, row or URI that the error concerns.
         found: What is there.
-        expected: What should have been there.
-        fix: What to do about it: one sentence, with the exact command where there is one.
+        expected: What should be there.
+        fix: What to do about it: one sentence, with the exact command if there is one.
 
     Attributes:
-        history: For a training that failed: its losses until then, as `Finetuned.history`. They
-            are for the report, and do not travel between processes.
+        history: For a failed training, its losses so far, as in `Finetuned.history`. They are for
+            the report, and are not passed between processes.
     """
 
     cause: ClassVar[str] = "code"
     retry_helps: ClassVar[bool] = False
     in_recipe: ClassVar[bool] = False
-    """Whether it is the recipe that must change: a retry has the same one."""
+    """Whether the recipe must change, so that a retry of the same run cannot help."""
 
     def __init__(self, where: str, found: str, expected: str, fix: str) -> None:
         self.where, self.found, self.expected, self.fix = where, found, expected, fix
@@ -46,7 +46,7 @@ class BurnishError(Exception):
         return type(self), (self.where, self.found, self.expected, self.fix)
 
     def to_json(self) -> dict[str, Any]:
-        """The error as it travels between processes and into reports."""
+        """Return the error as plain JSON values, for other processes and reports."""
         return {
             "type": type(self).__name__,
             "where": self.where,
@@ -57,7 +57,7 @@ class BurnishError(Exception):
 
 
 class BadRecipe(BurnishError):
-    """The recipe contradicts itself, or asks for what its data or model cannot give."""
+    """The recipe contradicts itself, its data or its model."""
 
     cause = "bad recipe"
     in_recipe = True
@@ -96,7 +96,7 @@ class OutOfDeviceMemory(BurnishError):
 
 
 class OutOfHostMemory(BurnishError):
-    """The program was killed, most often for its use of memory."""
+    """The program was killed, most often because the machine ran out of memory."""
 
     cause = "killed"
     retry_helps = True
@@ -129,14 +129,14 @@ class StorageFailed(BurnishError):
 
 
 class HubFailed(BurnishError):
-    """The Hugging Face Hub did not answer as it should."""
+    """The Hugging Face Hub gave an error or an unexpected answer."""
 
     cause = "Hub"
     retry_helps = True
 
 
 class LlmJudgeFailed(BurnishError):
-    """The model that judges answers could not be asked, or understood."""
+    """The LLM judge could not be reached, or its replies could not be understood."""
 
     cause = "LLM judge"
     retry_helps = True
@@ -159,7 +159,7 @@ class DamagedArtifact(BurnishError):
             f"artifact {kind}/{digest[:12]}",
             found,
             "the files that its manifest lists",
-            "start the run again: the step that made it is then run anew",
+            "start the run again: the step that made it then runs again",
         )
 
     def __reduce__(self):
@@ -167,7 +167,7 @@ class DamagedArtifact(BurnishError):
 
 
 class BaselineMoved(BurnishError):
-    """Another release was revealed after the verdict was reached."""
+    """Another release was published after the verdict."""
 
     cause = "gate"
     retry_helps = True
@@ -187,21 +187,21 @@ def from_json(data: dict[str, Any]) -> BurnishError:
 
 
 def preempted(saved: str = "nothing was saved") -> Preempted:
-    """The error of a program that was asked to stop.
+    """Return the error of a program that was asked to stop.
 
     Args:
-        saved: What it leaves behind.
+        saved: What the program saved, as a clause.
     """
     return Preempted(
         "program",
         f"a request to stop (SIGTERM); {saved}",
         "to run to its end",
-        "start the run again: it goes on from what was saved",
+        "start the run again: it continues from what was saved",
     )
 
 
 def describe(problem: BaseException) -> BurnishError:
-    """The typed error for whatever was raised."""
+    """Return the typed error for any exception."""
     for error in _chain(problem):
         typed = _typed(error)
         if typed is not None:
@@ -228,7 +228,7 @@ def _typed(error: BaseException) -> BurnishError | None:
     if isinstance(error, KeyboardInterrupt):
         return preempted()
     text = str(error)
-    # Asked of the loaded module only: a program without torch must not load it for its error.
+    # Only if torch is loaded: a program without it must not import it for its error class.
     torch = sys.modules.get("torch")
     if (torch and isinstance(error, torch.OutOfMemoryError)) or "CUDA error: out of memory" in text:
         return OutOfDeviceMemory(
@@ -244,7 +244,7 @@ def _typed(error: BaseException) -> BurnishError | None:
             "enough memory for the model and its batches",
             "give the worker more memory, or lower the batch size or training.max_length",
         )
-    # Rust and C++ libraries raise errors of their own, and leave the errno in the text only.
+    # Errors of Rust and C++ libraries have the errno in their text only.
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
         return StorageFailed(
             str(getattr(error, "filename", None) or "disk"),

@@ -1,7 +1,6 @@
-"""What a user may say: the recipe, which is also the form in the Prefect UI.
+"""The recipe: what to retrain, and how. It is also the form in the Prefect UI.
 
-Every field has a title, a description and bounds, and a default wherever one makes sense: only
-`name`, `data` and `model` must be given.
+Every field has a title, a description and bounds. Only `name`, `data` and `model` have no default.
 """
 
 from __future__ import annotations
@@ -26,19 +25,19 @@ from tasks.contracts.task_tables import GENERATED, METRICS, ROW_FORMATS
 
 
 class Recipe(Contract):
-    """A retraining, as its owner describes it."""
+    """A model's retraining, as its owner describes it."""
 
     schema_version: Literal[1] = 1
     name: str = Field(
         pattern=NAME,
         title="Name",
-        description="Of the model that is kept good: lower-case letters, digits and hyphens.",
+        description="The model's name: lower-case letters, digits and hyphens.",
     )
     task: Task = Field(
         "text-classification",
         title="Task",
-        description="text-classification: a label for a text. completion: to write on. "
-        "instruction: to answer, in chat. preference: to prefer one answer to another (DPO).",
+        description="text-classification: label a text. completion: continue a text. "
+        "instruction: answer in a chat. preference: prefer one answer to another (DPO).",
     )
     data: DataRecipe = Field(title="Data", description="What to train on.")
     model: ModelRecipe = Field(title="Model", description="What to fine-tune.")
@@ -46,8 +45,8 @@ class Recipe(Contract):
     quantization: Literal["none", "nf4"] = Field(
         "none",
         title="Quantization",
-        description="Of the frozen base while it is trained: nf4 with double quantization (QLoRA, "
-        "arXiv:2305.14314) needs a quarter of the memory.",
+        description="How the frozen base model is held during training. nf4: 4-bit with double "
+        "quantization (QLoRA, arXiv:2305.14314), a quarter of the memory.",
     )
     training: TrainingRecipe = Field(
         default_factory=TrainingRecipe, title="Training", description="How long and how fast."
@@ -55,24 +54,28 @@ class Recipe(Contract):
     plan: PlanRecipe = Field(
         default_factory=PlanRecipe,
         title="Plan",
-        description="How it is trained; picked by itself, and said in the report.",
+        description="How the model is trained: chosen automatically, and explained in the report.",
     )
     evaluation: EvaluationRecipe = Field(
         default_factory=EvaluationRecipe, title="Evaluation", description="How models are scored."
     )
     gate: GateRecipe = Field(
-        default_factory=GateRecipe, title="Gate", description="What a candidate must show."
+        default_factory=GateRecipe,
+        title="Gate",
+        description="What a candidate must prove before it is released.",
     )
     publish: PublishRecipe = Field(
         default_factory=PublishRecipe, title="Publish", description="Where releases go."
     )
     announce: AnnounceRecipe = Field(
-        default_factory=AnnounceRecipe, title="Announce", description="Who is told."
+        default_factory=AnnounceRecipe,
+        title="Announce",
+        description="Where releases are announced.",
     )
     store: str = Field(
         "",
         title="Store",
-        description="Where artifacts, keys and logs live: a folder or s3://bucket/prefix. "
+        description="Where artifacts, keys and logs are kept: a folder or s3://bucket/prefix. "
         "Empty: $BURNISH_STORE, or .burnish in the working folder.",
     )
 
@@ -101,8 +104,8 @@ class Recipe(Contract):
         generated = sorted({*asked["gate.metric"], *self.gate.floors} & set(GENERATED))
         if generated and not self.evaluation.generate_tokens:
             raise ValueError(
-                f"the gate asks for {', '.join(generated)}, but evaluation.generate_tokens is 0: "
-                "say how many tokens an answer may have"
+                f"the gate uses {', '.join(generated)}, but evaluation.generate_tokens is 0: "
+                "set the maximum number of tokens of an answer"
             )
         self._check_extras({*asked["gate.metric"], *self.gate.floors})
         if self.data.row_format not in ("auto", *ROW_FORMATS[self.task]):
@@ -120,41 +123,38 @@ class Recipe(Contract):
         return self
 
     def _check_extras(self, metrics: set[str]) -> None:
-        """Whether guard and judge have what they need."""
+        """Check that the guard set and the LLM judge have what they need."""
         guard, judge = self.evaluation.guard, self.evaluation.llm_judge
         if guard.uri and self.task == "text-classification":
             raise ValueError("evaluation.guard is for language models: leave it out")
         if self.evaluation.benchmarks and self.task == "text-classification":
             raise ValueError("evaluation.benchmarks is for language models: leave it out")
         if judge.url and "preferred" not in METRICS[self.task]:
-            raise ValueError(
-                f"evaluation.llm_judge compares answers, which {self.task} has none of"
-            )
+            raise ValueError(f"evaluation.llm_judge compares answers, but {self.task} has none")
         if judge.url and not self.evaluation.generate_tokens:
             raise ValueError(
-                "evaluation.llm_judge compares answers, but evaluation.generate_tokens is 0: say "
-                "how many tokens an answer may have"
+                "evaluation.llm_judge compares answers, but evaluation.generate_tokens is 0: set "
+                "the maximum number of tokens of an answer"
             )
         if "preferred" not in metrics:
             return
         if not judge.url:
             raise ValueError(
-                "the gate asks for preferred, but evaluation.llm_judge has no url: say which model "
-                "judges"
+                "the gate uses preferred, but evaluation.llm_judge has no url: name its server"
             )
         if self.gate.first_run == "floors":
             raise ValueError(
-                "gate.first_run is 'floors', but preferred needs a baseline to be preferred to: "
+                "gate.first_run is 'floors', but preferred needs a baseline to compare with: "
                 "set it to 'untrained base'"
             )
         if judge.max_examples < self.gate.min_examples:
             raise ValueError(
-                f"evaluation.llm_judge.max_examples is {judge.max_examples}, but the gate asks for "
+                f"evaluation.llm_judge.max_examples is {judge.max_examples}, but the gate needs "
                 f"{self.gate.min_examples} (gate.min_examples)"
             )
 
-    def settled(self) -> Recipe:
-        """The recipe with every `auto` that depends on the task alone replaced by what it means."""
+    def resolved(self) -> Recipe:
+        """Return the recipe with every `auto` that depends on the task alone resolved."""
         classes = self.task == "text-classification"
         best, metric = self.training.best_by, self.gate.metric
         changes: dict[str, Any] = {
@@ -172,15 +172,15 @@ class Recipe(Contract):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that the recipe says."""
+        """SHA-256 of the whole recipe."""
         return digest_of(self.model_dump(mode="json"))
 
 
 def parse_recipe(data: Any, where: str) -> Recipe:
-    """Check a recipe and name every problem at once.
+    """Validate a recipe, and report all problems at once.
 
     Args:
-        data: The recipe as plain values, as YAML gives it.
+        data: The recipe as plain values, as read from YAML.
         where: Its file, for messages.
 
     Raises:
@@ -215,7 +215,7 @@ def _explain(problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     found = problem.get("input")
-    # What stands where a key's name is expected may be the key.
+    # The value of a field for the name of a key may be the key itself.
     secret = location[-2:-1] == ["llm_judge"]
     if secret or isinstance(found, dict | list | tuple | BaseModel) or problem["type"] == "missing":
         return f"{path}: {message}"

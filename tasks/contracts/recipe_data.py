@@ -25,8 +25,8 @@ class SplitRecipe(Contract):
         "hash",
         title="Split by",
         description="hash: by a keyed hash of the input text (or of 'group_by'), so that an "
-        "example never changes sides when data is added. column: a column says train, validation "
-        "or test. files: the file names say it (train.jsonl, test-00000.parquet).",
+        "example keeps its split when data is added. column: a column says train, validation "
+        "or test. files: the file name says it (train.jsonl, test-00000.parquet).",
     )
     column: str = Field(
         "",
@@ -86,7 +86,9 @@ class DataRecipe(Contract):
     )
     text: str = Field("text", title="Text column", description="The column that the model reads.")
     text_pair: str = Field(
-        "", title="Second text column", description="For pairs, such as premise and hypothesis."
+        "",
+        title="Second text column",
+        description="For text pairs, such as premise and hypothesis.",
     )
     label: str = Field("label", title="Label column", description="The column to predict.")
     labels: tuple[str, ...] = Field(
@@ -111,7 +113,7 @@ class DataRecipe(Contract):
     keep_columns: tuple[str, ...] = Field(
         (),
         title="Columns to keep",
-        description="Other columns, by which the evaluation can be sliced.",
+        description="Other columns to keep, so that the evaluation can be sliced by them.",
     )
     encoding: str = Field(
         "utf-8",

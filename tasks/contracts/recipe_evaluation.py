@@ -19,7 +19,7 @@ from tasks.contracts.task_tables import LOWER_IS_BETTER, Metric
 
 
 class GuardRecipe(Contract):
-    """Texts on which a language model must not get worse while it is fine-tuned on others."""
+    """Texts on which a language model must not get worse by fine-tuning on others."""
 
     cache_key_excludes = frozenset({"uri"})
 
@@ -98,11 +98,13 @@ class LlmJudgeRecipe(Contract):
         if not value:
             return value
         parts = urlsplit(value)
-        # Never said again: what is wrong with it may be a key in it.
+        # The message does not repeat the URL, which may contain a key.
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("it must begin with http:// or https:// and name a server")
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("it must have no user, query or fragment: a key goes by api_key_env")
+            raise ValueError(
+                "it must have no user, query or fragment: a key is passed by api_key_env"
+            )
         return value.rstrip("/")
 
     @field_validator("api_key_env")
@@ -123,7 +125,7 @@ class LlmJudgeRecipe(Contract):
     @model_validator(mode="after")
     def _has_a_model(self) -> LlmJudgeRecipe:
         if self.url and not self.model:
-            raise ValueError("url is given, but no model: say which one judges")
+            raise ValueError("url is set, but model is empty: name the model that judges")
         return self
 
 
@@ -230,17 +232,16 @@ class GateRecipe(Contract):
     metric: Literal["auto"] | Metric = Field(
         "auto",
         title="Metric",
-        description="accuracy, exact_match, checks and preferred (by evaluation.llm_judge) are "
-        "tested "
-        "exactly; the others by a paired bootstrap. auto: accuracy for classes and preferences, "
-        "loss for language.",
+        description="auto: accuracy for classification and preference, loss for other language "
+        "models. accuracy, exact_match, checks and preferred (by evaluation.llm_judge) are tested "
+        "exactly, the others by a paired bootstrap.",
     )
     margin: float = Field(
         0.02,
         ge=0,
         lt=1,
         title="Margin",
-        description="For 'not worse': by how much the metric may be worse.",
+        description="For 'not worse': how much worse the metric may be.",
     )
     confidence: float = Field(
         0.95,
@@ -277,8 +278,8 @@ class GateRecipe(Contract):
     slice_veto: bool = Field(
         True,
         title="Slices may veto",
-        description="Reject when a slice is significantly worse (Holm-corrected), even if the "
-        "whole is not.",
+        description="Reject if a slice is significantly worse (Holm-corrected), even if the whole "
+        "test set is not.",
     )
     new_label_floor: float = Field(
         0.5,
@@ -306,11 +307,11 @@ class GateRecipe(Contract):
                 raise ValueError(f"floors.{metric} is {floor}, but must be between 0 and 1")
         if self.first_run == "floors" and not self.floors:
             raise ValueError(
-                "first_run is 'floors', but 'floors' is empty: a first candidate would pass unseen"
+                "first_run is 'floors', but 'floors' is empty: any first candidate would pass"
             )
         if self.claim == "not worse" and self.margin == 0:
             raise ValueError(
-                "'not worse' by a margin of 0 can hardly be shown: give a margin, 0.01 or more, "
+                "'not worse' by a margin of 0 can hardly be proved: set a margin of 0.01 or more, "
                 "or claim 'better'"
             )
         return self

@@ -1,4 +1,4 @@
-"""The recipe's part about releases: where they go, and which channel announces them."""
+"""The recipe's sections on publishing and announcing releases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class PublishRecipe(Contract):
     targets: tuple[str, ...] = Field(
         (),
         title="Targets",
-        description="Folders, s3://bucket/prefix, hf://owner/name. Empty: the store alone.",
+        description="Folders, s3://bucket/prefix, hf://owner/name. Empty: only the store.",
     )
     private: bool = Field(
         True, title="Private", description="Whether a Hub repository that is created is private."
@@ -29,5 +29,5 @@ class AnnounceRecipe(Contract):
         "production",
         pattern=NAME,
         title="Channel",
-        description="The log that the release is entered in: production, staging…",
+        description="The deployment log that records the release, such as production or staging.",
     )

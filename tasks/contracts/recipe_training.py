@@ -23,9 +23,8 @@ class ModelRecipe(Contract):
     ship: Literal["merged", "adapter"] = Field(
         "merged",
         title="Release format",
-        description="merged: one ordinary model that needs nothing else. adapter: the adapter and "
-        "the head alone, small, to be loaded on the same base model, which must be in safetensors: "
-        "of a GGUF file, only a merged model ships.",
+        description="merged: one ordinary model that needs nothing else. adapter: only the adapter "
+        "and the head, to be loaded on the same base model, which must be in safetensors.",
     )
     chat_template: str = Field(
         "",
@@ -64,7 +63,7 @@ class LoraRecipe(Contract):
     )
     rslora: bool = Field(
         False,
-        title="Rank-stabilised",
+        title="Rank-stabilized",
         description="Scale the adapter by alpha / sqrt(rank) (rsLoRA, arXiv:2312.03732).",
     )
     dora: bool = Field(
@@ -110,7 +109,7 @@ class TrainingRecipe(Contract):
         "truncate",
         title="Longer examples",
         description="For language models. truncate: cut at the end. drop: leave out. split: train "
-        "on all of it, in pieces. All are counted in the report.",
+        "on all of it, in parts. All are counted in the report.",
     )
     beta: float = Field(
         0.1,
@@ -157,13 +156,13 @@ class PlanRecipe(Contract):
     attention: Literal["auto", "eager", "sdpa", "packed", "flash_attention_2"] = Field(
         "auto",
         title="Attention",
-        description="packed: each example of a packed batch attends to itself only (LLMs).",
+        description="packed: for packed batches of language models.",
     )
     packing: Literal["auto", "on", "off"] = Field(
         "auto",
         title="Packing",
-        description="For language models: examples one behind the other without padding, and "
-        "without seeing each other.",
+        description="For language models: several examples per row instead of padding; they do not "
+        "attend to each other.",
     )
     checkpointing: Literal["auto", "on", "off"] = Field(
         "auto",
@@ -173,13 +172,13 @@ class PlanRecipe(Contract):
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
         title="Compile",
-        description="With torch.compile. auto: on a GPU, for long jobs of language models.",
+        description="Use torch.compile. auto: on a GPU, for long trainings of language models.",
     )
     kernels: Literal["auto", "none", "liger"] = Field(
         "auto",
         title="Kernels",
-        description="liger: fused ones, from the package liger-kernel (language models, on CUDA). "
-        "auto: where it is installed and knows the model.",
+        description="liger: fused kernels of the package liger-kernel (language models on CUDA). "
+        "auto: liger if it is installed and supports the model.",
     )
     optimizer: Literal[
         "auto", "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"
@@ -207,5 +206,5 @@ class PlanRecipe(Contract):
         0,
         ge=0,
         title="GPU memory (GB)",
-        description="The memory that training must fit into. 0: as measured on the worker.",
+        description="The memory that training must fit into. 0: the GPU's own memory.",
     )

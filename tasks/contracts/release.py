@@ -1,4 +1,4 @@
-"""What was published, and what the world is told about it."""
+"""Releases, their deployment events and the deployment log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tasks.contracts.artifacts import Artifact
 from tasks.contracts.base import Contract
 from tasks.contracts.verdict import Verdict
 
-# Any fixed UUID will do: it makes event ids of this project distinct from other UUIDv5 ids.
+# Any fixed UUID will do: it keeps this project's event ids apart from other UUIDv5 ids.
 EVENT_NAMESPACE = uuid.UUID("6f0f3a52-6c2b-5d0e-9f5e-0b1f6f2f7a11")
 VERSION_DIGITS = 12
 
@@ -18,8 +18,8 @@ class Publication(Contract):
     """One place where a release can be fetched.
 
     Attributes:
-        target: The target's URI, as the recipe says it.
-        uri: The release's own, immutable place there.
+        target: The target's URI, as in the recipe.
+        uri: The release's own, immutable location there.
         revision: What pins it: a Hub commit, or the release's digest in a folder or bucket.
     """
 
@@ -29,7 +29,7 @@ class Publication(Contract):
 
 
 class Release(Contract):
-    """A model that was published, by digest.
+    """A published model.
 
     Attributes:
         name: The recipe's name.
@@ -40,7 +40,7 @@ class Release(Contract):
         gguf: The same model as GGUF in the store; None if the release has none.
         provenance: Artifact (kind `provenance`) with recipe, data, code and library versions, and
             the hashes of the inputs it was trained and validated on (`seen.npy`).
-        publications: Where it lies; empty until it is revealed.
+        publications: Where it is published; empty until it is revealed.
     """
 
     cache_key_excludes: ClassVar[frozenset[str]] = frozenset({"publications"})
@@ -57,7 +57,7 @@ class Release(Contract):
 
 
 class Deployment(Contract):
-    """The data of a deployment event: all that a consumer needs to serve the model."""
+    """The data of a deployment event: everything that a consumer needs to serve the model."""
 
     model: str
     channel: str
@@ -97,9 +97,9 @@ class LogEntry(Contract):
     """One numbered entry of a model's log.
 
     Attributes:
-        number: Its place, from 1 on, without gaps.
-        kind: `revealing`: a publisher has begun to reveal `release`, under this number as its
-            fence; `deployed`: it is what is served from now on.
+        number: Its position, from 1, without gaps.
+        kind: `revealing`: a publisher has begun to reveal `release`, with this number as its
+            fencing token; `deployed`: consumers serve it from now on.
         at: UTC, ISO 8601.
         run: Name of the flow run that wrote it.
         release: The release it is about.

@@ -1,4 +1,4 @@
-"""What steps make and pass on: artifacts, sources, and one result class a step."""
+"""The results of the steps: one class per step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tasks.contracts.base import Contract
 
 
 class Provenance(Contract):
-    """Who made a result, and when: provenance, never part of a key."""
+    """Which run computed a result, when, and with which code. Never part of a cache key."""
 
     run_id: str
     run_name: str
@@ -24,7 +24,7 @@ class Provenance(Contract):
 
 
 class StepResult(Contract):
-    """What every step returns: an artifact, its key, who made it, and a few facts."""
+    """What every step returns: an artifact, its cache key, its provenance, and a few facts."""
 
     cache_key_excludes: ClassVar[frozenset[str]] = frozenset({"key", "provenance"})
 
@@ -45,17 +45,17 @@ class Loaded(StepResult):
 
     labels: tuple[str, ...]
     rows: dict[str, int]
-    """Rows by split, after duplicates were dropped."""
+    """Rows by split, without duplicates."""
     test_digest: str
     """Identifies the set of test examples (inputs and labels), whatever their order."""
     new_shards: int
-    """Shards that were read anew by the run that made this."""
+    """Shards that the run which computed this had to read."""
     shards: int
     warnings: tuple[str, ...] = ()
 
 
 class ConvertedGguf(StepResult):
-    """A base model made of a GGUF file. The artifact (kind `base`) is a model's folder."""
+    """A base model converted from a GGUF file. The artifact (kind `base`) is a model folder."""
 
     architecture: str
     dtype: str
@@ -63,7 +63,7 @@ class ConvertedGguf(StepResult):
 
 
 class Inspected(StepResult):
-    """What must be known of a base model before it is trained.
+    """What must be known about a base model before it is trained.
 
     The artifact (kind `tokenizer`) holds the tokenizer as it will train and ship.
     """
@@ -71,13 +71,13 @@ class Inspected(StepResult):
     architecture: str
     parameters: int
     max_length: int | None
-    """Tokens; None where the model sets no limit."""
+    """Tokens; None if the model has no limit."""
     linear_modules: tuple[str, ...]
-    """Full names of the modules that an adapter may target, the head left out."""
+    """Full names of the modules that an adapter may target, without the head."""
     head_modules: tuple[str, ...]
     """Names of the modules of the new head, which are trained in full."""
     pad_token: str
-    """Empty where the tokenizer has none that a language model could pad with."""
+    """Empty if the tokenizer has none that a language model could use."""
     vocabulary: int
     shape: dict[str, int] = Field(default_factory=dict)
     """Sizes that memory depends on; see `tasks.base_model.inspect_program`."""
@@ -93,9 +93,9 @@ class Tokenized(StepResult):
     tokens: int
     """Real tokens (no padding) in the rows that are kept."""
     truncated: int
-    """Rows that were cut to the maximum length."""
+    """Rows that were truncated to the maximum length."""
     longest: int
-    """Tokens in the longest row before cutting."""
+    """Tokens in the longest row before truncation."""
     target_tokens: int = 0
     """Tokens of the loss, in the rows that are kept (language models)."""
     left_out: int = 0
@@ -104,18 +104,18 @@ class Tokenized(StepResult):
 
 
 class Finetuned(StepResult):
-    """A trained model. The artifact (kind `model`) holds the very files that ship."""
+    """A trained model. The artifact (kind `model`) holds the files that ship."""
 
     metrics: dict[str, float]
     """On the validation split, of the best epoch."""
     history: tuple[dict[str, float], ...]
-    """One entry a logged step or epoch, for the loss curve."""
+    """One entry per logged step or epoch, for the loss curve."""
     best_epoch: float
     steps: int
     trained_parameters: int
     warnings: tuple[str, ...] = ()
     tokens_per_second: float = 0.0
-    """Real tokens, as the program last said; 0 where it did not. Of the machine that made this."""
+    """Tokens without padding, as last reported; 0 if not reported. Depends on the machine."""
 
 
 class GgufExported(StepResult):
@@ -135,38 +135,37 @@ class Scored(StepResult):
 
     model_digest: str
     labels: tuple[str, ...]
-    """What the model can answer."""
+    """The labels that the model can predict."""
     metrics: dict[str, float]
     size_bytes: int
     milliseconds_per_example: float | None = None
-    """Only measured where a rule has a latency budget. Of a language model that writes answers: per
-    token."""
+    """Only measured if the gate has a latency budget. Per token for generated answers."""
 
 
 class Comparisons(StepResult):
-    """Which answers a judge preferred. The artifact (kind `comparisons`) holds
+    """Which answers the LLM judge preferred. The artifact (kind `comparisons`) holds
     `comparisons.parquet`, one row per pair: `hash_hi`, `hash_lo` (uint64), `candidate`, `baseline`
     (the answers), `preferred` (1: the candidate's, 0: the baseline's, 0.5: neither), and for each
     of both orders `first_verdict`, `first_reply`, `second_verdict`, `second_reply`."""
 
     llm_judge: str
-    """Its name."""
+    """Name of the LLM judge."""
     preferred: float
     """Mean over the pairs."""
     wins: int
     ties: int
     losses: int
     inconsistent: int
-    """Ties in which the judge named the same place both times."""
+    """Ties because the judge chose the same position in both orders."""
     unreadable: int
-    """Ties in which the judge gave no verdict."""
+    """Ties because the judge gave no verdict."""
 
 
 class Benchmarked(StepResult):
-    """What tasks of lm-evaluation-harness say of one model. The artifact (kind `benchmarks`) holds
-    `results.json` with the same."""
+    """One model's results on tasks of lm-evaluation-harness. The artifact (kind `benchmarks`) holds
+    them as `results.json`."""
 
     results: dict[str, dict[str, float]]
-    """By task, its metrics."""
+    """Metrics by task."""
     examples: dict[str, int]
-    """By task, how many were asked."""
+    """Number of examples by task."""

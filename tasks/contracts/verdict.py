@@ -14,7 +14,7 @@ class RuleOutcome(Contract):
     """The outcome of one rule of the gate.
 
     Attributes:
-        rule: Which kind of claim it is.
+        rule: The kind of claim.
         name: For people: `accuracy not worse than the baseline by more than 0.02`.
         metric: `accuracy`, `f1`, `latency_ms`, `size_mb`…
         slice: The slice it concerns, `label=sport`; empty for the whole test set.
@@ -22,7 +22,7 @@ class RuleOutcome(Contract):
         difference: Candidate minus baseline; for perplexity, as a share of the baseline's.
         interval: Confidence interval of the difference (of the candidate's value for a floor).
         p_value: Of the one-sided test; None without a test.
-        examples: Test examples the rule was applied to.
+        examples: Number of test examples that the rule was applied to.
         discordant: (candidate right and baseline wrong, candidate wrong and baseline right).
         detectable: The difference that this test set detects with 80% probability.
         passed: Whether the rule holds. A rule that could not be computed does not hold.

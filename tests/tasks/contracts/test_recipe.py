@@ -66,7 +66,7 @@ BAD = {
         {"by": "files", "group_by": "author"},
         r"data.split: 'group_by' only works with a split by hash",
     ),
-    "no floors": ("gate.first_run", "floors", r"gate: .*a first candidate would pass unseen"),
+    "no floors": ("gate.first_run", "floors", r"gate: .*any first candidate would pass"),
     "floor": ("gate.floors", {"accuracy": 90}, r"gate: floors.accuracy is 90"),
     "unknown floor": ("gate.floors", {"bleu": 0.5}, r"gate.floors.bleu"),
     "no margin": ("gate.margin", 0, r"gate: 'not worse' by a margin of 0"),
@@ -83,7 +83,7 @@ BAD = {
     "judge without a model": (
         "evaluation.llm_judge.url",
         "http://x/v1",
-        r"evaluation.llm_judge: url is given, but no model",
+        r"evaluation.llm_judge: url is set, but model is empty",
     ),
     "judge elsewhere": (
         "evaluation.llm_judge.url",
@@ -129,7 +129,7 @@ JUDGED = {
 class TestTheJudge:
     def test_may_decide(self):
         recipe = parse_recipe(JUDGED, "r.yaml")
-        assert recipe.settled().gate.metric == "preferred"
+        assert recipe.resolved().gate.metric == "preferred"
         assert recipe.evaluation.llm_judge.url == "http://127.0.0.1/v1"
 
     @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ class TestTheJudge:
             (
                 "evaluation.llm_judge.max_examples",
                 20,
-                "max_examples is 20, but the gate asks for 150",
+                "max_examples is 20, but the gate needs 150",
             ),
             ("gate", {"first_run": "floors", "floors": {"preferred": 0.5}}, "needs a baseline"),
             ("task", "preference", "preferred, which is not measured for preference"),

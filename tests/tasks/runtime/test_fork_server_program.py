@@ -161,10 +161,10 @@ def language_job(tmp_path, tiny_lm):
 
 def own_task(folder):
     """A folder with a task for lm-evaluation-harness."""
-    from tests.tasks.evaluate.test_benchmark_program import ROWS
+    from tests.tasks.evaluate.samples import SHIP_ROWS
     from tests.tasks.samples import SHIPS
 
-    write_jsonl(folder / "ships.jsonl", ROWS)
+    write_jsonl(folder / "ships.jsonl", SHIP_ROWS)
     (folder / "ships.yaml").write_text(json.dumps(SHIPS))
     return folder
 
