@@ -76,8 +76,8 @@ def judge(**changes):
     """Whether two contenders did the same, of which one did something else."""
     fact = {"trained_parameters": 5, "eval_loss": 2.0, "samples": [(1, 1.0, 100, 1.0)]}
     facts = {"a": [fact], "b": [fact | changes]}
-    rivals = {name: Contender(None, ()) for name in facts}
-    language_figures.same({"train_tokens": 100}, rivals, facts)
+    contenders = {name: Contender(None, ()) for name in facts}
+    language_figures.same({"train_tokens": 100}, contenders, facts)
 
 
 class TestUnequalWork:
@@ -130,19 +130,19 @@ class TestRuns:
         monkeypatch.setattr(measure, "DISTURBED", 1.0)
 
     def test_ours_and_the_plain_trainer_do_the_same(self, tmp_path):
-        rivals = {
+        contenders = {
             OURS: Contender(sys.executable, ("-m", "tests.benchmarks.ours_training")),
             "Trainer": Contender(sys.executable, (str(PEERS / "plain_trainer.py"),)),
         }
-        report = language_training.run(tmp_path, ["smoke"], ["chat"], 1, rivals, {})
+        report = language_training.run(tmp_path, ["smoke"], ["chat"], 1, contenders, {})
         [found] = report["comparisons"]
-        assert set(found["contenders"]) == set(rivals)
+        assert set(found["contenders"]) == set(contenders)
         assert found["target_tokens"] < 0.6 * found["tokens"]
         assert "| Trainer |" in "\n".join(language_training.page(report))
 
     def test_the_script_for_gpus_runs_without_one(self, tmp_path):
-        rivals, _ = gpu_language.contenders(SMOKE, "cpu")
-        chosen = {who: rivals[who] for who in (OURS, "Trainer")}
+        contenders, _ = gpu_language.contenders(SMOKE, "cpu")
+        chosen = {who: contenders[who] for who in (OURS, "Trainer")}
         report = gpu_language.run(tmp_path, SMOKE, "cpu", 1, chosen)
         assert report["failed"] == {}
         assert all(one["share_of_ceiling"] > 0 for one in report["contenders"].values())

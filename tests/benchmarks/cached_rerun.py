@@ -54,7 +54,7 @@ def run(folder: Path, rounds: int) -> dict[str, Any]:
         first = measure.timed(retrain(folder, running), folder)
         tasks = cached_tasks(measure.timed(retrain(folder, running), folder))
         load = measure.wait_for_quiet()
-        with_server = measure.alternate(rivals(folder, running, tasks), rounds, folder)
+        with_server = measure.alternate(contenders(folder, running, tasks), rounds, folder)
         imports = measure.alternate(
             {name: importing(code, statement) for name, statement in IMPORTS.items()},
             rounds,
@@ -63,7 +63,7 @@ def run(folder: Path, rounds: int) -> dict[str, Any]:
     embedded = {**code, "PREFECT_HOME": str(folder / "embedded"), "PREFECT_API_URL": ""}
     # Creates the database, which happens once in the life of a machine.
     measure.timed(trivial(embedded, tasks), folder)
-    alone = measure.alternate(rivals(folder, embedded, tasks), rounds, folder)
+    alone = measure.alternate(contenders(folder, embedded, tasks), rounds, folder)
     return {
         "rounds": rounds,
         "load_average": load,
@@ -94,7 +94,7 @@ def trivial(environment: dict[str, str], tasks: int) -> Command:
     return Command([sys.executable, TRIVIAL, str(tasks)], environment)
 
 
-def rivals(folder: Path, environment: dict[str, str], tasks: int) -> dict[str, Any]:
+def contenders(folder: Path, environment: dict[str, str], tasks: int) -> dict[str, Any]:
     """Both, for `measure.alternate`."""
     return {
         "rerun": lambda _: retrain(folder, environment),

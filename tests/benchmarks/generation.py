@@ -66,7 +66,7 @@ def run(folder: Path, rounds: int, count: int, generate_tokens: int) -> dict[str
     script = Path(__file__).with_name("peers") / "pipeline_generation.py"
     words = {OURS: ["-m", "tests.benchmarks.ours_generation"], PIPELINE: [str(script)]}
 
-    def rival(who: str) -> Any:
+    def contender(who: str) -> Any:
         def command(number: int) -> Command:
             scratch = folder / f"{who}-{number}"
             scratch.mkdir()
@@ -76,7 +76,7 @@ def run(folder: Path, rounds: int, count: int, generate_tokens: int) -> dict[str
         return command
 
     load = measure.wait_for_quiet()
-    runs = measure.alternate({who: rival(who) for who in words}, rounds, folder)
+    runs = measure.alternate({who: contender(who) for who in words}, rounds, folder)
     facts = {who: [json.loads(once.output.splitlines()[-1]) for once in runs[who]] for who in runs}
     answers = {who: each[0]["answers"] for who, each in facts.items()}
     equal = float(np.mean([one == other for one, other in zip(*answers.values(), strict=True)]))

@@ -69,8 +69,8 @@ def main() -> None:
     lacking = missing(shape)
     if lacking:
         sys.exit(f"wheels are missing for {sys.executable}: {', '.join(lacking)}")
-    rivals, left_out = contenders(shape, given.device)
-    chosen = set(filter(None, given.only.split(";"))) or set(rivals)
+    contenders, left_out = find_contenders(shape, given.device)
+    chosen = set(filter(None, given.only.split(";"))) or set(contenders)
     folder = given.folder or Path(tempfile.mkdtemp(prefix="gpu-language-"))
     try:
         report = run(
@@ -78,7 +78,7 @@ def main() -> None:
             shape,
             given.device,
             given.rounds,
-            {who: each for who, each in rivals.items() if who in chosen},
+            {who: each for who, each in contenders.items() if who in chosen},
         )
     finally:
         if not given.folder:
@@ -93,7 +93,7 @@ def missing(shape: Shape) -> list[str]:
     return [name for name in needed if util.find_spec(name) is None]
 
 
-def contenders(shape: Shape, device: str) -> tuple[dict[str, Contender], dict[str, str]]:
+def find_contenders(shape: Shape, device: str) -> tuple[dict[str, Contender], dict[str, str]]:
     """All that can be had here, and why the others cannot.
 
     Args:
@@ -142,7 +142,7 @@ def contenders(shape: Shape, device: str) -> tuple[dict[str, Contender], dict[st
 
 
 def run(
-    folder: Path, shape: Shape, device: str, rounds: int, rivals: Mapping[str, Contender]
+    folder: Path, shape: Shape, device: str, rounds: int, contenders: Mapping[str, Contender]
 ) -> dict[str, Any]:
     """All measurements.
 
@@ -151,7 +151,7 @@ def run(
         shape: What is trained.
         device: `cuda` or `cpu`.
         rounds: That count.
-        rivals: Who trains; one that fails is reported with its last words.
+        contenders: Who trains; one that fails is reported with its last words.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="gpu-language-runs-"))
@@ -160,11 +160,11 @@ def run(
         code["PYTHONPATH"] += f":{measure.ROOT}"
         top = ceiling(MATRIX if device == "cuda" else 512, device)
         spec = {**prepare(shape, folder), "device": device}
-        runs: dict[str, list[Timed]] = {who: [] for who in rivals}
+        runs: dict[str, list[Timed]] = {who: [] for who in contenders}
         failed: dict[str, str] = {}
         for number in range(rounds):
-            for who in [who for who in rivals if who not in failed]:
-                command = language_training.commands(rivals[who], spec, scratch, who, code)
+            for who in [who for who in contenders if who not in failed]:
+                command = language_training.commands(contenders[who], spec, scratch, who, code)
                 try:
                     runs[who].append(measure.timed(command(number), scratch, number))
                 except RuntimeError as error:
@@ -175,7 +175,7 @@ def run(
             "card": card(device),
             "failed": failed,
             "shape": dataclasses.asdict(shape),
-            **figures(spec, shape, rivals, done, top),
+            **figures(spec, shape, contenders, done, top),
         }
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -184,7 +184,7 @@ def run(
 def figures(
     spec: dict[str, Any],
     shape: Shape,
-    rivals: Mapping[str, Contender],
+    contenders: Mapping[str, Contender],
     runs: Mapping[str, Sequence[Timed]],
     top: float,
 ) -> dict[str, Any]:
@@ -194,8 +194,8 @@ def figures(
         RuntimeError: The contenders did not do the same.
     """
     facts = {who: [language_figures.last_line(once) for once in each] for who, each in runs.items()}
-    language_figures.same(spec, rivals, facts, LOSS_TOLERANCE)
-    each = {who: language_figures.summary(spec, rivals[who], facts[who]) for who in runs}
+    language_figures.same(spec, contenders, facts, LOSS_TOLERANCE)
+    each = {who: language_figures.summary(spec, contenders[who], facts[who]) for who in runs}
     with np.load(spec["train"], allow_pickle=False) as stored:
         lengths = np.diff(stored["starts"])
     per_token = operations(shape, lengths)

@@ -37,7 +37,7 @@ class Contender:
 
 
 def figures(
-    spec: dict[str, Any], rivals: Mapping[str, Contender], runs: Mapping[str, Sequence[Timed]]
+    spec: dict[str, Any], contenders: Mapping[str, Contender], runs: Mapping[str, Sequence[Timed]]
 ) -> dict[str, Any]:
     """Medians and ratios of one comparison.
 
@@ -45,8 +45,8 @@ def figures(
         RuntimeError: The contenders did not do the same.
     """
     facts = {who: [last_line(once) for once in each] for who, each in runs.items()}
-    same(spec, rivals, facts)
-    each = {who: summary(spec, rivals[who], facts[who]) for who in runs}
+    same(spec, contenders, facts)
+    each = {who: summary(spec, contenders[who], facts[who]) for who in runs}
     return {
         "tokens": spec["train_tokens"],
         "target_tokens": spec["target_tokens"],
@@ -79,7 +79,7 @@ def last_line(once: Timed) -> dict[str, Any]:
 
 def same(
     spec: dict[str, Any],
-    rivals: Mapping[str, Contender],
+    contenders: Mapping[str, Contender],
     facts: Mapping[str, Sequence[dict[str, Any]]],
     tolerance: float = LOSS_TOLERANCE,
 ) -> None:
@@ -111,7 +111,7 @@ def same(
 
 
 def summary(
-    spec: dict[str, Any], rival: Contender, facts: Sequence[dict[str, Any]]
+    spec: dict[str, Any], contender: Contender, facts: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """One contender's medians."""
     tokens = spec["train_tokens"]

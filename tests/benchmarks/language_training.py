@@ -56,7 +56,7 @@ def main() -> None:
             given.shapes.split(","),
             given.parts.split(","),
             given.rounds,
-            *contenders(given.peers, set(filter(None, given.without.split(";")))),
+            *find_contenders(given.peers, set(filter(None, given.without.split(";")))),
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -70,7 +70,7 @@ def run(
     shapes: Sequence[str],
     parts: Sequence[str],
     rounds: int,
-    rivals: Mapping[str, Contender],
+    contenders: Mapping[str, Contender],
     left_out: Mapping[str, str],
 ) -> dict[str, Any]:
     """All measurements.
@@ -80,7 +80,7 @@ def run(
         shapes: Names in `SHAPES`.
         parts: Names in `PARTS`.
         rounds: That count.
-        rivals: Ours among them.
+        contenders: Ours among them.
         left_out: For each contender that is not there, why.
     """
     code = measure.copy_code(folder)
@@ -94,17 +94,17 @@ def run(
             spec = prepare(shape, folder / name, PARTS[part])
             runs = measure.alternate(
                 {
-                    who: commands(rival, spec, folder / f"{name}-{part}", who, code)
-                    for who, rival in rivals.items()
+                    who: commands(contender, spec, folder / f"{name}-{part}", who, code)
+                    for who, contender in contenders.items()
                 },
                 rounds,
                 folder,
             )
             how = {"date": measure.machine()["date"], "rounds": rounds, "load_average": load}
-            found.append({"shape": name, "part": part, **how, **figures(spec, rivals, runs)})
+            found.append({"shape": name, "part": part, **how, **figures(spec, contenders, runs)})
     return {
         "left_out": dict(left_out),
-        "versions": peer_versions(rivals),
+        "versions": peer_versions(contenders),
         "comparisons": found,
     }
 
@@ -130,7 +130,7 @@ def with_earlier(report: dict[str, Any], file: Path) -> dict[str, Any]:
 # Who takes part
 
 
-def contenders(folder: Path, without: set[str]) -> tuple[dict[str, Contender], dict[str, str]]:
+def find_contenders(folder: Path, without: set[str]) -> tuple[dict[str, Contender], dict[str, str]]:
     """All that can be had, and why the others cannot.
 
     Args:
@@ -171,33 +171,33 @@ NEAT_PACKING = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 
 
 
 def commands(
-    rival: Contender, spec: dict[str, Any], folder: Path, who: str, code: dict[str, str]
+    contender: Contender, spec: dict[str, Any], folder: Path, who: str, code: dict[str, str]
 ) -> Callable[[int], Command]:
     """What makes a contender's command for a round, in a folder of its own."""
 
     def command(number: int) -> Command:
         scratch = folder / f"{''.join(filter(str.isalnum, who))}-{number}"
         scratch.mkdir(parents=True, exist_ok=True)
-        own = {"scratch": str(scratch), "options": rival.options}
+        own = {"scratch": str(scratch), "options": contender.options}
         file = scratch / "spec.json"
         file.write_text(json.dumps({**spec, **own}))
         # Only ours may see Burnish: a folder named `tasks` must not come before theirs.
         environment = {key: value for key, value in code.items() if key != "PYTHONPATH"}
         environment["HF_DATASETS_CACHE"] = str(scratch / "datasets")
-        if rival.script[0] == "-m":
+        if contender.script[0] == "-m":
             environment["PYTHONPATH"] = code["PYTHONPATH"]
-        return Command([rival.python, *rival.script, file], environment)
+        return Command([contender.python, *contender.script, file], environment)
 
     return command
 
 
-def peer_versions(rivals: Mapping[str, Contender]) -> dict[str, dict[str, str]]:
+def peer_versions(contenders: Mapping[str, Contender]) -> dict[str, dict[str, str]]:
     """What the others run on."""
     asked = {"TRL, packed": "trl", "LLaMA-Factory, neat packing": "llamafactory"}
     return {
-        name: install.versions(rivals[who].python, (name, "torch", "transformers", "peft"))
+        name: install.versions(contenders[who].python, (name, "torch", "transformers", "peft"))
         for who, name in asked.items()
-        if who in rivals
+        if who in contenders
     }
 
 

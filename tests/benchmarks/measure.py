@@ -104,24 +104,27 @@ def _busy_seconds() -> float:
 
 
 def alternate(
-    rivals: Mapping[str, Callable[[int], Command]],
+    contenders: Mapping[str, Callable[[int], Command]],
     rounds: int,
     folder: Path,
     most: int = MOST_ROUNDS,
 ) -> dict[str, list[Timed]]:
-    """Run each rival once a round, A B A B, so that a slow minute hits all of them.
+    """Run each contender once a round, A B A B, so that a slow minute hits all of them.
 
     Rounds that other processes disturbed are repeated; those that were disturbed least count.
 
     Args:
-        rivals: For each name, what makes its command for a round.
+        contenders: For each name, what makes its command for a round.
         rounds: How many shall count.
         folder: To run in.
         most: How many times as many may be run.
     """
     done: list[dict[str, Timed]] = []
     while len(done) < most * rounds:
-        each = {name: timed(rival(len(done)), folder, len(done)) for name, rival in rivals.items()}
+        each = {
+            name: timed(contender(len(done)), folder, len(done))
+            for name, contender in contenders.items()
+        }
         done.append(each)
         for name, once in each.items():
             print(
@@ -133,7 +136,7 @@ def alternate(
             break
     # Chosen by what others did, never by what came out.
     chosen = sorted(sorted(done, key=_disturbance)[:rounds], key=_number)
-    return {name: [each[name] for each in chosen] for name in rivals}
+    return {name: [each[name] for each in chosen] for name in contenders}
 
 
 def _disturbance(each: Mapping[str, Timed]) -> float:

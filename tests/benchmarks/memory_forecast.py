@@ -1,4 +1,4 @@
-"""How well the memory of training a language model is told in advance:
+"""How well the memory of training a language model is forecast:
 `python -m tests.benchmarks.memory_forecast [SHAPE…]`.
 
 Each condition is trained in a process of its own, through the very functions of
@@ -83,7 +83,7 @@ def main() -> None:
                 "model",
                 "method",
                 "checkpointing",
-                "told",
+                "forecast",
                 "measured",
                 "error",
                 "as glibc does",
@@ -94,7 +94,7 @@ def main() -> None:
                     row["shape"],
                     row["method"],
                     "on" if row["checkpointing"] else "off",
-                    f"{row['told'] / MIB:,.0f}",
+                    f"{row['forecast'] / MIB:,.0f}",
                     f"{row['measured'] / MIB:,.0f}",
                     f"{row['error']:+.1%}",
                     f"{row['loose'] / MIB:,.0f}" if row["loose"] else "",
@@ -103,11 +103,11 @@ def main() -> None:
                 for row in rows
             ],
         ),
-        "By part, as it was told (MiB):",
+        "By part, as forecast (MiB):",
         parts_table(rows),
     ]
     report = {"rows": rows, "worst": worst, "shapes": {name: SHAPES[name] for name in names}}
-    write("memory_forecast", "Memory told in advance", report, body)
+    write("memory_forecast", "Memory forecast", report, body)
 
 
 def parts_table(rows: list[dict[str, Any]]) -> str:
@@ -133,15 +133,15 @@ def compare(spec: dict[str, Any]) -> dict[str, Any]:
     Args:
         spec: `base`, `tokens`, `quantization`, `checkpointing`, and a folder for `work`.
     """
-    told = child("forecast", spec)
+    forecast = child("forecast", spec)
     tight = child("measure", {**spec, "tight": True})
     loose = child("measure", {**spec, "tight": False}) if not tight["cuda"] else {"peak": 0}
-    total = sum(told["parts"].values())
+    total = sum(forecast["parts"].values())
     return {
         "checkpointing": spec["checkpointing"],
         "tokens": spec["tokens"],
-        "told": total,
-        "parts": told["parts"],
+        "forecast": total,
+        "parts": forecast["parts"],
         "measured": tight["peak"],
         "error": total / tight["peak"] - 1,
         "loose": loose["peak"],

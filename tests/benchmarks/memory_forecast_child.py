@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def forecast(spec: dict[str, Any]) -> dict[str, Any]:
-    """Bytes by part, as told."""
+    """Forecast bytes by part."""
     import torch
 
     from tasks.plan.memory_trace import Setting, peak

@@ -107,7 +107,7 @@ class Watch:
             processor seconds.
         seconds: From there to the last epoch's evaluation.
         cpu_seconds: The same of the processor, all threads together.
-        peak_mb: Most memory that a line told of.
+        peak_mb: The highest memory in the log.
         lines: All of them.
     """
 

@@ -275,16 +275,16 @@ def against_step(folder: Path, data: Path) -> dict[str, Any]:
 
     # In batches of our size: the whole list at once is slower, and would flatter us.
     batches = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
-    rivals = {
+    contenders = {
         "encode_batch": lambda: [None for each in batches if not raw.encode_batch(each)],
         "tokenize_shard": ours,
         "encode_batch_fast": lambda: [None for each in batches if not raw.encode_batch_fast(each)],
     }
-    times: dict[str, list[float]] = {name: [] for name in rivals}
+    times: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(ROUNDS + 1):
-        for name, rival in rivals.items():
+        for name, contender in contenders.items():
             started = time.perf_counter()
-            rival()
+            contender()
             if number:  # the first round warms up
                 times[name].append(time.perf_counter() - started)
     return {name: statistics.median(each) for name, each in times.items()} | {"texts": len(texts)}

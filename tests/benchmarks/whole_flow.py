@@ -245,17 +245,17 @@ def same(plain: list[dict[str, Any]], flows: list[dict[str, Any]]) -> None:
 
 def starts(folder: Path, code: dict[str, str], rounds: int) -> dict[str, list[Timed]]:
     """What it takes to import what each program imports, and the flow itself, and the script."""
-    rivals = {
+    contenders = {
         name: lambda _, line=line: Command([sys.executable, "-P", "-c", line], code)
         for name, line in PROGRAMS.items()
     }
-    rivals["flow"] = lambda _: Command(
+    contenders["flow"] = lambda _: Command(
         [sys.executable, "-P", "-c", "import flows.cli, flows.retrain"], code
     )
     script = Path(__file__).with_name("plain_script.py")
     line = f"import runpy; runpy.run_path({str(script)!r}, run_name='only imported')"
-    rivals["plain script"] = lambda _: Command([sys.executable, "-P", "-c", line], code)
-    return measure.alternate(rivals, rounds, folder, most=1)
+    contenders["plain script"] = lambda _: Command([sys.executable, "-P", "-c", line], code)
+    return measure.alternate(contenders, rounds, folder, most=1)
 
 
 def figures(runs: dict[str, list[Timed]], programs: dict[str, list[Timed]]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def lora(spec: dict[str, Any]) -> Any:
 
 
 def arguments(spec: dict[str, Any]) -> dict[str, Any]:
-    """What all of the Trainer's family are told alike."""
+    """Settings that all trainers based on transformers' Trainer share."""
     return {
         "output_dir": str(Path(spec["scratch"]) / "out"),
         "num_train_epochs": spec["epochs"],
