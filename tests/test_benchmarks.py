@@ -141,7 +141,7 @@ class TestRuns:
         assert "| Trainer |" in "\n".join(language_training.page(report))
 
     def test_the_script_for_gpus_runs_without_one(self, tmp_path):
-        contenders, _ = gpu_language.contenders(SMOKE, "cpu")
+        contenders, _ = gpu_language.find_contenders(SMOKE, "cpu")
         chosen = {who: contenders[who] for who in (OURS, "Trainer")}
         report = gpu_language.run(tmp_path, SMOKE, "cpu", 1, chosen)
         assert report["failed"] == {}

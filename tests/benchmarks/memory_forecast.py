@@ -1,10 +1,10 @@
-"""How well the memory of training a language model is forecast:
+"""How close the forecast of a language model's training memory is to the measured peak:
 `python -m tests.benchmarks.memory_forecast [SHAPE…]`.
 
-Each condition is trained in a process of its own, through the very functions of
-`tasks.finetune.program`, on a model of random weights; what it had at its fullest (on a GPU: the
-allocator's peak; on a CPU: resident memory above what the process had before it read the model) is
-compared with the forecast, which another process made of the model's configuration alone.
+Each condition trains in its own process, with the functions of `tasks.finetune.program`, on a model
+with random weights. Its peak (on a GPU: the allocator's; on a CPU: resident memory above that before
+the model was read) is compared with the forecast, which another process made from the model's
+configuration alone.
 """
 
 from __future__ import annotations

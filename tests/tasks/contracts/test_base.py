@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from tasks.contracts.base import Contract, digest_of
 
@@ -19,7 +19,7 @@ class Inner(Contract):
 
 class Outer(Contract):
     inner: Inner
-    by_name: dict[str, Inner] = {}
+    by_name: dict[str, Inner] = Field(default_factory=dict)
     value: float = 0.0
 
 
