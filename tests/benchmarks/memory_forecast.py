@@ -2,9 +2,9 @@
 `python -m tests.benchmarks.memory_forecast [SHAPE…]`.
 
 Each condition trains in its own process, with the functions of `tasks.finetune.program`, on a model
-with random weights. Its peak (on a GPU: the allocator's; on a CPU: resident memory above that before
-the model was read) is compared with the forecast, which another process made from the model's
-configuration alone.
+with random weights. Its peak (on a GPU: the allocator's; on a CPU: resident memory above that
+before the model was read) is compared with the forecast, which another process made from the
+model's configuration alone.
 """
 
 from __future__ import annotations
