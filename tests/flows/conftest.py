@@ -25,6 +25,7 @@ from tasks.release import deployment_log
 from tasks.runtime.run_program import program_name
 from tasks.storage.objects import open_objects
 from tasks.storage.store import Store
+from tests.flows.language_place import LanguagePlace, questions
 from tests.tasks.samples import some_rows, write_jsonl
 
 ROWS = 600
@@ -90,6 +91,12 @@ def place(first_release, tmp_path, prefect_env):
     """A copy of the place where a first run was released."""
     shutil.copytree(first_release.folder, tmp_path / "place")
     return Place(tmp_path / "place", first_release.base)
+
+
+@pytest.fixture
+def chat(tmp_path, tiny_lm, prefect_env):
+    columns = {"prompt": "q", "completion": "a"}
+    return LanguagePlace(tmp_path, tiny_lm, "instruction", questions(120), columns=columns)
 
 
 @pytest.fixture
