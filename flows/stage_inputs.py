@@ -174,7 +174,7 @@ def finetune_inputs(
         head_modules=prepared.inspected.head_modules,
         task=recipe.task,
         micro_batch_tokens=recipe.plan.micro_batch_tokens,
-        most_tokens=forecast.micro_batch_tokens if forecast else 0,
+        max_micro_batch_tokens=forecast.micro_batch_tokens if forecast else 0,
         tight_memory=forecast is not None and must_be_tight(forecast),
     )
 

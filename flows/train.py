@@ -7,7 +7,7 @@ from importlib import import_module
 from threading import Thread
 
 from flows import stage_inputs
-from tasks.base_model.gguf_step import GgufInputs, as_source, convert_gguf, is_gguf
+from tasks.base_model.gguf_step import GgufInputs, convert_gguf, converted_source, is_gguf
 from tasks.base_model.inspect_step import inspect_model
 from tasks.contracts.artifacts import Source
 from tasks.contracts.candidate import GuardSet, Prepared, Trained
@@ -125,7 +125,7 @@ def convert_base(
     report.add_step(
         "gguf", converted, f"{converted.architecture} in {converted.dtype}, {size / 1e6:,.0f} MB"
     )
-    return as_source(model, converted.artifact, context), converted
+    return converted_source(model, converted.artifact, context), converted
 
 
 def load_guard_set(

@@ -1,1 +1,1 @@
-"""How it is deployed."""
+"""How Burnish is deployed."""

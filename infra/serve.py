@@ -1,5 +1,5 @@
 """Runs Burnish on one machine (`make server`): a Prefect server with its UI, a work pool, the
-deployments of prefect.yaml, and a worker. Ctrl-C ends all of it.
+deployments of prefect.yaml, and a worker. Ctrl-C stops everything.
 """
 
 from __future__ import annotations
@@ -24,45 +24,45 @@ STOP_LIMIT_SECONDS = 20
 
 
 def main() -> int:
-    """Start everything and wait until it is stopped; returns the exit status."""
+    """Start everything, wait until it is stopped, and return the exit status."""
     os.environ.setdefault("BURNISH_STORE", str(ROOT / ".burnish"))
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    # With leases in memory, a restart of the server would crash runs that hold a concurrency slot.
+    # With leases in memory, restarting the server would crash runs that hold a concurrency slot.
     os.environ.setdefault(
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE",
         "prefect.server.concurrency.lease_storage.filesystem",
     )
     os.environ["PREFECT_API_URL"] = API
-    # Links in logs would lead to the V1 UI, whose lists leave out runs that end in a state with a
-    # name of its own, as ours do.
+    # By default, links in logs lead to the V1 UI, whose lists leave out runs with custom state
+    # names, such as ours.
     os.environ.setdefault("PREFECT_UI_URL", f"{API.removesuffix('/api')}/v2")
     os.environ["PREFECT_CLI_PROMPT"] = "false"
     # A shell without job control starts background commands with SIGINT ignored. The processes
     # started here would inherit that, and could not be stopped.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    running: list[subprocess.Popen] = []
+    services: list[subprocess.Popen] = []
     try:
-        running.append(_start("server", "start", "--host", "127.0.0.1", "--port", str(PORT)))
-        _wait_for_server(running[0])
+        services.append(_start("server", "start", "--host", "127.0.0.1", "--port", str(PORT)))
+        _wait_for_server(services[0])
         _prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
         _prefect("--no-prompt", "deploy", "--all")
         _close_abandoned_runs()
-        running.append(_start("worker", "start", "--pool", POOL, "--name", "burnish"))
-        print(f"\nBurnish is at {API.removesuffix('/api')} (Ctrl-C ends it)\n", flush=True)
-        while all(process.poll() is None for process in running):
+        services.append(_start("worker", "start", "--pool", POOL, "--name", "burnish"))
+        print(f"\nBurnish is at {API.removesuffix('/api')} (Ctrl-C stops it)\n", flush=True)
+        while all(process.poll() is None for process in services):
             time.sleep(1)
         return 1
     except KeyboardInterrupt:
         return 0
     finally:
-        for process in reversed(running):
+        for process in reversed(services):
             _stop(process)
 
 
 def _start(*command: str) -> subprocess.Popen:
-    # In a session of its own, so that Ctrl-C reaches this process only. It stops the others in
-    # order: a worker that loses its server marks its runs as crashed.
+    # In a new session, so that Ctrl-C reaches this process only. It stops the others in order: a
+    # worker that loses its server marks its runs as crashed.
     return subprocess.Popen(
         [sys.executable, "-m", "prefect", *command],
         cwd=ROOT,
@@ -83,7 +83,7 @@ def _wait_for_server(server: subprocess.Popen) -> None:
         if server.poll() is not None:
             raise SystemExit(
                 f"The Prefect server did not start: is port {PORT} taken? "
-                "Choose another with BURNISH_PORT=4201 make server"
+                "Choose another port: BURNISH_PORT=4201 make server"
             )
         try:
             urllib.request.urlopen(f"{API}/health", timeout=2)
@@ -94,9 +94,9 @@ def _wait_for_server(server: subprocess.Popen) -> None:
 
 
 def _close_abandoned_runs() -> None:
-    """Mark runs that an earlier worker left behind as crashed.
+    """Mark runs that an earlier worker abandoned as crashed.
 
-    The pool belongs to this process, so none of its runs can be running yet.
+    Only this worker takes runs from the pool, and it has not started yet.
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
@@ -110,21 +110,21 @@ def _close_abandoned_runs() -> None:
         )
         for run in runs:
             client.set_flow_run_state(run.id, crashed, force=True)
-            print(f"Marked run {run.name} as crashed, which was interrupted: {run.id}", flush=True)
+            print(f"Marked the interrupted run {run.name} as crashed ({run.id})", flush=True)
 
 
 def _stop(process: subprocess.Popen) -> None:
     if process.poll() is not None:
         return
-    started = psutil.Process(process.pid).children(recursive=True)
+    children = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
     try:
         process.wait(STOP_LIMIT_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    # Runs are in process groups of their own; those that remain have lost their worker.
-    _, left = psutil.wait_procs(started, timeout=STOP_LIMIT_SECONDS)
+    # Runs have process groups of their own. Those that are left have lost their worker.
+    _, left = psutil.wait_procs(children, timeout=STOP_LIMIT_SECONDS)
     for child in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()

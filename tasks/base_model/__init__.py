@@ -1,1 +1,1 @@
-"""The base model: what it is, and how a GGUF file becomes one that can be trained."""
+"""The base model: inspect it before training, and convert it if it is a GGUF file."""

@@ -1,7 +1,7 @@
 """Converts a GGUF file to a model that can be trained.
 
-Job: `ConvertGgufJob`. Its folder `out` gets safetensors, `config.json`, `generation_config.json`
-and the tokenizer with its chat template.
+Job: `ConvertGgufJob`. It writes safetensors, `config.json`, `generation_config.json` and the
+tokenizer with its chat template to the folder `out`.
 
 Quantized and f16 weights become bf16. A quantized weight has at most 8 significant bits, which bf16
 holds; an f16 file was usually converted from a model published in bf16; and f16 overflows in
@@ -25,7 +25,7 @@ _ENCODERS = ("bert", "t5", "clip", "modern-bert")
 
 
 def main(job: ConvertGgufJob, reporter: Reporter) -> ConvertGgufResult:
-    """See the module's description.
+    """Convert the file; see the module docstring.
 
     Raises:
         BadModel: The file is damaged, holds part of a model or no trainable language model, or has
@@ -39,7 +39,7 @@ def main(job: ConvertGgufJob, reporter: Reporter) -> ConvertGgufResult:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     dtype = _dtype(files[0])
-    with _read_once():
+    with _memoized_gguf():
         model = _model(files[0], dtype)
         tokenizer = _tokenizer(files[0])
     _save(model, tokenizer, job.out)
@@ -61,7 +61,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def check_header(files: list[Path], metadata: dict[str, Any], tensors: tuple[str, ...]) -> None:
-    """Refuse everything but a whole, trainable language model.
+    """Check that the file is a complete language model that can be trained.
 
     Raises:
         BadModel: The file holds part of a model, a projector, an adapter or an encoder, or has an
@@ -70,40 +70,45 @@ def check_header(files: list[Path], metadata: dict[str, Any], tensors: tuple[str
     architecture = str(metadata["general.architecture"])
     parts = int(metadata.get("split.count", 1))
     if parts > 1 or len(files) > 1:
-        raise _refusal(
+        raise BadModel(
+            "model.uri",
             f"a GGUF file in {max(parts, len(files))} parts ({len(files)} of them here)",
             "one file",
             "join them: llama-gguf-split --merge FIRST_PART OUT.gguf, and name the result",
         )
     kind = str(metadata.get("general.type", "model"))
     if kind != "model" or architecture == "clip" or "mmproj" in files[0].name.lower():
-        raise _refusal(
+        raise BadModel(
+            "model.uri",
             f"a GGUF file that holds no language model ({kind}, {architecture})",
             "a language model",
             "name the file of the model itself, which is next to the projector or adapter",
         )
     if any(name in architecture for name in _ENCODERS):
-        raise _refusal(
+        raise BadModel(
+            "model.uri",
             f"a GGUF file of an encoder ({architecture})",
             "a language model that generates text",
             "to classify with an encoder, name its original model with safetensors",
         )
-    known = _known_architectures()
-    if architecture not in known:
-        raise _refusal(
+    supported = _supported_architectures()
+    if architecture not in supported:
+        raise BadModel(
+            "model.uri",
             f"a GGUF file of architecture '{architecture}', which transformers cannot read",
-            f"one of {', '.join(known)}",
+            f"one of {', '.join(supported)}",
             "name the original model, with safetensors",
         )
     if "tokenizer.ggml.tokens" not in metadata or not tensors:
-        raise _refusal(
+        raise BadModel(
+            "model.uri",
             "a GGUF file without weights or without a tokenizer",
-            "a whole model",
+            "a complete model",
             "download it again, or name the original model with safetensors",
         )
 
 
-def _known_architectures() -> list[str]:
+def _supported_architectures() -> list[str]:
     from transformers.integrations.gguf import GGUF_ARCHS, GGUF_CONFIG_ARCHS
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
@@ -115,14 +120,15 @@ def _known_architectures() -> list[str]:
 
 
 def _dtype(file: Path) -> str:
-    """Return the dtype of the converted weights: bfloat16, unless all of the file's are f32."""
+    """Return the dtype of the converted weights: float32 if all weights in the file are f32,
+    otherwise bfloat16."""
     import torch
     from transformers.integrations.gguf import GgufHeader
 
     try:
         header = GgufHeader.from_file(str(file))
     except ValueError:
-        # A quantization type that this reader does not know; the package gguf may.
+        # This reader does not know the quantization type; the gguf package may.
         return "bfloat16"
     end = header.data_start + max(tensor.offset + tensor.nbytes for tensor in header.tensors)
     size = file.stat().st_size
@@ -132,20 +138,21 @@ def _dtype(file: Path) -> str:
 
 
 @contextlib.contextmanager
-def _read_once() -> Iterator[None]:
+def _memoized_gguf() -> Iterator[None]:
     """Make transformers read the vocabulary once instead of three times, and build the table of
-    tensor names once instead of once per module. Both took most of the conversion time."""
+    tensor names once instead of once per module. Otherwise both take most of the conversion time.
+    """
     import gguf
 
     names = ("GGUFReader", "get_tensor_name_map")
-    own = {name: getattr(gguf, name) for name in names}
-    for name, call in own.items():
-        setattr(gguf, name, functools.cache(call))
+    originals = {name: getattr(gguf, name) for name in names}
+    for name, function in originals.items():
+        setattr(gguf, name, functools.cache(function))
     try:
         yield
     finally:
-        for name, call in own.items():
-            setattr(gguf, name, call)
+        for name, function in originals.items():
+            setattr(gguf, name, function)
 
 
 def _model(file: Path, dtype: str) -> Any:
@@ -160,14 +167,15 @@ def _model(file: Path, dtype: str) -> Any:
             output_loading_info=True,
             trust_remote_code=False,
         )
-    except Exception as error:  # Anything may be missing from a damaged file.
+    except Exception as error:  # A damaged file can raise anything.
         if type(describe(error)) is not CodeFailed:
             raise  # Out of memory or disk space: not the file's fault.
         raise _unreadable(file, error) from error
-    lost = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-    if lost:
-        raise _refusal(
-            f"a GGUF file without {len(lost)} of the model's tensors, such as {lost[0]}",
+    missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    if missing:
+        raise BadModel(
+            "model.uri",
+            f"a GGUF file without {len(missing)} of the model's tensors, such as {missing[0]}",
             f"all weights of a {type(model).__name__}",
             "name the original model, with safetensors",
         )
@@ -186,7 +194,7 @@ def _tokenizer(file: Path) -> Any:
 
 
 def _save(model: Any, tokenizer: Any, out: Path) -> None:
-    """Write the folder; model and tokenizer get the same special tokens."""
+    """Write model and tokenizer, with the same special tokens in both."""
     from transformers import GenerationConfig
 
     from tasks.chat.stop_tokens import set_pad_token, stop_token_ids
@@ -195,17 +203,17 @@ def _save(model: Any, tokenizer: Any, out: Path) -> None:
 
     if tokenizer.eos_token_id is not None:
         set_pad_token(tokenizer)
-    ends = stop_token_ids(tokenizer, model.generation_config)
+    stop_ids = stop_token_ids(tokenizer, model.generation_config)
     special = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
     for name, value in special.items():
         setattr(model.config, name, value)
     model.config.eos_token_id = tokenizer.eos_token_id
-    # transformers takes the model's name in the file for the path that it was loaded from.
+    # transformers records the model's name in the file as the path that it was loaded from.
     vars(model.config).pop("_model_name_or_path", None)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.generation_config = GenerationConfig(
-        eos_token_id=ends if len(ends) > 1 else (ends or [None])[0], **special
+        eos_token_id=stop_ids if len(stop_ids) > 1 else (stop_ids or [None])[0], **special
     )
     save_merged(model, out)
     save_tokenizer(tokenizer, out)
@@ -213,15 +221,12 @@ def _save(model: Any, tokenizer: Any, out: Path) -> None:
 
 def _unreadable(file: Path, error: BaseException) -> BadModel:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return _refusal(
+    return BadModel(
+        "model.uri",
         f"a GGUF file that cannot be read ({lines[0][:300]})",
-        "a whole GGUF file of a language model",
+        "a complete GGUF file of a language model",
         f"download {file.name} again, or name the original model with safetensors",
     )
-
-
-def _refusal(found: str, expected: str, fix: str) -> BadModel:
-    return BadModel("model.uri", found, expected, fix)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Convert a base model that is one GGUF file to an ordinary model folder, once."""
+"""Convert a base model that is a GGUF file to a folder of safetensors, once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class GgufInputs(Contract):
     libraries=("torch", "transformers", "tokenizers", "safetensors", "gguf"),
 )
 def convert_gguf(inputs: GgufInputs, context: RunContext) -> ConvertedGguf:
-    """Convert a GGUF file to a model folder: safetensors, configuration, tokenizer.
+    """Convert a GGUF file to a folder of safetensors, configuration and tokenizer.
 
     Raises:
         BadModel: The file is damaged, holds part of a model or no trainable language model, or has
@@ -42,48 +42,57 @@ def convert_gguf(inputs: GgufInputs, context: RunContext) -> ConvertedGguf:
         job = ConvertGgufJob(
             files=tuple(folder / file.path for file in inputs.model.files), out=out
         )
-        found = run_program(
+        result = run_program(
             "tasks.base_model.gguf_program", job, ConvertGgufResult, scratch=scratch
         )
-        return ConvertedGguf(artifact=store.put("base", out), **dict(found))
+        return ConvertedGguf(artifact=store.put("base", out), **dict(result))
 
 
 def is_gguf(source: Source) -> bool:
-    """Whether a model's source must be converted before anything can load it."""
+    """Whether a base model is a GGUF file, which must be converted before it is loaded."""
     return any(file.path.lower().endswith(".gguf") for file in source.files)
 
 
 def trainable_source(source: Source, context: RunContext) -> Source:
-    """Return a source that all steps can load: the given one, or its converted GGUF file.
+    """Return the base model in a form that every step can load: converted if it is a GGUF file.
 
     Args:
         source: The base model, resolved.
-        context: The run; the converted model is kept in its store.
+        context: The run, whose store gets the converted model.
 
     Raises:
-        BadModel: As `convert_gguf`.
+        BadModel: The GGUF file cannot be converted; see `convert_gguf`.
     """
     if not is_gguf(source):
         return source
-    return as_source(source, convert_gguf(GgufInputs(model=source), context).artifact, context)
+    converted = convert_gguf(GgufInputs(model=source), context)
+    return converted_source(source, converted.artifact, context)
 
 
-def as_source(source: Source, artifact: Artifact, context: RunContext) -> Source:
-    """Return the GGUF file's source with its name and pin, but the files and the digest of the
-    converted model."""
+def converted_source(source: Source, artifact: Artifact, context: RunContext) -> Source:
+    """Return a source with the files and the digest of the converted model.
+
+    Args:
+        source: The GGUF file; its URI is kept, so that reports and model cards name it.
+        artifact: The converted model.
+        context: The run, whose store has the artifact.
+    """
     store = open_store(context.store)
-    places = _places(store, artifact)
+    locations = _file_locations(store, artifact)
     files = tuple(
         SourceFile(
-            path=entry.path, size=entry.size, digest=entry.sha256, location=places[entry.path]
+            path=entry.path,
+            size=entry.size,
+            digest=entry.sha256,
+            location=locations[entry.path],
         )
         for entry in store.manifest(artifact).files
     )
     return source.model_copy(update={"files": files, "digest": artifact.digest})
 
 
-def _places(store: Store, artifact: Artifact) -> dict[str, str]:
-    """Return the location of each of the artifact's files."""
+def _file_locations(store: Store, artifact: Artifact) -> dict[str, str]:
+    """Return the location of each file of an artifact, by relative path."""
     root = f"{store.uri}/artifacts/{artifact.kind}/{artifact.digest}/files"
     if root.startswith("s3://"):
         return {file.path: file.location for file in list_s3(root, f"artifact {root}")}

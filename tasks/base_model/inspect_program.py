@@ -3,13 +3,14 @@
 Job: `InspectJob`.
 
 The saved tokenizer is used for training and ships with the model. It has the recipe's chat
-template, and for a language model a pad token that does not also end answers.
+template, and for a language model a pad token that is not a stop token.
 
-`shape` holds, as integers: `hidden`, `layers`, `heads`, `kv_heads`, `head_dim`, `intermediate`,
-`vocabulary` (rows of the embedding), `tied` (1 if the output layer shares the embedding),
+`shape` in the result holds these integers: `hidden`, `layers`, `heads`, `kv_heads`, `head_dim`,
+`intermediate`, `vocabulary` (rows of the embedding), `tied` (1 if the output layer shares the
+embedding),
 `parameters`, `linear_parameters` (weights of `linear_modules`), `largest_linear` (weights of the
-largest of them), `embedding_parameters` (of embedding and, if it is not shared, output),
-`stored_bytes` (of one weight in the files).
+largest of them), `embedding_parameters` (of the embedding and, if not tied, the output layer),
+`stored_bytes` (bytes per weight in the files).
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-# Their positions start after the pad token's id, so the first rows of the table are unused.
+# Their position ids start after the pad token id, so the first rows of the table are unused.
 _OFFSET_FAMILIES = ("roberta", "camembert", "mpnet", "longformer", "xmod", "data2vec-text")
 
 
 def main(job: InspectJob, reporter: Reporter) -> InspectResult:
-    """See the module's description.
+    """Inspect the model and save its tokenizer; see the module docstring.
 
     Raises:
         BadModel: The model cannot be trained, or only by running its own code or loading a pickle.
@@ -46,17 +47,18 @@ def main(job: InspectJob, reporter: Reporter) -> InspectResult:
 
     logging.set_verbosity_error()
     check_architecture(config, job.task)
-    classes = job.task == "text-classification"
+    classification = job.task == "text-classification"
     warnings: list[str] = []
-    if classes:
+    if classification:
         tokenizer = load_tokenizer(folder)
     else:
         tokenizer = _language_tokenizer(folder, job.task, job.chat_template, warnings)
-        warnings += _disagreements(folder, config, tokenizer)
-    facts = _measure_model(folder, list(job.labels) if classes else None, len(tokenizer))
+        warnings += _special_token_conflicts(folder, config, tokenizer)
+    labels = list(job.labels) if classification else None
+    model_facts = _describe_model(folder, labels, len(tokenizer))
     save_tokenizer(tokenizer, job.tokenizer_out)
     return InspectResult(
-        **facts,
+        **model_facts,
         max_length=max_length(AutoConfig.from_pretrained(folder, trust_remote_code=False)),
         pad_token=tokenizer.pad_token or "",
         vocabulary=len(tokenizer),
@@ -65,23 +67,25 @@ def main(job: InspectJob, reporter: Reporter) -> InspectResult:
 
 
 def check_files(folder: Path) -> dict[str, Any]:
-    """Return the model's configuration, if the model can be loaded safely.
+    """Return the model's configuration after checking that its weights can be loaded safely.
 
     Raises:
         BadModel: Configuration or safe weights are missing, or the weights are quantized.
     """
     if not (folder / "config.json").is_file():
-        raise _refusal(
+        raise BadModel(
+            "model.uri",
             "no config.json",
-            "a model's folder",
-            "point model.uri at the folder of a model that save_pretrained wrote",
+            "a model folder",
+            "point model.uri at a folder that save_pretrained wrote",
         )
     try:
         config = json.loads((folder / "config.json").read_text())
     except ValueError as error:
-        raise _refusal(
+        raise BadModel(
+            "model.uri",
             f"a config.json that is not JSON ({error})",
-            "a model's configuration",
+            "a model configuration",
             "download or save the model again",
         ) from None
     _check_weights(folder)
@@ -93,7 +97,8 @@ def _refuse_quantized(config: dict[str, Any]) -> None:
     quantized = config.get("quantization_config")
     if quantized:
         method = quantized.get("quant_method", "an unknown method")
-        raise _refusal(
+        raise BadModel(
+            "model.uri",
             f"a model that is already quantized ({method})",
             "full-precision weights, since training updates are added to them and shipped",
             "choose the model that it was quantized from, and set quantization: nf4 to save memory",
@@ -104,26 +109,30 @@ def _check_weights(folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         parts = set(json.loads(index.read_text())["weight_map"].values())
-        lacking = sorted(part for part in parts if not (folder / part).is_file())
-        if lacking:
-            raise _refusal(
-                f"no {', '.join(lacking)}",
+        missing = sorted(part for part in parts if not (folder / part).is_file())
+        if missing:
+            raise BadModel(
+                "model.uri",
+                f"no {', '.join(missing)}",
                 "every file that model.safetensors.index.json lists",
                 "download or save the model again",
             )
     elif not (folder / "model.safetensors").is_file():
         if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
-            raise _refusal(
-                "only pickled weights, which can run any code when they are loaded",
+            raise BadModel(
+                "model.uri",
+                "only pickled weights, which can run arbitrary code when loaded",
                 "safetensors: pickled weights are never loaded",
-                "convert them on a machine where you trust them: "
+                "if you trust their source, convert them: "
                 "AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)",
             )
-        raise _refusal("no weights", "model.safetensors", "save the model with save_pretrained")
+        raise BadModel(
+            "model.uri", "no weights", "model.safetensors", "save the model with save_pretrained"
+        )
 
 
 def check_architecture(config: dict[str, Any], task: str) -> None:
-    """Refuse an architecture that transformers itself cannot use for the task.
+    """Check that transformers supports the architecture for the task.
 
     Raises:
         BadModel: The architecture needs remote code, has no classification head, or cannot generate
@@ -139,21 +148,24 @@ def check_architecture(config: dict[str, Any], task: str) -> None:
     if kind not in CONFIG_MAPPING:
         found = f"architecture '{kind}', which transformers does not have"
         if "auto_map" in config:
-            found += " (its code comes with the model, and is never run)"
-        raise _refusal(
+            found += " (the model brings its own code, which is never run)"
+        raise BadModel(
+            "model.uri",
             found,
             "an architecture of transformers",
             "choose a model that loads without trust_remote_code",
         )
     if task == "text-classification":
         if CONFIG_MAPPING[kind] not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-            raise _refusal(
+            raise BadModel(
+                "model.uri",
                 f"architecture '{kind}', which has no classification head in transformers",
                 "an architecture with AutoModelForSequenceClassification",
                 "choose an encoder such as BERT, RoBERTa, DeBERTa or ModernBERT",
             )
     elif CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING or _is_encoder(config):
-        raise _refusal(
+        raise BadModel(
+            "model.uri",
             f"architecture '{kind}', which does not generate text from left to right",
             "an architecture with AutoModelForCausalLM",
             "choose a decoder such as Llama, Qwen, Mistral, Gemma or SmolLM, or set task: "
@@ -162,7 +174,7 @@ def check_architecture(config: dict[str, Any], task: str) -> None:
 
 
 def _is_encoder(config: dict[str, Any]) -> bool:
-    """Whether the model is or has an encoder. transformers has causal versions of these too, but
+    """Whether the model is or has an encoder. transformers also has causal versions of these, but
     only as parts of other models."""
     from transformers import (
         CONFIG_MAPPING,
@@ -171,13 +183,14 @@ def _is_encoder(config: dict[str, Any]) -> bool:
     )
 
     kind = CONFIG_MAPPING[config["model_type"]]
-    with_encoder = kind in MODEL_FOR_MASKED_LM_MAPPING
-    with_encoder = with_encoder or kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
-    return with_encoder and not config.get("is_decoder")
+    has_encoder = (
+        kind in MODEL_FOR_MASKED_LM_MAPPING or kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    )
+    return has_encoder and not config.get("is_decoder")
 
 
 def max_length(config: Any) -> int | None:
-    """Return the longest input in tokens; None if positions are relative or unlimited."""
+    """Return the longest input in tokens; None if position embeddings set no limit."""
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None)
     if getattr(text, "position_embedding_type", None) in ("relative_key", "relative_key_query"):
@@ -216,7 +229,7 @@ def _set_template(
     """Replace the tokenizer's chat template with the recipe's.
 
     Raises:
-        BadModel: The tokenizer lacks what chatml needs.
+        BadModel: The tokenizer lacks the tokens of chatml.
         BadRecipe: The template is not valid Jinja, or cannot render a question and an answer.
     """
     from tasks.chat.template import CHATML, template_of
@@ -244,26 +257,26 @@ def _set_template(
 
 
 def _check_chatml(tokenizer: PreTrainedTokenizerBase) -> None:
-    wanted = ("<|im_start|>", "<|im_end|>")
-    lacking = [
-        token for token in wanted if len(tokenizer.encode(token, add_special_tokens=False)) != 1
+    required = ("<|im_start|>", "<|im_end|>")
+    missing = [
+        token for token in required if len(tokenizer.encode(token, add_special_tokens=False)) != 1
     ]
-    if lacking:
+    if missing:
         raise BadModel(
             "model.chat_template",
-            f"chatml for a tokenizer without {' and '.join(lacking)}",
+            f"chatml for a tokenizer without {' and '.join(missing)}",
             "a tokenizer with <|im_start|> and <|im_end|> as tokens",
             "choose a model whose tokenizer has them (most chat versions do), or set "
             "model.chat_template to a Jinja template that uses this tokenizer's own tokens",
         )
 
 
-def _disagreements(
+def _special_token_conflicts(
     folder: Path, config: dict[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> list[str]:
     """Return warnings about special tokens that model and tokenizer define differently.
 
-    Often the files do not belong together.
+    A conflict often means that the files do not belong together.
     """
     configs = {"config.json": config}
     file = folder / "generation_config.json"
@@ -276,15 +289,15 @@ def _disagreements(
             ids = settings.get(f"{kind}_token_id")
             ids = ids if isinstance(ids, list) else [ids]
             if own is not None and any(isinstance(item, int) for item in ids) and own not in ids:
-                tokens = ", ".join(_named(tokenizer, item) for item in ids)
+                tokens = ", ".join(_describe_token(tokenizer, item) for item in ids)
                 found.append(
-                    f"the tokenizer's {kind}_token is {_named(tokenizer, own)}, but {name} says "
-                    f"{tokens}: the tokenizer's is used"
+                    f"the tokenizer's {kind}_token is {_describe_token(tokenizer, own)}, but "
+                    f"{name} has {tokens}: the tokenizer's is used"
                 )
     return found
 
 
-def _named(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+def _describe_token(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     known = isinstance(token, int) and 0 <= token < len(tokenizer)
     return f"{token} ({tokenizer.convert_ids_to_tokens(token)})" if known else str(token)
 
@@ -292,9 +305,14 @@ def _named(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
 # The model
 
 
-def _measure_model(folder: Path, labels: list[str] | None, vocabulary: int) -> dict[str, Any]:
-    """Describe the model's modules and sizes without loading its weights. `labels` is None for a
-    language model."""
+def _describe_model(folder: Path, labels: list[str] | None, vocabulary: int) -> dict[str, Any]:
+    """Describe the model's modules and sizes without loading its weights.
+
+    Args:
+        folder: The base model.
+        labels: Labels of a classifier; None for a language model.
+        vocabulary: Number of the tokenizer's token ids.
+    """
     from tasks.models.adapter import linear_modules
     from tasks.models.causal import head_name, load_causal
     from tasks.models.classifier import load_classifier
@@ -307,9 +325,10 @@ def _measure_model(folder: Path, labels: list[str] | None, vocabulary: int) -> d
         linear = linear_modules(model, heads)
     rows = model.get_input_embeddings().weight.shape[0]
     if vocabulary > rows:
-        raise _refusal(
+        raise BadModel(
+            "model.uri",
             f"a tokenizer with {vocabulary:,} ids for a model with {rows:,} embedding rows",
-            "no more ids than rows",
+            "no more ids than embedding rows",
             "use the tokenizer that the model was trained with, or resize the embeddings",
         )
     return {
@@ -317,11 +336,11 @@ def _measure_model(folder: Path, labels: list[str] | None, vocabulary: int) -> d
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "linear_modules": linear,
         "head_modules": heads,
-        "shape": _shape(folder, model, linear),
+        "shape": _model_shape(folder, model, linear),
     }
 
 
-def _shape(folder: Path, model: PreTrainedModel, linear: list[str]) -> dict[str, int]:
+def _model_shape(folder: Path, model: PreTrainedModel, linear: list[str]) -> dict[str, int]:
     from tasks.models.weights import stored_dtype
 
     config = model.config.get_text_config()
@@ -330,14 +349,14 @@ def _shape(folder: Path, model: PreTrainedModel, linear: list[str]) -> dict[str,
     sizes = [model.get_submodule(name).weight.numel() for name in linear]
     embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings()
     tied = output is not None and output.weight is embedding
-    apart = output.weight.numel() if output is not None and not tied else 0
+    output_parameters = output.weight.numel() if output is not None and not tied else 0
     return {
         "hidden": hidden,
         "layers": config.num_hidden_layers,
         "heads": heads,
         "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
         "head_dim": getattr(config, "head_dim", None) or (hidden // heads if heads else 0),
-        # Older families use other names; four times the width is the default.
+        # Older families use other names; their default is four times the hidden size.
         "intermediate": next(
             (
                 size
@@ -351,13 +370,9 @@ def _shape(folder: Path, model: PreTrainedModel, linear: list[str]) -> dict[str,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "linear_parameters": sum(sizes),
         "largest_linear": max(sizes, default=0),
-        "embedding_parameters": embedding.numel() + apart,
+        "embedding_parameters": embedding.numel() + output_parameters,
         "stored_bytes": stored_dtype(folder).itemsize,
     }
-
-
-def _refusal(found: str, expected: str, fix: str) -> BadModel:
-    return BadModel("model.uri", found, expected, fix)
 
 
 if __name__ == "__main__":

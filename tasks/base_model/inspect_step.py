@@ -1,4 +1,4 @@
-"""Inspect the base model before any GPU time is spent: its modules, limits and tokenizer."""
+"""Inspect the base model before any GPU time is spent: modules, maximum length, tokenizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class InspectInputs(Contract):
 
     Attributes:
         model: The base model.
-        labels: Labels of a classifier; otherwise empty.
+        labels: Labels of a classifier; empty for a language model.
         task: The task that the model will be trained for.
         chat_template: `chatml`, a Jinja template, or empty for the tokenizer's own.
     """
@@ -37,12 +37,12 @@ class InspectInputs(Contract):
     libraries=("torch", "transformers", "tokenizers", "safetensors", "jinja2"),
 )
 def inspect_model(inputs: InspectInputs, context: RunContext) -> Inspected:
-    """Find the modules that an adapter may target and the longest input, and save the tokenizer
-    that is used for training and ships.
+    """Find the modules that an adapter may target and the longest input in tokens, and save the
+    tokenizer that is used for training and ships with the model.
 
     Raises:
-        BadModel: No configuration, no tokenizer, only pickled or quantized weights, code of its own
-            that would have to run, or no chat template although the task needs one.
+        BadModel: The model has no configuration, no tokenizer, only pickled or quantized weights,
+            needs remote code, or has no chat template although the task needs one.
         BadRecipe: The recipe's chat template cannot be used.
     """
     store = open_store(context.store)
@@ -55,5 +55,7 @@ def inspect_model(inputs: InspectInputs, context: RunContext) -> Inspected:
             chat_template=inputs.chat_template,
             tokenizer_out=tokenizer,
         )
-        found = run_program("tasks.base_model.inspect_program", job, InspectResult, scratch=scratch)
-        return Inspected(artifact=store.put("tokenizer", tokenizer), **dict(found))
+        result = run_program(
+            "tasks.base_model.inspect_program", job, InspectResult, scratch=scratch
+        )
+        return Inspected(artifact=store.put("tokenizer", tokenizer), **dict(result))

@@ -1,1 +1,1 @@
-"""Train, merge and export the model."""
+"""Fine-tune the model, merge the adapter, and export to GGUF."""

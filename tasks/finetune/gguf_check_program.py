@@ -1,6 +1,6 @@
 """Checks, before training, that llama.cpp's converter can export the model that will ship.
 
-Job: `CheckGgufJob`. It converts only the configuration and the vocabulary, and discards the result.
+Job: `CheckGgufJob`. It converts the configuration and the vocabulary only, and discards the result.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tasks.runtime.program import Reporter, run
 
 
 def main(job: CheckGgufJob, reporter: Reporter) -> Done:
-    """See the module's description.
+    """Run the converter without weights; see the module docstring.
 
     Raises:
         BadModel: The converter does not know the architecture or the tokenizer.
@@ -31,13 +31,13 @@ def main(job: CheckGgufJob, reporter: Reporter) -> Done:
 
 
 def _write_configuration(base: Path, folder: Path) -> None:
-    """The configuration that a model trained on this base will have."""
+    """Write the configuration that a model trained on this base will have."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__]
-    # The model that ships is not quantized.
+    # The model that ships is not quantized, and its own code is never run.
     content = config.to_dict() | {"quantization_config": None, "auto_map": None}
     kept = {name: value for name, value in content.items() if value is not None}
     (folder / "config.json").write_text(json.dumps(kept, default=str))

@@ -1,7 +1,7 @@
 """Export a trained model to GGUF, for llama.cpp and Ollama.
 
-A step of its own, over the trained model: another file type or converter exports again, but trains
-nothing again.
+This is a separate step whose input is the trained model: another file type or converter exports
+again without training again.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ class GgufExportInputs(Contract):
     libraries=("torch", "transformers", "tokenizers", "safetensors", "numpy"),
 )
 def export_gguf(inputs: GgufExportInputs, context: RunContext) -> GgufExported:
-    """Write the model as one GGUF file, with a `Modelfile` for Ollama.
+    """Export the model to one GGUF file, with a `Modelfile` for Ollama.
 
     Raises:
         BadModel: The converter does not know the architecture or the tokenizer.
+        BadRecipe: No converter is installed, or it lacks a module.
     """
     store = open_store(context.store)
     with store.scratch() as scratch:
@@ -57,10 +58,10 @@ def export_gguf(inputs: GgufExportInputs, context: RunContext) -> GgufExported:
             work=scratch,
             out=out,
         )
-        written = run_program(
+        result = run_program(
             "tasks.finetune.gguf_export_program", job, ExportGgufResult, scratch=scratch
         )
-        return GgufExported(artifact=store.put("gguf", out), file=written.file)
+        return GgufExported(artifact=store.put("gguf", out), file=result.file)
 
 
 def check_gguf_export(
@@ -70,12 +71,13 @@ def check_gguf_export(
 
     Args:
         base: The base model.
-        tokenizer: The tokenizer that ships.
+        tokenizer: The tokenizer that ships with the model.
         file_type: The type of the file's weights.
         context: The run.
 
     Raises:
         BadModel: The converter does not know the architecture or the tokenizer.
+        BadRecipe: No converter is installed, or it lacks a module.
     """
     store = open_store(context.store)
     with store.scratch() as scratch:

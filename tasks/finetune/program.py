@@ -1,13 +1,13 @@
-"""Trains an adapter, and a classifier's head, and writes the files that ship.
+"""Trains an adapter (and the head of a classifier), and writes the model that ships.
 
 Job: `FinetuneJob`.
 
-It may run as `plan.world_size` processes: each trains on its share of every step, and the first one
+It may run as `plan.world_size` processes: each trains on its share of every batch, and rank 0
 writes the shared files.
 
-The same job gives the same bytes on the same kind of machine, interrupted or not. A progress line
-with `checkpoint` names a complete checkpoint; on disk (`work`/checkpoints/checkpoint-STEP) a
-complete one has a file `complete`.
+The same job gives the same bytes on the same kind of machine, interrupted or not. A checkpoint is
+a folder `checkpoints/checkpoint-STEP` of `work`. It is complete once it has a file `complete`;
+then a progress report names it as `checkpoint`.
 """
 
 from __future__ import annotations
@@ -41,41 +41,41 @@ class Task(Protocol):
     """What differs between tasks.
 
     Attributes:
-        names: The metrics of the validation split; `loss` is among them.
-        warnings: What a person should know about the training.
+        names: The metrics of the validation split, including `loss`.
+        warnings: Warnings about the training, for the report.
     """
 
     names: tuple[str, ...]
     warnings: list[str]
 
     def examples(self, split: str, file: Path) -> Any:
-        """Return the examples of a split, memory-mapped from a file that is written here."""
+        """Write the examples of a split to a file, and return them memory-mapped."""
 
     def model(self, merging: bool = False) -> Any:
-        """Return the base with a new adapter: for training, or on the dequantized base in host
-        memory for merging."""
+        """Return the base model with a new adapter: for training, or, to merge, with a dequantized
+        base in host memory."""
 
     def trainer(
         self, model: Any, train: Any, validation: Any, callbacks: list[TrainerCallback]
     ) -> Trainer:
-        """Return the Trainer."""
+        """Return the Trainer for a model and its data."""
 
     def merge(self, model: Any) -> Any:
-        """Merge the adapter into the base, in the dtype of the base's files."""
+        """Return the model with its adapter merged, in the dtype of the base model's files."""
 
     def finish(self, model: Any, out: Path) -> None:
-        """Write the files that ship beside the weights."""
+        """Write the files that ship with the weights, such as the tokenizer."""
 
 
 def main(job: FinetuneJob, reporter: Reporter) -> FinetuneResult | None:
-    """See the module's description.
+    """Train the model and write it; see the module docstring.
 
     Returns:
-        The result; None on every rank but the first.
+        The result on rank 0, None on the others.
 
     Raises:
         TrainingDiverged: The loss became NaN or infinite.
-        Preempted: The program was asked to stop; a checkpoint was saved.
+        Preempted: The program was asked to stop, and saved a checkpoint.
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -96,7 +96,7 @@ def main(job: FinetuneJob, reporter: Reporter) -> FinetuneResult | None:
     distributed.leave()
     if ranks.rank() > 0:
         return None
-    _give_back()
+    _free_training_memory()
     reporter.progress(always=True, stage="writing model")
     ship(job, best.adapter)
     logged = history(state, task.names)
@@ -111,13 +111,13 @@ def main(job: FinetuneJob, reporter: Reporter) -> FinetuneResult | None:
 
 
 def ship(job: FinetuneJob, adapter: Path) -> None:
-    """Write the model that is published.
+    """Write the model that ships.
 
     Args:
         job: The program's job.
-        adapter: The trained tensors of the best epoch.
+        adapter: File of the best epoch's trained tensors.
     """
-    out, task = job.out, make_task(_as_one(job))
+    out, task = job.out, make_task(_without_sharding(job))
     out.mkdir(parents=True, exist_ok=True)
     merging = job.ship == "merged"
     model = task.model(merging)
@@ -130,15 +130,16 @@ def ship(job: FinetuneJob, adapter: Path) -> None:
     task.finish(model, out)
 
 
-def _give_back() -> None:
-    """Have what training held collected: the model and its Trainer name each other, and would stay
-    on the device beside the base that is read once more."""
+def _free_training_memory() -> None:
+    """Free the trained model before the base model is loaded again. The model and its Trainer refer
+    to each other, so only the garbage collector frees them."""
     gc.collect()
     torch.cuda.empty_cache()
 
 
-def _as_one(job: FinetuneJob) -> FinetuneJob:
-    """The job as one process ships it: a model that was shared out may be too large for one GPU."""
+def _without_sharding(job: FinetuneJob) -> FinetuneJob:
+    """Return the job for a single process: on the CPU if the model was sharded, since it may be too
+    large for one GPU."""
     plan = job.plan
     if plan.sharding != "fsdp":
         return job
@@ -147,7 +148,7 @@ def _as_one(job: FinetuneJob) -> FinetuneJob:
 
 
 def make_task(job: FinetuneJob) -> Task:
-    """What is particular to the job's task."""
+    """Return the implementation of the job's task."""
     # Each imports libraries that the others do not need.
     name = job.task
     if name == "text-classification":
@@ -167,7 +168,7 @@ def prepare(plan: Plan, seed: int) -> None:
     """Set up this process for deterministic training.
 
     Raises:
-        BadRecipe: The plan's device is not on this machine.
+        BadRecipe: This machine lacks the plan's device.
     """
     if plan.device == "cuda" and not torch.cuda.is_available():
         raise BadRecipe(
@@ -181,16 +182,16 @@ def prepare(plan: Plan, seed: int) -> None:
             "plan.processes",
             f"{ranks.count()} processes, on a worker with {torch.cuda.device_count()} GPUs",
             "a GPU for each process",
-            "set plan.processes to 0: one process for each GPU",
+            "set plan.processes to 0: one process per GPU",
         )
     distributed.join(plan.device)
-    # Before the adapter is initialized: from an unseeded state it would differ every time.
+    # Before the adapter is initialized, or its weights would differ in every run.
     set_seed(seed)
     # A few CUDA kernels have no deterministic version, so on CUDA this only warns.
     torch.use_deterministic_algorithms(True, warn_only=plan.device == "cuda")
     torch.backends.cudnn.benchmark = False
-    # Deterministic mode also fills new memory with NaN, to reveal reads of uninitialized memory.
-    # It is for debugging, and takes a quarter of a step on a CPU.
+    # Deterministic mode also fills new memory with NaN. That helps debugging only, and takes a
+    # quarter of a step on a CPU.
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 
@@ -204,9 +205,10 @@ def train_model(
 
     Raises:
         TrainingDiverged: The loss became NaN or infinite.
-        Preempted: The program was asked to stop; a checkpoint was saved.
+        Preempted: The program was asked to stop, and saved a checkpoint.
     """
-    # Model and optimizer are freed when this function returns: shipping loads the base again.
+    # The model and the optimizer are local to this function, so that they can be freed before
+    # shipping loads the base model again.
     work, training = job.work, job.training
     resume = checkpoint(job.resume_from)
     best = BestEpoch(work / "best", training.best_by, training.early_stopping, resume, task.names)
@@ -216,7 +218,7 @@ def train_model(
     trainer.remove_callback(PrinterCallback)
     reporter.check_stop()
     if ranks.count() > 1:
-        # The adapter was initialized with the same seed on all ranks; dropout must differ.
+        # The adapter was initialized with the same seed on all ranks, but dropout must differ.
         torch.manual_seed(training.seed + ranks.rank())
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     state = trainer.state

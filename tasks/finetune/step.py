@@ -1,4 +1,4 @@
-"""Fine-tune an adapter, and a classifier's head, and store the model that ships."""
+"""Fine-tune an adapter (and the head of a classifier), and store the model that ships."""
 
 from __future__ import annotations
 
@@ -7,12 +7,7 @@ from pydantic import Field
 
 from tasks.contracts.artifacts import Artifact, Source
 from tasks.contracts.base import Contract
-from tasks.contracts.jobs import (
-    FinetuneJob,
-    FinetuneResult,
-    PinnedBase,
-    TokenShard,
-)
+from tasks.contracts.jobs import FinetuneJob, FinetuneResult, PinnedBase, TokenShard
 from tasks.contracts.plan import Plan
 from tasks.contracts.recipe_data import Task
 from tasks.contracts.recipe_training import LoraRecipe, TrainingRecipe
@@ -25,7 +20,7 @@ from tasks.runtime.run_program import run_program
 from tasks.storage.sources import fetch_folder
 from tasks.storage.store import open_store
 
-LIGER = "liger-kernel"
+_LIGER = "liger-kernel"
 
 
 class FinetuneInputs(Contract):
@@ -33,19 +28,19 @@ class FinetuneInputs(Contract):
 
     Attributes:
         model: The base model.
-        tokenizer: The tokenizer that ships.
+        tokenizer: The tokenizer that ships with the model.
         dataset, tokens: The data and its token ids.
-        labels: In the order of the model's outputs.
+        labels: Labels of a classifier, in the order of its outputs.
         ship: `merged` or `adapter`.
-        head_modules: The modules of the new head, which are trained in full.
-        task: What the model is trained for.
-        micro_batch_tokens: Tokens of one forward pass of a language model; 0: the program chooses.
-        most_tokens: The most that it may choose, from the forecast; 0 if unknown.
+        head_modules: The modules of a classifier's new head, which are trained in full.
+        task: The task that the model is trained for.
+        micro_batch_tokens: Tokens per forward pass of a language model; 0: the program chooses.
+        max_micro_batch_tokens: The most that it may choose, from the forecast; 0 if unknown.
         tight_memory: Whether freed memory is returned to the system at once, which is slower.
-        fused: The version of the fused kernels' library; empty if the plan uses none.
+        liger_version: The version of liger-kernel; empty if the plan does not use it.
     """
 
-    cache_key_excludes = frozenset({"micro_batch_tokens", "most_tokens", "tight_memory"})
+    cache_key_excludes = frozenset({"micro_batch_tokens", "max_micro_batch_tokens", "tight_memory"})
 
     model: Source
     tokenizer: Artifact
@@ -60,11 +55,11 @@ class FinetuneInputs(Contract):
     head_modules: tuple[str, ...]
     task: Task = "text-classification"
     micro_batch_tokens: int = 0
-    most_tokens: int = 0
+    max_micro_batch_tokens: int = 0
     tight_memory: bool = False
-    fused: str = Field(
-        default_factory=lambda known: (
-            library_versions((LIGER,))[LIGER] if known["plan"].kernels == "liger" else ""
+    liger_version: str = Field(
+        default_factory=lambda inputs: (
+            library_versions((_LIGER,))[_LIGER] if inputs["plan"].kernels == "liger" else ""
         )
     )
 
@@ -92,7 +87,7 @@ def finetune(inputs: FinetuneInputs, context: RunContext) -> Finetuned:
 
     Raises:
         TrainingDiverged: The loss became NaN or infinite.
-        OutOfDeviceMemory, OutOfHostMemory, Preempted, TimedOut: The program ended that way.
+        OutOfDeviceMemory, OutOfHostMemory, Preempted, TimedOut: The program ended without a result.
     """
     store = open_store(context.store)
     with store.scratch() as scratch, TrainingProgress() as progress:
@@ -113,13 +108,13 @@ def finetune(inputs: FinetuneInputs, context: RunContext) -> Finetuned:
             ship=inputs.ship,
             micro_batch_examples=0,
             micro_batch_tokens=inputs.micro_batch_tokens,
-            max_micro_batch_tokens=inputs.most_tokens,
+            max_micro_batch_tokens=inputs.max_micro_batch_tokens,
             tight_memory=inputs.tight_memory,
             work=scratch / "checkpoints",
             resume_from=None,
             out=out,
         )
-        found = run_program(
+        result = run_program(
             "tasks.finetune.program",
             job,
             FinetuneResult,
@@ -131,13 +126,18 @@ def finetune(inputs: FinetuneInputs, context: RunContext) -> Finetuned:
         )
         return Finetuned(
             artifact=store.put("model", out),
-            **dict(found),
+            **dict(result),
             tokens_per_second=progress.tokens_per_second,
         )
 
 
 def token_files(tokens: Artifact, context: RunContext) -> tuple[TokenShard, ...]:
-    """Return the local token files of a dataset, one per shard."""
+    """Return the local token files, one per shard.
+
+    Args:
+        tokens: The artifact of the tokenize step.
+        context: The run.
+    """
     store = open_store(context.store)
     listed = orjson.loads((store.open(tokens) / "tokens.json").read_bytes())
     return tuple(

@@ -1,1 +1,1 @@
-"""Texts and conversations to token ids, shard by shard."""
+"""Turn texts and conversations into token ids, shard by shard."""

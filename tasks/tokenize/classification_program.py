@@ -1,16 +1,16 @@
 """Tokenizes the texts of shards for classification.
 
-Job: `TokenizeClassificationJob`. The folder `out` of each shard gets
+Job: `TokenizeClassificationJob`. It writes two files to the folder `out` of each shard:
 
-`tokens.parquet`, in the shard's order of rows: `hash_hi`, `hash_lo` (uint64), `label`,
+`tokens.parquet`, with the rows in the order of the shard: `hash_hi`, `hash_lo` (uint64), `label`,
 `input_ids` (list of int32), `token_type_ids` (list of int8; only for pairs, and only if the
 tokenizer produces them), `length` (int32, tokens), `truncated` (bool);
 `lengths.npy`: int32, shape (rows, 2): tokens after and before truncation.
 
-A progress line follows each shard: `done`, `total`, `digest`.
+After each shard it reports progress: `done`, `total`, `digest`.
 
-The ids are those of `AutoTokenizer(text, text_pair, truncation=True, max_length=…)`, but the fast
-tokenizer is called directly, and token ids go from its lists straight into Arrow's buffers.
+The ids equal those of `AutoTokenizer(text, text_pair, truncation=True, max_length=…)`. For speed,
+the underlying Rust tokenizer is called directly, and its ids go straight into Arrow buffers.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from tasks.contracts.errors import BadModel
 from tasks.contracts.jobs import Done, TokenizeClassificationJob
 from tasks.runtime.program import Reporter, run
 
-_ROWS_AT_ONCE = 1024
+_BATCH_ROWS = 1024
 
 
 def main(job: TokenizeClassificationJob, reporter: Reporter) -> Done:
-    """See the module's description.
+    """Tokenize the shards; see the module docstring.
 
     Raises:
         BadModel: The tokenizer cannot be loaded, or has no fast version.
@@ -46,10 +46,10 @@ def main(job: TokenizeClassificationJob, reporter: Reporter) -> Done:
 
 
 class Encoder:
-    """A tokenizer that truncates at a length.
+    """A fast tokenizer that truncates to a maximum length.
 
     Attributes:
-        with_types: Whether pairs get token type ids.
+        with_types: Whether the tokenizer produces token type ids.
     """
 
     def __init__(self, folder: Path, max_length: int) -> None:
@@ -60,26 +60,33 @@ class Encoder:
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:
-            # With a damaged tokenizer.json, transformers raises almost anything, even a KeyError.
-            raise _bad(f"a tokenizer that cannot be loaded ({str(error)[:300]})") from error
+            # With a damaged tokenizer.json, transformers may raise anything, even a KeyError.
+            raise _bad_tokenizer(
+                f"a tokenizer that cannot be loaded ({str(error)[:300]})"
+            ) from error
         if not tokenizer.is_fast:
-            raise _bad(f"a tokenizer without a fast version ({type(tokenizer).__name__})")
+            raise _bad_tokenizer(f"a tokenizer without a fast version ({type(tokenizer).__name__})")
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_padding()
         self._backend.encode_special_tokens = tokenizer.split_special_tokens
-        self._cut = {"max_length": max_length, "direction": tokenizer.truncation_side}
-        self._special = tokenizer.num_special_tokens_to_add(pair=False)
-        self._backend.enable_truncation(**self._cut)
+        self._truncation = {"max_length": max_length, "direction": tokenizer.truncation_side}
+        self._special_tokens = tokenizer.num_special_tokens_to_add(pair=False)
+        self._backend.enable_truncation(**self._truncation)
         self.with_types = "token_type_ids" in tokenizer.model_input_names
 
     def encode(self, texts: list[str], pairs: list[str] | None) -> tuple[list[Any], np.ndarray]:
         """Encode texts on all cores.
 
+        Args:
+            texts: The texts.
+            pairs: The second text of each pair; None for single texts.
+
         Returns:
-            The encodings, and an int32 array (texts, 2): tokens after and before truncation.
+            The encodings, and an int32 array of shape (texts, 2): tokens after and before
+            truncation.
         """
         inputs = list(zip(texts, pairs, strict=True)) if pairs else texts
-        # The fast variant computes no character offsets, which are not needed here.
+        # This variant is faster because it computes no character offsets.
         encodings = self._backend.encode_batch_fast(inputs)
         lengths = np.empty((len(encodings), 2), np.int32)
         lengths[:, 0] = [len(each) for each in encodings]
@@ -91,17 +98,17 @@ class Encoder:
         return encodings, lengths
 
     def _overflow(self, encoding: Any) -> int:
-        return sum(len(part) - self._special for part in encoding.overflowing)
+        return sum(len(part) - self._special_tokens for part in encoding.overflowing)
 
     def _full_lengths(self, inputs: list[Any], encodings: list[Any]) -> list[int]:
-        # The overflow of a pair comes in every combination of its parts, so lengths do not add up.
+        # A pair overflows into every combination of its parts, so their lengths do not add up.
         lengths = [len(each) for each in encodings]
-        cut = [number for number, each in enumerate(encodings) if each.overflowing]
-        if cut:
+        truncated = [number for number, each in enumerate(encodings) if each.overflowing]
+        if truncated:
             self._backend.no_truncation()
-            whole = self._backend.encode_batch_fast([inputs[number] for number in cut])
-            self._backend.enable_truncation(**self._cut)
-            for number, each in zip(cut, whole, strict=True):
+            whole = self._backend.encode_batch_fast([inputs[number] for number in truncated])
+            self._backend.enable_truncation(**self._truncation)
+            for number, each in zip(truncated, whole, strict=True):
                 lengths[number] = len(each)
         return lengths
 
@@ -115,9 +122,9 @@ def tokenize_shard(encoder: Encoder, rows: Path, out: Path) -> None:
         out: The folder to write to.
     """
     tables, lengths = [], [np.empty((0, 2), np.int32)]
-    for batch, (encodings, measured) in _encoded(encoder, rows):
+    for batch, (encodings, measured) in _encode_batches(encoder, rows):
         with_types = encoder.with_types and "text_pair" in batch.schema.names
-        tables.append(_table(batch, encodings, measured, with_types))
+        tables.append(_token_table(batch, encodings, measured, with_types))
         lengths.append(measured)
     pq.write_table(
         pa.concat_tables(tables).combine_chunks(),
@@ -129,8 +136,8 @@ def tokenize_shard(encoder: Encoder, rows: Path, out: Path) -> None:
     np.save(out / "lengths.npy", np.concatenate(lengths))
 
 
-def _encoded(encoder: Encoder, rows: Path) -> Iterator[tuple[pa.RecordBatch, Any]]:
-    """Yield batches with their encodings; the next batch is encoded while this one is written."""
+def _encode_batches(encoder: Encoder, rows: Path) -> Iterator[tuple[pa.RecordBatch, Any]]:
+    """Yield batches with their encodings, and encode the next batch in the meantime."""
 
     def start(batch: pa.RecordBatch) -> Future:
         columns = batch.to_pydict()
@@ -139,45 +146,47 @@ def _encoded(encoder: Encoder, rows: Path) -> Iterator[tuple[pa.RecordBatch, Any
     with pq.ParquetFile(rows) as file, ThreadPoolExecutor(1) as pool:
         names = ("hash_hi", "hash_lo", "text", "text_pair", "label")
         columns = [name for name in names if name in file.schema_arrow.names]
-        waiting = None
-        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):
-            following = batch, start(batch)
-            if waiting:
-                yield waiting[0], waiting[1].result()
-            waiting = following
-        if waiting:
-            yield waiting[0], waiting[1].result()
+        pending = None
+        for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
+            started = batch, start(batch)
+            if pending:
+                yield pending[0], pending[1].result()
+            pending = started
+        if pending:
+            yield pending[0], pending[1].result()
 
 
-def _table(
+def _token_table(
     batch: pa.RecordBatch, encodings: list[Any], lengths: np.ndarray, with_types: bool
 ) -> pa.Table:
-    kept, before = lengths[:, 0], lengths[:, 1]
+    after, before = lengths[:, 0], lengths[:, 1]
     columns = {
         "hash_hi": batch.column("hash_hi"),
         "hash_lo": batch.column("hash_lo"),
         "label": batch.column("label").cast(pa.string()).dictionary_encode(),
-        "input_ids": _lists((each.ids for each in encodings), kept, np.int32),
+        "input_ids": _list_array((each.ids for each in encodings), after, np.int32),
     }
     if with_types:
-        columns["token_type_ids"] = _lists((each.type_ids for each in encodings), kept, np.int8)
-    columns["length"] = pa.array(kept)
-    columns["truncated"] = pa.array(before > kept)
+        columns["token_type_ids"] = _list_array(
+            (each.type_ids for each in encodings), after, np.int8
+        )
+    columns["length"] = pa.array(after)
+    columns["truncated"] = pa.array(before > after)
     return pa.table(columns)
 
 
-def _lists(values: Iterator[list[int]], lengths: np.ndarray, kind: type) -> pa.ListArray:
+def _list_array(values: Iterator[list[int]], lengths: np.ndarray, kind: type) -> pa.ListArray:
     offsets = np.zeros(len(lengths) + 1, np.int32)
     np.cumsum(lengths, out=offsets[1:])
     flat = np.fromiter(chain.from_iterable(values), kind, count=int(offsets[-1]))
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
 
 
-def _bad(found: str) -> BadModel:
+def _bad_tokenizer(found: str) -> BadModel:
     return BadModel(
         "model.uri",
         found,
-        "a tokenizer that loads without running code of its own",
+        "a tokenizer that loads without remote code",
         "save it again with AutoTokenizer.from_pretrained(…).save_pretrained(…)",
     )
 

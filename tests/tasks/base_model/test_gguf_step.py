@@ -7,8 +7,8 @@ import pytest
 from tasks.base_model import gguf_step
 from tasks.base_model.gguf_step import (
     GgufInputs,
-    as_source,
     convert_gguf,
+    converted_source,
     is_gguf,
     trainable_source,
 )
@@ -66,7 +66,7 @@ class TestConverting:
     def test_stands_in_for_the_file(self, source, tmp_path):
         where = run_context(tmp_path)
         artifact = convert_gguf.once(GgufInputs(model=source), where).artifact
-        found = as_source(source, artifact, where)
+        found = converted_source(source, artifact, where)
         assert (found.uri, found.pinned) == (source.uri, source.pinned)
         assert found.digest == artifact.digest != source.digest
         folder = fetch_folder(found, tmp_path / "scratch")
@@ -77,7 +77,7 @@ class TestConverting:
     def test_works_with_a_store_on_s3(self, source, tmp_path, s3_env):
         where = run_context(tmp_path).model_copy(update={"store": f"s3://{s3_env}/store"})
         artifact = convert_gguf.once(GgufInputs(model=source), where).artifact
-        found = as_source(source, artifact, where)
+        found = converted_source(source, artifact, where)
         folder = fetch_folder(found, tmp_path / "scratch")
         assert folder.is_relative_to(tmp_path / "scratch")
         for entry in open_store(where.store).manifest(artifact).files:

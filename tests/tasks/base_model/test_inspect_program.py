@@ -320,9 +320,9 @@ class TestALanguageModel:
         change(lm, eos_token_id=0)
         change(lm, "generation_config.json", eos_token_id=[0, 2], bos_token_id=7)
         assert inspect(lm, "completion").warnings == (
-            "the tokenizer's bos_token is 1 (<|im_start|>), but generation_config.json says "
+            "the tokenizer's bos_token is 1 (<|im_start|>), but generation_config.json has "
             "7 (<gh_stars>): the tokenizer's is used",
-            "the tokenizer's eos_token is 2 (<|im_end|>), but config.json says 0 (<|endoftext|>): "
+            "the tokenizer's eos_token is 2 (<|im_end|>), but config.json has 0 (<|endoftext|>): "
             "the tokenizer's is used",
         )
 

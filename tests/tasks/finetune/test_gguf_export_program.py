@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tasks.contracts.errors import BadModel, BadRecipe
 from tasks.contracts.jobs import ExportGgufJob, ExportGgufResult
-from tasks.finetune.gguf_export_program import end_texts, modelfile
+from tasks.finetune.gguf_export_program import modelfile, stop_strings
 from tasks.runtime.gguf_converter import find_converter
 from tasks.runtime.run_program import run_program
 
@@ -117,7 +117,7 @@ class TestModelfile:
 
     def test_has_every_stop_token_of_the_generation_config(self, model_copy):
         edit(model_copy / "generation_config.json", eos_token_id=[2, 0])
-        assert end_texts(model_copy) == ["<|endoftext|>", "<|im_end|>"]
+        assert stop_strings(model_copy) == ["<|endoftext|>", "<|im_end|>"]
 
     def test_quotes_stop_tokens(self):
         assert modelfile("m.gguf", ['"</s>']) == 'FROM ./m.gguf\nPARAMETER stop "\\"</s>"\n'

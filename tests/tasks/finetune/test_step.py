@@ -51,5 +51,5 @@ class TestKey:
             finetune_step, "library_versions", lambda names: dict.fromkeys(names, "0.8.5")
         )
         plain = Plan(device="cuda", precision="bf16")
-        assert inputs(plan=plain).fused == ""
-        assert inputs(plan=plain.model_copy(update={"kernels": "liger"})).fused == "0.8.5"
+        assert inputs(plan=plain).liger_version == ""
+        assert inputs(plan=plain.model_copy(update={"kernels": "liger"})).liger_version == "0.8.5"

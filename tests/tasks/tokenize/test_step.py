@@ -221,7 +221,7 @@ class TestALanguageModel:
 
     def test_is_refused_if_no_example_is_left(self, dataset, language, where):
         with pytest.raises(
-            BadData, match="no training example left of 2: they are longer"
+            BadData, match="no training examples left of 2: they are longer"
         ) as error:
             tokenize.once(dataset(language, [30, 40, 3], too_long="drop"), where)
         assert "the longest has 44 tokens" in error.value.expected
