@@ -291,8 +291,10 @@ class GateRecipe(Contract):
     first_run: Literal["floors", "untrained base"] = Field(
         "untrained base",
         title="First run",
-        description="What the first candidate is compared with. floors: the floors only. untrained "
-        "base: the base model with an untrained head, which it must beat, and the floors.",
+        description="What the first candidate is compared with. untrained base: the base model "
+        "with an untrained head, which it must beat. floors: the floors only. A first classifier "
+        "must also beat always answering the most frequent label, and recognize every label that "
+        "has at least 10 test examples.",
     )
     min_examples: int = Field(
         150, ge=1, title="Minimum test examples", description="With fewer, the gate rejects."

@@ -3,7 +3,7 @@
 Both models have answered the same test examples. `decide` turns their answers and the recipe's
 rules into a verdict. It is a pure function: no clock, no network, and random numbers are seeded
 from the data. `evidence` validates the input; `rules`, `slice_rules` and `guard_rule` hold the
-rules; `classification` and `language` hold what differs between the tasks. Only one rule, the
+rules; `first_release` those for a first classifier; `classification` and `language` hold what differs between the tasks. Only one rule, the
 claim, has a controlled error rate; the others set minimum values or reject clear regressions.
 Missing values and values that are not numbers reject, with the reason.
 """
@@ -18,7 +18,15 @@ from tasks.contracts.verdict import RuleOutcome, Verdict
 from tasks.gate import classification
 from tasks.gate import rules as gate_rules
 from tasks.gate.classification import ClassificationTables, PairedLabels
-from tasks.gate.evidence import Evidence, PairedAnswers, baseline_seen_status, problems
+from tasks.gate.evidence import (
+    NO_BASELINE,
+    UNTRAINED,
+    Evidence,
+    PairedAnswers,
+    baseline_seen_status,
+    problems,
+)
+from tasks.gate.first_release import first_release_rules
 from tasks.gate.guard_rule import Guard, guard_rule
 from tasks.gate.language import LanguageTables
 from tasks.gate.slice_rules import slice_outcomes
@@ -98,6 +106,7 @@ def _apply_rules(
         reason = f"A model saw {_all_examples(excluded)} in training."
         return [gate_rules.unusable_evidence(reason)], 0, excluded
     minimums = [
+        *_first_release_rules(counted, rules, baseline),
         *gate_rules.floors(counted, rules),
         *_new_label_floors(every, counted, evidence, rules),
         *gate_rules.budgets(evidence, rules, tables.latency_unit),
@@ -140,6 +149,15 @@ def _new_label_floors(
     if evidence.baseline is None or not isinstance(every, PairedLabels):
         return []
     return classification.new_label_floors(every, counted, evidence, rules)
+
+
+def _first_release_rules(
+    counted: PairedAnswers, rules: GateRecipe, baseline: str
+) -> list[RuleOutcome]:
+    first = baseline in (UNTRAINED, NO_BASELINE)
+    if not first or not isinstance(counted, PairedLabels):
+        return []
+    return first_release_rules(counted, rules)
 
 
 def _untested_labels(

@@ -87,14 +87,27 @@ def claim(answers: PairedAnswers, rules: GateRecipe, baseline: str) -> RuleOutco
     The interval matches the one-sided test: 90% for a confidence of 95%.
     """
     better = rules.claim == "better" or baseline == UNTRAINED
-    margin = 0.0 if better else rules.margin
-    compared, metric = answers.compare(rules, margin), answers.phrasing_of(rules.metric)
     opponent = f"the {'untrained base model' if baseline == UNTRAINED else 'baseline'}"
+    return comparison(answers, rules, 0.0 if better else rules.margin, opponent)
+
+
+def comparison(
+    answers: PairedAnswers, rules: GateRecipe, margin: float, opponent: str
+) -> RuleOutcome:
+    """Whether the candidate is better than its opponent, or not worse by more than a margin.
+
+    Args:
+        answers: The candidate's answers, and as the baseline's those of the opponent.
+        rules: For the metric and the confidence.
+        margin: The accepted difference; 0 means "better".
+        opponent: What the candidate is compared with, for sentences: `the baseline`.
+    """
+    compared, metric = answers.compare(rules, margin), answers.phrasing_of(rules.metric)
     claimed = f"better than {opponent}"
-    if not better:
+    if margin:
         claimed = f"not worse than {opponent} by more than {metric.margin(margin)}"
     outcome = RuleOutcome(
-        rule="better" if better else "not worse",
+        rule="not worse" if margin else "better",
         name=f"{metric.name} {claimed}",
         metric=rules.metric,
         candidate=compared.candidate,
