@@ -106,6 +106,7 @@ def load_data(recipe: Recipe, data: Source, context: RunContext, report: RunRepo
     _preload_if_new(inputs, context)
     loaded = load(inputs, context)
     report.add_step("load", loaded, load_sentence(loaded, context.run_id))
+    report.warn(*loaded.warnings)
     store = open_store(context.store)
     deployed = deployment_log.deployed(store, recipe.name, recipe.announce.channel)
     before = provenance_of(deployed.release, store)["data_report"] if deployed else None

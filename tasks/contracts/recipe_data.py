@@ -96,6 +96,22 @@ class DataRecipe(Contract):
         title="Labels",
         description="The allowed labels; others are refused. Empty: the labels found in the data.",
     )
+    normalize_labels: bool = Field(
+        False,
+        title="Normalize labels",
+        description="Merge labels that differ only in case, spaces, Unicode form, or as 1 and 1.0.",
+    )
+    label_map: dict[str, str] = Field(
+        {},
+        title="Label map",
+        description="Labels to rename or merge, such as {neg: negative, NEG: negative}.",
+    )
+    conflicts: Literal["drop", "keep-train", "refuse"] = Field(
+        "drop",
+        title="Conflicting labels",
+        description="Texts with more than one label. drop: leave out. keep-train: train on them, "
+        "but never validate or test. refuse: stop, and list them.",
+    )
     row_format: RowFormat = Field(
         "auto",
         title="Row format",

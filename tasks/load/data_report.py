@@ -12,6 +12,7 @@ import orjson
 from tasks.contracts.artifacts import SPLITS, Artifact
 from tasks.contracts.recipe_data import DataRecipe
 from tasks.load.dedup import Deduplicated
+from tasks.load.labels import spellings
 from tasks.load.row_formats import answer_of
 from tasks.load.shards import bin_start, label_hash
 from tasks.load.splits import TRAIN
@@ -70,7 +71,10 @@ def data_report(
         # Several labels of one text are a conflict; several answers are not.
         "several_answers" if label_counts is None else "conflicts": {
             "inputs": dedup.conflicts,
-            "examples": [_conflict(store, shards, dedup, each) for each in dedup.conflict_rows],
+            "rows_dropped": {
+                split: dedup.conflicts_dropped[number + 1] for number, split in enumerate(SPLITS)
+            },
+            "examples": conflict_examples(store, shards, dedup),
         },
         "near_duplicates": {
             "estimate": sum(dedup.near.values()),
@@ -113,6 +117,13 @@ def _lengths(shards: list[Shard], name: str) -> dict[str, int]:
     }
 
 
+def conflict_examples(
+    store: Store, shards: list[Shard], dedup: Deduplicated
+) -> list[dict[str, Any]]:
+    """Return the first few inputs with more than one label or answer, with these."""
+    return [_conflict(store, shards, dedup, rows) for rows in dedup.conflict_rows]
+
+
 def _conflict(
     store: Store, shards: list[Shard], dedup: Deduplicated, rows: tuple[int, ...]
 ) -> dict[str, Any]:
@@ -148,8 +159,9 @@ def _excerpt(text: str) -> str:
 
 
 def label_warnings(data: DataRecipe, label_counts: dict[str, dict[str, int]]) -> list[str]:
-    """Return warnings about labels that the training split or all rows lack."""
-    found = []
+    """Return warnings about labels that differ only in spelling, and about those that the training
+    split or all rows lack."""
+    found = [_spelling_warning(group, label_counts) for group in spellings(label_counts)]
     absent = [label for label, counts in label_counts.items() if not counts["train"]]
     if absent:
         tested = [label for label in absent if label_counts[label]["test"]]
@@ -162,6 +174,14 @@ def label_warnings(data: DataRecipe, label_counts: dict[str, dict[str, int]]) ->
     return found
 
 
+def _spelling_warning(labels: list[str], label_counts: dict[str, dict[str, int]]) -> str:
+    counted = [f"{label!r} ({sum(label_counts[label].values()):,} rows)" for label in labels]
+    return (
+        f"The labels {', '.join(counted[:-1])} and {counted[-1]} differ only in spelling, but are "
+        "separate classes: merge them with data.normalize_labels or data.label_map"
+    )
+
+
 def data_warnings(report: dict[str, Any]) -> list[str]:
     """Return warnings about leaks, conflicting labels and near-duplicates."""
     found = []
@@ -170,9 +190,9 @@ def data_warnings(report: dict[str, Any]) -> list[str]:
         found.append(
             f"{leaks} examples were dropped because their inputs are also in a split that judges"
         )
-    conflicts = report.get("conflicts", {"inputs": 0})["inputs"]
-    if conflicts:
-        found.append(f"{conflicts} inputs have more than one label")
+    conflicts = report.get("conflicts", {"inputs": 0})
+    if conflicts["inputs"]:
+        found.append(_conflict_warning(conflicts))
     near, held = report["near_duplicates"]["estimate"], report["near_duplicates"]["of"]
     if near:
         found.append(
@@ -180,6 +200,19 @@ def data_warnings(report: dict[str, Any]) -> list[str]:
             "results on them may flatter the model"
         )
     return found
+
+
+def _conflict_warning(conflicts: dict[str, Any]) -> str:
+    dropped = sum(conflicts["rows_dropped"].values())
+    left = "were left out" if dropped else "are trained on"
+    texts = f"{conflicts['inputs']:,} text{'s' if conflicts['inputs'] > 1 else ''}"
+    rows = f" ({dropped:,} rows)" if dropped else ""
+    first = conflicts["examples"][0]
+    labels = " and ".join(map(repr, first["labels"]))
+    return (
+        f"{texts} with more than one label {left}{rows} (data.conflicts), such as "
+        f"{first['text']!r} with {labels}"
+    )
 
 
 def _listed(noun: str, names: list[str]) -> str:

@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -22,6 +23,8 @@ BAND_ENTRIES_AT_ONCE = 500_000
 """Approximate number of MinHash band entries compared at a time."""
 EXAMPLES = 5
 _MAX_FILES = 256
+
+Conflicts = Literal["keep", "drop", "keep-train"]
 
 
 @dataclass
@@ -37,8 +40,10 @@ class Deduplicated:
             counted.
         duplicates: Number of rows dropped because another row has the same inputs and label.
         leaks: Number of rows dropped, by split, because their inputs are also in a stricter split.
-        conflicts: Number of inputs that are kept with more than one label.
+        conflicts: Number of inputs with more than one label (or, for language models, answer).
         conflict_rows: The first few of these, as tuples of row numbers.
+        conflicts_dropped: Number of rows dropped, by split, because their inputs have more than
+            one label.
         near: Number of kept validation and test rows, by split, that are near-duplicates of a
             training row.
         near_rows: The first few such pairs: held-out row, training row.
@@ -52,6 +57,7 @@ class Deduplicated:
     leaks: Counter = field(default_factory=Counter)
     conflicts: int = 0
     conflict_rows: list[tuple[int, ...]] = field(default_factory=list)
+    conflicts_dropped: Counter = field(default_factory=Counter)
     near: Counter = field(default_factory=Counter)
     near_rows: list[tuple[int, int]] = field(default_factory=list)
     test_digest: str = ""
@@ -63,7 +69,11 @@ class Deduplicated:
 
 
 def deduplicate(
-    indexes: list[Path], seen: Path, rows_at_once: int = ROWS_AT_ONCE, count_labels: bool = True
+    indexes: list[Path],
+    seen: Path,
+    rows_at_once: int = ROWS_AT_ONCE,
+    count_labels: bool = True,
+    conflicts: Conflicts = "keep",
 ) -> Deduplicated:
     """Decide for every row whether it is kept.
 
@@ -76,6 +86,8 @@ def deduplicate(
         seen: Where to write the sorted hashes of the train and validation inputs.
         rows_at_once: Approximate number of rows processed at a time.
         count_labels: Whether to count kept rows by label; memory grows with the number of labels.
+        conflicts: What happens to inputs with more than one label: `drop` them, keep those of the
+            training split (`keep-train`), or `keep` all.
     """
     sizes = [np.load(path, mmap_mode="r").shape[0] for path in indexes]
     starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
@@ -84,7 +96,7 @@ def deduplicate(
     raw_seen = seen.with_suffix(".raw")
     with open(raw_seen, "wb") as out:
         for rows, row_numbers in _ranges(indexes, starts, rows_at_once):
-            _deduplicate_range(rows, row_numbers, result, count_labels, test, out)
+            _deduplicate_range(rows, row_numbers, result, count_labels, conflicts, test, out)
     _write_array(raw_seen, seen)
     result.test_digest = test.hexdigest()
     return result
@@ -117,7 +129,13 @@ def _ranges(indexes: list[Path], starts: np.ndarray, rows_at_once: int):
 
 
 def _deduplicate_range(
-    rows: np.ndarray, row_numbers: np.ndarray, result: Deduplicated, count_labels: bool, test, out
+    rows: np.ndarray,
+    row_numbers: np.ndarray,
+    result: Deduplicated,
+    count_labels: bool,
+    conflicts: Conflicts,
+    test,
+    out,
 ) -> None:
     if not len(rows):
         return
@@ -134,13 +152,17 @@ def _deduplicate_range(
     chosen = _differs_from_previous(inputs, rows["label_hash"])
     result.duplicates += int(len(rows) - chosen.sum())
     rows, row_numbers, inputs = rows[chosen], row_numbers[chosen], inputs[chosen]
+    conflicting = _record_conflicts(inputs, row_numbers, result)
+    if conflicts != "keep":
+        dropped = conflicting & ((conflicts == "drop") | (rows["split"] != TRAIN))
+        result.conflicts_dropped.update(Counter(rows["split"][dropped].tolist()))
+        rows, row_numbers, inputs = rows[~dropped], row_numbers[~dropped], inputs[~dropped]
     result.keep[row_numbers] = rows["split"]
     labels = rows["label_hash"] if count_labels else np.zeros(len(rows), np.uint64)
     pairs = np.stack([labels, rows["split"].astype(np.uint64)], axis=1)
     unique, counts = np.unique(pairs, axis=0, return_counts=True)
     for (label, split), number in zip(unique.tolist(), counts.tolist(), strict=True):
         result.counts[label, split] += number
-    _record_conflicts(inputs, row_numbers, result)
     hashes = np.stack([rows["hash_hi"], rows["hash_lo"], rows["raw"]], axis=1).astype("<u8")
     is_test = rows["split"] == TEST
     test.update(np.ascontiguousarray(hashes[is_test]).tobytes())
@@ -156,7 +178,10 @@ def _differs_from_previous(*columns: np.ndarray) -> np.ndarray:
     return differs
 
 
-def _record_conflicts(inputs: np.ndarray, row_numbers: np.ndarray, result: Deduplicated) -> None:
+def _record_conflicts(
+    inputs: np.ndarray, row_numbers: np.ndarray, result: Deduplicated
+) -> np.ndarray:
+    """Count the inputs that several rows have; return whether each row has such an input."""
     starts = np.flatnonzero(_differs_from_previous(inputs))
     sizes = np.diff(np.append(starts, len(inputs)))
     conflicting = np.flatnonzero(sizes > 1)
@@ -164,6 +189,7 @@ def _record_conflicts(inputs: np.ndarray, row_numbers: np.ndarray, result: Dedup
     for number in conflicting[: EXAMPLES - len(result.conflict_rows)]:
         start = starts[number]
         result.conflict_rows.append(tuple(row_numbers[start : start + sizes[number]].tolist()))
+    return np.repeat(sizes > 1, sizes)
 
 
 def _write_array(raw: Path, path: Path) -> None:

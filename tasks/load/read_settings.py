@@ -23,8 +23,8 @@ class ReadSettings(Contract):
 
     Attributes:
         format: The file's format.
-        text, text_pair, label, keep_columns, encoding, delimiter, split: As in the recipe; for
-            language models, `text_pair` and `label` are empty.
+        text, text_pair, label, label_map, normalize_labels, keep_columns, encoding, delimiter,
+            split: As in the recipe; for language models, those of labels and pairs are empty.
         fixed_split: The split of the whole file, if file names decide it; else 0.
         max_record_bytes: Maximum size of a record. Not in the cache key: a row that is read is
             the same with any limit.
@@ -40,6 +40,8 @@ class ReadSettings(Contract):
     text: str
     text_pair: str
     label: str
+    label_map: dict[str, str]
+    normalize_labels: bool
     keep_columns: tuple[str, ...]
     encoding: str
     delimiter: str
@@ -80,6 +82,8 @@ class ReadSettings(Contract):
             text=data.text,
             text_pair=data.text_pair if labelled else "",
             label=data.label if labelled else "",
+            label_map=data.label_map if labelled else {},
+            normalize_labels=labelled and data.normalize_labels,
             keep_columns=_kept_columns(data, labelled),
             encoding=data.encoding,
             delimiter="\t" if suffix == ".tsv" and data.delimiter == "," else data.delimiter,
@@ -127,7 +131,7 @@ def _kept_columns(data: DataRecipe, labelled: bool) -> tuple[str, ...]:
 
 
 def _check_language(data: DataRecipe, format: Format, task: Task) -> None:
-    for name in ("text_pair", "labels"):
+    for name in ("text_pair", "labels", "label_map", "normalize_labels"):
         if getattr(data, name):
             raise BadRecipe(
                 f"data.{name}",

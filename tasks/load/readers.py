@@ -16,6 +16,7 @@ from tasks.contracts.recipe_data import RowFormat
 from tasks.load.chat_rows import json_type
 from tasks.load.chunking import MAX_CHUNK_BYTES
 from tasks.load.encodings import too_long
+from tasks.load.labels import label_of, renamed_label
 from tasks.load.read_settings import ReadJob, ReadSettings, missing_column
 from tasks.load.read_tables import read_columnar
 from tasks.load.read_text import read_csv, read_jsonl, read_text_folders
@@ -94,7 +95,7 @@ def _add_labelled(rows: Rows, where: str, record: dict[str, Any], settings: Read
         pair = _text(record, settings.text_pair, "data.text_pair", where, settings.max_record_bytes)
         rows.pairs.append(pair)
         rows.characters += len(pair)
-    rows.labels.append(_label(record, settings.label, where))
+    rows.labels.append(_label(record, settings, where))
 
 
 def _add_example(
@@ -147,29 +148,12 @@ def _text(record: dict[str, Any], name: str, setting: str, where: str, max_bytes
     )
 
 
-def _label(record: dict[str, Any], name: str, where: str) -> str:
-    value = record.get(name)
-    if isinstance(value, str):
-        label = value.strip()
-        if label:
-            return label
-    elif isinstance(value, bool):
-        return "true" if value else "false"
-    elif isinstance(value, int):
-        return str(value)
-    elif isinstance(value, float) and value.is_integer():
-        # Tools turn integers into floats in columns with missing values.
-        return str(int(value))
+def _label(record: dict[str, Any], settings: ReadSettings, where: str) -> str:
+    name = settings.label
     if name not in record:
         raise missing_column(where, name, "data.label", record)
-    if value is None or value != value or isinstance(value, str):
-        raise BadData(where, f"no label in {name!r}", "a label", "fill in or remove the row")
-    raise BadData(
-        where,
-        f"{json_type(value)} as label in {name!r}",
-        "a string, an integer or a boolean",
-        "set data.label to the column of classes",
-    )
+    label = label_of(record[name], name, where)
+    return renamed_label(label, settings.label_map, settings.normalize_labels)
 
 
 def _to_string(value: Any) -> str:

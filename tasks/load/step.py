@@ -21,9 +21,17 @@ from tasks.contracts.base import Contract
 from tasks.contracts.errors import BadData
 from tasks.contracts.recipe_data import DataRecipe, Task
 from tasks.contracts.results import Loaded
-from tasks.load.data_report import Shard, data_report, data_warnings, label_warnings, rows_per_label
-from tasks.load.dedup import Deduplicated, deduplicate, find_near_duplicates
+from tasks.load.data_report import (
+    Shard,
+    conflict_examples,
+    data_report,
+    data_warnings,
+    label_warnings,
+    rows_per_label,
+)
+from tasks.load.dedup import Conflicts, Deduplicated, deduplicate, find_near_duplicates
 from tasks.load.ingest import LIBRARIES, SourceShard, ingest
+from tasks.load.labels import is_fraction
 from tasks.load.read_settings import missing_column
 from tasks.load.row_formats import CLASSIFICATION
 from tasks.load.splits import TEST, split_by_name
@@ -91,13 +99,24 @@ def load(inputs: LoadInputs, context: RunContext) -> Loaded:
         indexes = [store.file(shard.artifact, "index.npy") for shard in shards]
         out = scratch / "dataset"
         out.mkdir()
-        dedup = deduplicate(indexes, out / "seen.npy", count_labels=labelled)
+        dedup = deduplicate(
+            indexes,
+            out / "seen.npy",
+            count_labels=labelled,
+            conflicts=_conflict_policy(inputs),
+        )
         bands = scratch / "bands"
         bands.mkdir()
         find_near_duplicates(
             [store.file(shard.artifact, "near.npy") for shard in shards], dedup, bands
         )
         return _finish(inputs, store, shards, dedup, len(new), out)
+
+
+def _conflict_policy(inputs: LoadInputs) -> Conflicts:
+    policy = inputs.data.conflicts
+    # Several answers to one input are no conflict. What is refused is refused with the report.
+    return "keep" if inputs.task != CLASSIFICATION or policy == "refuse" else policy
 
 
 def _distinct(store: Store, found: list[SourceShard]) -> list[Shard]:
@@ -132,6 +151,7 @@ def _check_labels(data: DataRecipe, shards: list[Shard], found: list[SourceShard
                 (f"correct it to {near[0]!r}, " if near else "correct it, ")
                 + "or add it to data.labels",
             )
+    _refuse_regression(data, counts, shards, found)
     if len(counts) < 2:
         raise BadData(
             "data.label",
@@ -146,6 +166,22 @@ def _check_labels(data: DataRecipe, shards: list[Shard], found: list[SourceShard
             "classes with several rows each",
             f"check that {data.label!r} is the column of classes",
         )
+
+
+def _refuse_regression(
+    data: DataRecipe, counts: Counter[str], shards: list[Shard], found: list[SourceShard]
+) -> None:
+    fractions = [label for label in counts if is_fraction(label) and label not in data.labels]
+    if not fractions:
+        return
+    label = min(fractions, key=float)
+    raise BadData(
+        _first_row_with(label, shards, found),
+        f"the label {label!r}, a decimal number like {len(fractions)} of {len(counts)} labels",
+        "classes; a number to predict (regression) is not one of them",
+        "set data.label to the column of classes; if these numbers are classes, list all labels "
+        "in data.labels",
+    )
 
 
 def _first_row_with(label: str, shards: list[Shard], found: list[SourceShard]) -> str:
@@ -191,6 +227,18 @@ def _check_splits(data: DataRecipe, rows: dict[str, int]) -> None:
     )
 
 
+def _conflicting_labels(inputs: int, examples: list[dict[str, Any]]) -> BadData:
+    listed = "; ".join(
+        f"{example['text']!r} ({', '.join(map(repr, example['labels']))})" for example in examples
+    )
+    return BadData(
+        "data.conflicts",
+        f"{inputs:,} texts with more than one label, such as {listed}",
+        "one label per text",
+        "correct the rows, or set data.conflicts to drop or keep-train",
+    )
+
+
 # The artifact
 
 
@@ -205,6 +253,9 @@ def _finish(
     rows = dict.fromkeys(SPLITS, 0)
     for (_, split), number in dedup.counts.items():
         rows[SPLITS[split - 1]] += number
+    conflicts = dedup.conflicts if inputs.task == CLASSIFICATION else 0
+    if conflicts and inputs.data.conflicts == "refuse":
+        raise _conflicting_labels(conflicts, conflict_examples(store, shards, dedup))
     if not inputs.all_test:
         _check_splits(inputs.data, rows)
     label_counts = rows_per_label(shards, dedup) if inputs.task == CLASSIFICATION else None

@@ -128,8 +128,8 @@ def _shortened(text: str, most: int = 800) -> str:
 
 
 def data_markdown(now: dict[str, Any], before: dict[str, Any] | None) -> str:
-    """The data report: rows, labels or row formats, what was dropped, warnings, and what
-    changed since the deployed release.
+    """The data report: rows, labels or row formats, what was dropped, and what changed since the
+    deployed release.
 
     Args:
         now, before: `report.json` of the dataset, and of the deployed release's; None before the
@@ -150,7 +150,6 @@ def data_markdown(now: dict[str, Any], before: dict[str, Any] | None) -> str:
         "and test examples closely resemble a training example (an estimate).",
         f"- Characters per text: {_percentiles(now['characters'])}.",
         f"- {data_changes(now, before)}",
-        *(f"- Warning: {warning}." for warning in now["warnings"]),
     ]
     return (
         "\n".join(lines)
@@ -160,7 +159,12 @@ def data_markdown(now: dict[str, Any], before: dict[str, Any] | None) -> str:
 
 
 def _label_lines(now: dict[str, Any]) -> list[str]:
-    return [f"- {now['conflicts']['inputs']:,} inputs have more than one label."]
+    conflicts = now["conflicts"]
+    dropped = sum(conflicts["rows_dropped"].values())
+    return [
+        f"- {conflicts['inputs']:,} inputs have more than one label; {dropped:,} of their rows "
+        "were left out."
+    ]
 
 
 def _row_format_lines(now: dict[str, Any]) -> list[str]:

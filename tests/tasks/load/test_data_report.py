@@ -28,8 +28,10 @@ class TestReport:
         assert report["conflicts"]["inputs"] == 7
         assert len(report["conflicts"]["examples"]) == 5
         assert "other" in report["conflicts"]["examples"][0]["labels"]
-        assert "7 inputs have more than one label" in loaded.warnings
-        assert sum(loaded.rows.values()) == 207
+        assert sum(report["conflicts"]["rows_dropped"].values()) == 14
+        [warning] = [each for each in loaded.warnings if "more than one label" in each]
+        assert warning.startswith("7 texts with more than one label were left out (14 rows)")
+        assert sum(loaded.rows.values()) == 193
         assert report["rows"] == loaded.rows
         for split, count in loaded.rows.items():
             assert sum(counts[split] for counts in report["labels"].values()) == count

@@ -253,12 +253,6 @@ REFUSED = [
         "a.jsonl:1: found an object as label",
     ),
     (
-        "a label that is a fraction",
-        {"a.jsonl": json_lines({"text": "a", "label": 0.5})},
-        {},
-        "a.jsonl:1: found a number as label",
-    ),
-    (
         "an unknown split name",
         {"a.jsonl": json_lines(*({**row, "part": "dev set"} for row in GOOD_ROWS))},
         {"split": {"by": "column", "column": "part"}},

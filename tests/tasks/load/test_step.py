@@ -6,6 +6,7 @@ import json
 import os
 
 import numpy as np
+import pytest
 
 from tasks.contracts.recipe_data import DataRecipe
 from tasks.load.dataset import read_split
@@ -22,6 +23,7 @@ from tests.tasks.samples import (
     kept_rows,
     load_data,
     parametrize_refused,
+    report_of,
     run_context,
     some_rows,
     write_jsonl,
@@ -140,6 +142,24 @@ REFUSED = [
         "data.label: found only one label, '1'",
     ),
     (
+        "decimal numbers as labels",
+        {"a.jsonl": json_lines(*GOOD_ROWS, {"text": "g", "label": 0.5})},
+        {},
+        "a.jsonl:3: found the label '0.5', a decimal number like 1 of 3 labels; expected classes",
+    ),
+    (
+        "decimal numbers as labels of a CSV",
+        {"a.csv": b"text,label\na b,-0.25\nc d,3.5\ne f,1\n"},
+        {"labels": ["3.5", "1"]},
+        "a.csv:2: found the label '-0.25'",
+    ),
+    (
+        "conflicting labels that are to be refused",
+        {"a.jsonl": json_lines(*GOOD_ROWS, {"text": "A  b c", "label": "y"})},
+        {"conflicts": "refuse"},
+        "data.conflicts: found 1 texts with more than one label, such as",
+    ),
+    (
         "free text as label",
         {"a.jsonl": json_lines(*({"text": f"a {n}", "label": f"b {n}"} for n in range(80)))},
         {},
@@ -170,3 +190,64 @@ REFUSED = [
 @parametrize_refused(REFUSED)
 def test_bad_data_is_refused(tmp_path, files, settings, message):
     assert_refused(tmp_path, files, settings, message)
+
+
+class TestLabels:
+    def test_other_spellings_are_separate_classes_with_a_warning(self, tmp_path):
+        rows = some_rows(60)
+        shouted = [{"text": f"{row['text']} 2", "label": row["label"].upper()} for row in rows[:20]]
+        path = write_jsonl(tmp_path / "a.jsonl", rows + shouted)
+        loaded = load_data(path, run_context(tmp_path))
+        assert "SPORTS" in loaded.labels and "sports" in loaded.labels
+        [warning] = [each for each in loaded.warnings if "'SPORTS'" in each]
+        assert "'sports'" in warning and "differ only in spelling" in warning
+        assert "data.normalize_labels" in warning
+
+    def test_can_be_normalized(self, tmp_path):
+        rows = some_rows(60)
+        shouted = [{"text": f"{row['text']} 2", "label": row["label"].upper()} for row in rows[:20]]
+        path = write_jsonl(tmp_path / "a.jsonl", rows + shouted)
+        context = run_context(tmp_path)
+        plain = load_data(write_jsonl(tmp_path / "b.jsonl", rows), context)
+        merged = load_data(path, context, normalize_labels=True)
+        assert merged.labels == plain.labels
+        assert not [each for each in merged.warnings if "spelling" in each]
+
+    def test_can_be_renamed_and_merged(self, tmp_path):
+        rows = [{**row, "label": n % 3} for n, row in enumerate(some_rows(90))]
+        path = write_jsonl(tmp_path / "a.jsonl", rows)
+        loaded = load_data(
+            path, run_context(tmp_path), label_map={"0": "bad", "1": "bad", "2": "good"}
+        )
+        assert loaded.labels == ("bad", "good")
+
+    def test_decimal_numbers_are_classes_if_they_are_listed(self, tmp_path):
+        rows = [{**row, "label": (3.5, 4.0)[n % 2]} for n, row in enumerate(some_rows(60))]
+        path = write_jsonl(tmp_path / "a.jsonl", rows)
+        assert load_data(path, run_context(tmp_path), labels=["3.5", "4"]).labels == ("3.5", "4")
+
+
+class TestConflicts:
+    @pytest.mark.parametrize("policy", ["drop", "keep-train"])
+    def test_a_text_with_two_labels_is_in_no_test(self, tmp_path, policy):
+        rows = some_rows(200)
+        second = [{**row, "label": "other"} for row in rows]
+        path = write_jsonl(tmp_path / "a.jsonl", rows[:150] + second + some_rows(100, start=300))
+        context = run_context(tmp_path)
+        loaded = load_data(path, context, conflicts=policy)
+        twice = {row["text"] for row in rows[:150]}
+        splits = {split for text, (_, split) in kept_rows(loaded, context).items() if text in twice}
+        assert splits == (set() if policy == "drop" else {TRAIN})
+        report = report_of(loaded, context)["conflicts"]
+        assert report["inputs"] == 150
+        assert report["rows_dropped"]["test"] > 0
+        assert bool(report["rows_dropped"]["train"]) == (policy == "drop")
+        assert [each for each in loaded.warnings if "150 texts with more than one label" in each]
+
+    def test_the_policy_is_part_of_the_key(self, tmp_path):
+        source = resolve(str(write_jsonl(tmp_path / "a.jsonl", GOOD_ROWS)), "data")
+        keys = {
+            load.key(LoadInputs(data=DataRecipe(uri="a", conflicts=policy), source=source))
+            for policy in ("drop", "keep-train", "refuse")
+        }
+        assert len(keys) == 3
