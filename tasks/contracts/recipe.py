@@ -19,7 +19,7 @@ from tasks.contracts.base import Contract, digest_of
 from tasks.contracts.errors import BadRecipe
 from tasks.contracts.recipe_data import DataRecipe, Task
 from tasks.contracts.recipe_evaluation import EvaluationRecipe, GateRecipe
-from tasks.contracts.recipe_release import NAME, AnnounceRecipe, PublishRecipe
+from tasks.contracts.recipe_release import NAME, NAME_FORMAT, AnnounceRecipe, PublishRecipe
 from tasks.contracts.recipe_training import LoraRecipe, ModelRecipe, PlanRecipe, TrainingRecipe
 from tasks.contracts.task_tables import GENERATED, METRICS, ROW_FORMATS
 
@@ -203,6 +203,15 @@ def parse_recipe(data: Any, where: str) -> Recipe:
         ) from None
 
 
+# Pydantic speaks of Python's types.
+_PLAIN_MESSAGES = {
+    "tuple_type": "input should be a list, such as [a, b]",
+    "dict_type": "input should be a mapping, such as {a: b}",
+    "model_type": "input should be a mapping of fields",
+    "string_type": "input should be a text",
+}
+
+
 def _explain(problem: Any) -> str:
     # Pydantic adds the tried union members ("str", "tuple[str, ...]") to the path: not fields.
     location = [part for part in problem["loc"] if "[" not in str(part) and part != "str"]
@@ -212,7 +221,9 @@ def _explain(problem: Any) -> str:
         near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
         return f"{path}: unknown field; {hint}"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = _PLAIN_MESSAGES.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "string_pattern_mismatch":
+        message = f"input should be {NAME_FORMAT}"
     message = message[0].lower() + message[1:]
     found = problem.get("input")
     # The value of a field for the name of a key may be the key itself.

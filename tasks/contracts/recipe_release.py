@@ -7,6 +7,9 @@ from pydantic import Field
 from tasks.contracts.base import Contract
 
 NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+NAME_FORMAT = (
+    "1 to 63 lower-case letters, digits and hyphens, beginning and ending with a letter or digit"
+)
 
 
 class PublishRecipe(Contract):

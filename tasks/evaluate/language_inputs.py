@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import orjson
 import pyarrow as pa
+
+from tasks.load.json_values import parse_json
 
 _EXAMPLE_COLUMNS = ("hash_hi", "hash_lo", "text", "text_pair", "label", "example")
 
@@ -33,7 +34,7 @@ def distinct_inputs(examples: pa.Table) -> list[Input]:
     columns = (examples.column(name).to_pylist() for name in ("hash_hi", "hash_lo", "example"))
     for row, (high, low, example) in enumerate(zip(*columns, strict=True)):
         one = found.setdefault((high, low), Input(row, []))
-        one.examples.append(orjson.loads(example))
+        one.examples.append(parse_json(example))
     return list(found.values())
 
 

@@ -3,9 +3,10 @@
 Both models have answered the same test examples. `decide` turns their answers and the recipe's
 rules into a verdict. It is a pure function: no clock, no network, and random numbers are seeded
 from the data. `evidence` validates the input; `rules`, `slice_rules` and `guard_rule` hold the
-rules; `first_release` those for a first classifier; `classification` and `language` hold what differs between the tasks. Only one rule, the
-claim, has a controlled error rate; the others set minimum values or reject clear regressions.
-Missing values and values that are not numbers reject, with the reason.
+rules; `first_release` holds those for a first classifier; `classification` and `language` hold what
+differs between the tasks. Only one rule, the claim, has a controlled error rate; the others set
+minimum values or reject clear regressions. Missing values and values that are not numbers reject,
+with the reason.
 """
 
 from __future__ import annotations

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
+import math
 from typing import Any, NoReturn
 
 import orjson
 
 from tasks.contracts.errors import BadData
+from tasks.load.json_values import parse_json
 
 _ROLES = {
     "system": "system",
@@ -45,8 +48,31 @@ class Record:
         """Return a field's value; None if it is absent."""
         value = self._record.get(self.column(field))
         if self._drop_nulls and isinstance(value, list | dict):
-            return _remove_nulls(value)
+            return self._plain(value, field)
         return value
+
+    def _plain(self, value: Any, field: str) -> Any:
+        """Return a nested value without nulls, checked to be one that JSON can hold."""
+        if isinstance(value, dict):
+            return {
+                name: self._plain(each, field) for name, each in value.items() if each is not None
+            }
+        if isinstance(value, list):
+            return [self._plain(each, field) for each in value]
+        if isinstance(value, datetime.date):  # or a datetime
+            return value.isoformat()
+        if isinstance(value, float) and not math.isfinite(value):
+            self._no_json(repr(value), field)
+        if value is not None and not isinstance(value, str | int | float):
+            self._no_json(f"a value of type {type(value).__name__}", field)
+        return value
+
+    def _no_json(self, found: str, field: str) -> NoReturn:
+        self.bad(
+            f"{found} in {self.column(field)!r}",
+            "texts, numbers, booleans and nulls, as in JSON",
+            "write it as a text or a number",
+        )
 
     def bad(self, found: str, expected: str, fix: str) -> NoReturn:
         """Raise BadData for this record."""
@@ -88,7 +114,7 @@ class Record:
         value, name = self.value(field), self.column(field)
         if isinstance(value, str):
             try:
-                value = orjson.loads(value)
+                value = parse_json(value)
             except orjson.JSONDecodeError:
                 self.bad(
                     f"invalid JSON in {name!r}",
@@ -115,7 +141,7 @@ class Record:
         value, name = self.value("tools"), self.column("tools")
         if isinstance(value, str) and value.strip():
             try:
-                value = orjson.loads(value)
+                value = parse_json(value)
             except orjson.JSONDecodeError:
                 value = 0
         if not value and value != 0:
@@ -249,7 +275,7 @@ class _Turn:
     def _calls(self, value: Any) -> list[dict[str, Any]]:
         if isinstance(value, str):
             try:
-                value = orjson.loads(value)
+                value = parse_json(value)
             except orjson.JSONDecodeError:
                 value = None
         calls = value if isinstance(value, list) else [value]
@@ -262,7 +288,7 @@ class _Turn:
         if isinstance(arguments, str):
             # Some APIs return arguments as JSON text; chat templates expect an object.
             try:
-                arguments = orjson.loads(arguments or "{}")
+                arguments = parse_json(arguments or "{}")
             except orjson.JSONDecodeError:
                 arguments = 0
         arguments = {} if arguments is None else arguments
@@ -281,20 +307,12 @@ def _is_conversation(text: str) -> bool:
     if not text.lstrip().startswith("[") or '"' not in text:
         return False
     try:
-        found = orjson.loads(text)
+        found = parse_json(text)
     except orjson.JSONDecodeError:
         return False
     return bool(found) and all(
         isinstance(each, dict) and ("role" in each or "from" in each) for each in found
     )
-
-
-def _remove_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _remove_nulls(each) for name, each in value.items() if each is not None}
-    if isinstance(value, list):
-        return [_remove_nulls(each) for each in value]
-    return value
 
 
 def _a_turn(role: str) -> str:

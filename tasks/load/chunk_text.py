@@ -15,6 +15,7 @@ import orjson
 from tasks.contracts.errors import BadData
 from tasks.load.chunking import Chunk, chunk_records
 from tasks.load.encodings import bad_encoding, check_encoding, not_text, too_long, without_bom
+from tasks.load.json_values import content_json
 
 BLOCK_BYTES = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -69,14 +70,18 @@ def array_to_lines(path: Path, out: Path, name: str, max_bytes: int, encoding: s
     check_encoding(encoding)
     with open(path, encoding=without_bom(encoding)) as file, open(out, "wb") as lines:
         try:
-            for element in _array_elements(file, name, max_bytes):
-                lines.write(orjson.dumps(element) + b"\n")
+            for number, element in enumerate(_array_elements(file, name, max_bytes), 1):
+                try:
+                    lines.write(content_json(element).encode() + b"\n")
+                except UnicodeEncodeError:
+                    raise BadData(
+                        f"{name}:{number}",
+                        "half of a Unicode character (an unpaired surrogate)",
+                        "valid Unicode",
+                        "correct the row",
+                    ) from None
         except UnicodeDecodeError as error:
             raise bad_encoding(name, 0, encoding, error) from None
-        except TypeError as error:
-            raise BadData(
-                name, f"a value that JSON cannot represent ({error})", "valid Unicode", "correct it"
-            ) from None
     return out
 
 
@@ -94,12 +99,26 @@ def _line_records(
     # One byte more than allowed detects a line that is too long without reading all of it.
     while record := file.readline(max_bytes + 1):
         line += 1
+        if line == 1:
+            _refuse_carriage_returns(record, name)
         if len(record) > max_bytes:
             raise too_long(f"{name}:{line}", max_bytes)
         if b"\0" in record:
             raise not_text(f"{name}:{line}")
         stop += len(record)
         yield record, len(record), stop, 1
+
+
+def _refuse_carriage_returns(first: bytes, name: str) -> None:
+    """Refuse a file whose lines end with CR: all of it would be its first line."""
+    if first.endswith(b"\n") or b"\r" not in first.rstrip(b"\r"):
+        return
+    raise BadData(
+        name,
+        "lines that end with a carriage return (as in files saved as 'CSV (Macintosh)')",
+        "lines that end with a line feed",
+        f"convert the file: tr '\\r' '\\n' < {name} > NEW_FILE",
+    )
 
 
 def _quoted_records(

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import orjson
 
 from tasks.contracts.artifacts import SPLITS, Artifact
 from tasks.contracts.recipe_data import DataRecipe
 from tasks.load.dedup import Deduplicated
+from tasks.load.json_values import parse_json
 from tasks.load.labels import spellings
 from tasks.load.row_formats import answer_of
 from tasks.load.shards import bin_start, label_hash
@@ -149,7 +149,7 @@ def _row(store: Store, shards: list[Shard], dedup: Deduplicated, row: int) -> di
     found = pq.read_table(path, columns=["text", column]).slice(place, 1).to_pylist()[0]
     if column == "label":
         return {"text": _excerpt(found["text"]), "label": found["label"]}
-    answer = answer_of(orjson.loads(found["example"]))
+    answer = answer_of(parse_json(found["example"]))
     return {"text": _excerpt(found["text"]), "answer": _excerpt(answer)}
 
 

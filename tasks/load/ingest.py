@@ -21,6 +21,7 @@ from tasks.load.chunk_tables import chunk_arrow, chunk_parquet
 from tasks.load.chunk_text import array_to_lines, chunk_csv, chunk_lines, chunk_text_files
 from tasks.load.chunking import Chunk
 from tasks.load.encodings import check_encoding, too_long
+from tasks.load.json_files import refuse_wrapped_rows
 from tasks.load.read_pool import PendingRead, ReadPool
 from tasks.load.read_settings import Format, ReadJob, ReadSettings
 from tasks.load.read_tables import arrow_schema, bad_table, check_table, parquet_schema
@@ -175,6 +176,7 @@ class _Ingestion:
         folder = self._new_folder()
         path = fetch_file(file, folder)
         if settings.format == "jsonl":
+            refuse_wrapped_rows(path, file.path, settings.columns)
             path = array_to_lines(
                 path,
                 folder / "array.jsonl",

@@ -171,7 +171,9 @@ class ReadJob:
     files: tuple[tuple[str, str, str], ...] = ()
 
 
-def missing_column(where: str, name: str, setting: str, found: Iterable[str]) -> BadData:
+def missing_column(
+    where: str, name: str, setting: str, found: Iterable[str], without: str = ""
+) -> BadData:
     """Return the error for a column that the data do not have.
 
     Args:
@@ -179,6 +181,7 @@ def missing_column(where: str, name: str, setting: str, found: Iterable[str]) ->
         name: The missing column.
         setting: The recipe field that names it.
         found: The columns of the data.
+        without: The setting's value for data without such a column, if it is optional.
     """
     names = list(found)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
@@ -187,5 +190,6 @@ def missing_column(where: str, name: str, setting: str, found: Iterable[str]) ->
         where,
         f"no column {name!r} (columns: {listed})",
         f"the column that {setting} names",
-        f"set {setting} to {near[0]!r}" if near else f"set {setting} to one of these columns",
+        (f"set {setting} to {near[0]!r}" if near else f"set {setting} to one of these columns")
+        + (f", or to {without} if the data have none" if without else ""),
     )

@@ -17,6 +17,7 @@ import orjson
 from tasks.contracts.errors import BadData
 from tasks.load.chat_rows import json_type
 from tasks.load.encodings import bad_encoding, decode, encodings, not_text
+from tasks.load.json_values import describe_json_error, parse_json
 from tasks.load.read_settings import ReadJob, missing_column
 from tasks.load.row_formats import CLASSIFICATION
 
@@ -35,12 +36,8 @@ def read_jsonl(job: ReadJob) -> Iterator[tuple[int, str, dict[str, Any]]]:
         try:
             record = _parse(line, job, position)
         except orjson.JSONDecodeError as error:
-            raise BadData(
-                where,
-                f"malformed JSON ({str(error).partition(':')[0]}): {_excerpt(line)}",
-                "one JSON object per line",
-                "correct the line",
-            ) from None
+            found, fix = describe_json_error(error.doc, error)
+            raise BadData(where, found, "one JSON object per line", fix) from None
         if not isinstance(record, dict):
             raise BadData(
                 where,
@@ -55,8 +52,8 @@ def _parse(line: bytes, job: ReadJob, position: int) -> Any:
     if codecs.lookup(encodings(job.settings.encoding)[0]).name == "utf-8":
         # The fast path: orjson decodes UTF-8 itself.
         with contextlib.suppress(orjson.JSONDecodeError):
-            return orjson.loads(line)
-    return orjson.loads(_decode(line, job, position))
+            return parse_json(line)
+    return parse_json(_decode(line, job, position))
 
 
 def _chunk_bytes(job: ReadJob) -> bytes:
@@ -80,11 +77,6 @@ def _decode_chunk(job: ReadJob) -> str:
     # Each line by itself: one line in the second encoding must not change how others are decoded.
     lines = data.splitlines(keepends=True)
     return "".join(_decode(line, job, first + number) for number, line in enumerate(lines))
-
-
-def _excerpt(line: bytes) -> str:
-    text = line[:60].decode(errors="replace").strip()
-    return f"{text}…" if len(line) > 60 else text
 
 
 def read_csv(job: ReadJob) -> Iterator[tuple[int, str, dict[str, Any]]]:

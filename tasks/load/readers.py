@@ -5,10 +5,11 @@ Each file format yields its records as dictionaries; the checks on records are a
 
 from __future__ import annotations
 
-import json
+import datetime
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from tasks.contracts.errors import BadData
@@ -16,6 +17,7 @@ from tasks.contracts.recipe_data import RowFormat
 from tasks.load.chat_rows import json_type
 from tasks.load.chunking import MAX_CHUNK_BYTES
 from tasks.load.encodings import too_long
+from tasks.load.json_values import content_json
 from tasks.load.labels import label_of, renamed_label
 from tasks.load.read_settings import ReadJob, ReadSettings, missing_column
 from tasks.load.read_tables import read_columnar
@@ -117,13 +119,15 @@ def _add_metadata(
     rows: Rows, position: int, where: str, record: dict[str, Any], settings: ReadSettings
 ) -> None:
     if settings.keep_columns:
-        rows.kept.append([_to_string(record.get(name)) for name in settings.keep_columns])
+        rows.kept.append(
+            [_to_string(record.get(name), name, where) for name in settings.keep_columns]
+        )
         rows.present.update(name for name in settings.keep_columns if name in record)
     if settings.split.by == "column":
         rows.splits.append(_split_from_column(record, settings.split.column, where))
     if settings.split.group_by:
         name = settings.split.group_by
-        rows.groups.append(_to_string(record.get(name)))
+        rows.groups.append(_to_string(record.get(name), name, where))
         rows.present.update([name] if name in record else [])
     rows.positions.append(position)
     if not rows.columns:
@@ -156,16 +160,29 @@ def _label(record: dict[str, Any], settings: ReadSettings, where: str) -> str:
     return renamed_label(label, settings.label_map, settings.normalize_labels)
 
 
-def _to_string(value: Any) -> str:
+def _to_string(value: Any, name: str, where: str) -> str:
+    """Return a value as text, the same from every file format."""
     if isinstance(value, str):
         return value
     if value is None:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int | float):
+    if isinstance(value, int | float | Decimal):
         return str(value)
-    return json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
+    if isinstance(value, datetime.datetime):
+        return value.isoformat(" ")
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    try:
+        return content_json(value)
+    except (TypeError, ValueError):
+        raise BadData(
+            where,
+            f"a value of type {type(value).__name__} in {name!r}",
+            "a text, a number, a date, or JSON",
+            f"write it as a text, or leave {name!r} out of the recipe",
+        ) from None
 
 
 def _split_from_column(record: dict[str, Any], name: str, where: str) -> int:

@@ -26,12 +26,11 @@ import difflib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import orjson
-
 from tasks.contracts.errors import BadData, BadRecipe
 from tasks.contracts.recipe_data import RowFormat, Task
 from tasks.contracts.task_tables import ROW_FORMATS
 from tasks.load.chat_rows import Record
+from tasks.load.json_values import content_json, identity_json
 
 CLASSIFICATION: Task = "text-classification"
 """The one task without row formats: each row is a text and its label."""
@@ -71,7 +70,7 @@ class Example(NamedTuple):
     Attributes:
         row_format: The format that was recognised.
         text: The input as readable text: what is hashed, split by and compared.
-        example: JSON with sorted keys, as training reads it.
+        example: JSON as training reads it: keys in the order of the data.
         answer: The output. Two examples are duplicates if input and answer are equal.
         lengths: Length of each answer in characters; empty for a plain text.
     """
@@ -227,21 +226,21 @@ def answer_of(example: dict[str, Any]) -> str:
     if "chosen" in example:
         return example["chosen"][-1]["content"]
     if "messages" in example:
-        return example["messages"][-1]["content"] or _json(example["messages"][-1])
+        return example["messages"][-1]["content"] or identity_json(example["messages"][-1])
     return example.get("completion") or example.get("text", "")
 
 
 def _parse_text(record: Record, task: Task) -> Example:
     text = record.text("text")
     # The whole text is the input, so there is no separate answer.
-    return Example("text", text, _json({"text": text}), "", ())
+    return Example("text", text, content_json({"text": text}), "", ())
 
 
 def _parse_prompt_completion(record: Record, task: Task) -> Example:
     prompt, completion = record.text("prompt"), record.text("completion")
     if task == "instruction":
         return _chat("prompt-completion", _exchange(prompt, completion))
-    example = _json({"prompt": prompt, "completion": completion})
+    example = content_json({"prompt": prompt, "completion": completion})
     return Example("prompt-completion", prompt, example, completion, (len(completion),))
 
 
@@ -289,9 +288,9 @@ def _parse_preference(record: Record, task: Task) -> Example:
             "remove the row",
         )
     answers = [chosen[shared:], rejected[shared:]]
-    example = _json({"prompt": prompt, "chosen": answers[0], "rejected": answers[1]})
+    example = content_json({"prompt": prompt, "chosen": answers[0], "rejected": answers[1]})
     lengths = tuple(sum(len(message["content"]) for message in each) for each in answers)
-    return Example("preference", _rendered(prompt), example, _json(answers), lengths)
+    return Example("preference", _rendered(prompt), example, identity_json(answers), lengths)
 
 
 def _whole_conversation(
@@ -333,8 +332,8 @@ def _chat(
         example["tools"] = tools
         # Only their names: whole schemas would make all inputs look like near-duplicates.
         text = f"tools: {', '.join(map(_tool_name, tools))}\n{text}"
-    answer = _json([messages[-1], tools or []])
-    return Example(row_format, text, _json(example), answer, (len(messages[-1]["content"]),))
+    answer = identity_json([messages[-1], tools or []])
+    return Example(row_format, text, content_json(example), answer, (len(messages[-1]["content"]),))
 
 
 def _tool_name(tool: dict[str, Any]) -> str:
@@ -346,7 +345,7 @@ def _rendered(messages: list[dict[str, Any]]) -> str:
     """Return messages as readable text, one per line, with tool calls."""
     return "\n".join(
         f"{turn['role']}: {turn['content']}"
-        + (_json(turn["tool_calls"]) if "tool_calls" in turn else "")
+        + (identity_json(turn["tool_calls"]) if "tool_calls" in turn else "")
         for turn in messages
     )
 
@@ -359,7 +358,3 @@ def _shared_length(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> in
     while count and not (one[count]["role"] == other[count]["role"] == "assistant"):
         count -= 1
     return count
-
-
-def _json(value: Any) -> str:
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()

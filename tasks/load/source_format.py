@@ -38,6 +38,13 @@ def file_format(data: DataRecipe, source: Source) -> Format:
                 "uncompressed files",
                 "decompress it, or use Parquet, which is compressed itself",
             )
+    if data.format == "text-folders" and (tables := sorted(suffixes.keys() & _FORMATS.keys())):
+        raise BadData(
+            suffixes[tables[0]],
+            f"a {tables[0]} file, but data.format is text-folders",
+            "one text file per example",
+            "set data.format to auto, and data.text and data.label to the file's columns",
+        )
     if data.format != "auto":
         return data.format
     formats: dict[str, str] = {}

@@ -204,7 +204,9 @@ def _check_optional_columns(inputs: LoadInputs, shards: list[Shard]) -> None:
     for name, setting in optional.items():
         if not any(shard.stats["present"].get(name) for shard in shards):
             columns = {column: None for shard in shards for column in shard.stats["columns"]}
-            raise missing_column(f"data.uri {inputs.source.uri}", name, setting, columns)
+            where = f"data.uri {inputs.source.uri}"
+            without = "[]" if setting == "data.keep_columns" else '""'
+            raise missing_column(where, name, setting, columns, without)
 
 
 def _check_splits(data: DataRecipe, rows: dict[str, int]) -> None:

@@ -33,6 +33,7 @@ from tasks.chat.rendering import Rendering
 from tasks.chat.stop_tokens import training_tokenizer
 from tasks.contracts.errors import BadData, BadRecipe, BurnishError
 from tasks.contracts.jobs import Done, RowShard, TokenizeLanguageJob
+from tasks.load.json_values import parse_json
 from tasks.runtime.program import Reporter, run
 
 _BATCH_ROWS = 512
@@ -208,7 +209,7 @@ def _render(
     renderings = []
     for row, example in enumerate(batch.column("example").to_pylist()):
         try:
-            renderings.append(encoder.render(orjson.loads(example)))
+            renderings.append(encoder.render(parse_json(example)))
         except BurnishError as error:
             raise _with_row(error, shard, first + row, batch.column("text")[row].as_py()) from error
     return renderings

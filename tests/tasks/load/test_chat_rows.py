@@ -66,6 +66,22 @@ class TestMessages:
         for same in (row([as_text]), row([WEATHER]), row(json.dumps([CALL])), sharegpt):
             assert parse_row(same)[1:] == found[1:]
 
+    def test_keys_of_tools_and_arguments_keep_their_order_but_do_not_tell_rows_apart(self):
+        arguments = {"reason": "asked for", "hour": 8, "id": 18446744073709551617}
+        tool = {"type": "function", "function": {"name": "book", "description": "Book a room."}}
+
+        def row(arguments):
+            call = {"function": {"name": "book", "arguments": arguments}}
+            said = {"role": "assistant", "content": "", "tool_calls": [call]}
+            return parse_row({"messages": [*turns("Book."), said], "tools": [tool]})
+
+        found = row(arguments)
+        assert '{"reason":"asked for","hour":8,"id":18446744073709551617}' in found.example
+        assert '"function":{"name":"book","description"' in found.example
+        other = row(dict(reversed(arguments.items())))
+        assert other.example != found.example
+        assert (other.text, other.answer) == (found.text, found.answer)
+
     def test_different_tools_make_different_examples(self):
         one, other = parse_row(chat("a", "b", tools=[TOOL])), parse_row(chat("a", "b"))
         assert one.answer != other.answer

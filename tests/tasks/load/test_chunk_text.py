@@ -127,6 +127,24 @@ REFUSED = [
         {"max_record_mb": 0.01},
         "a.jsonl:3: found a record of more than 0.01 MB",
     ),
+    *(
+        (
+            f"lines of {name} that end with CR",
+            {name: content.replace(b"\n", b"\r")},
+            {},
+            f"{name}: found lines that end with a carriage return",
+        )
+        for name, content in {
+            "a.csv": b"text,label\na,x\nb,y\n",
+            "a.jsonl": json_lines(*GOOD_ROWS),
+        }.items()
+    ),
+    (
+        "half of a Unicode character in an array",
+        {"a.json": b'[{"text": "a", "label": "x"}, {"text": "\\ud800", "label": "y"}]'},
+        {},
+        "a.json:2: found half of a Unicode character",
+    ),
 ]
 
 

@@ -29,7 +29,7 @@ class TestLabelOf:
 
     @pytest.mark.parametrize("value", [None, "", "  ", math.nan])
     def test_an_empty_value_is_refused(self, value):
-        with pytest.raises(BadData, match="a.csv:2: found no label in 'class'"):
+        with pytest.raises(BadData, match=r"a.csv:2: found no label in 'class'"):
             label_of(value, "class", "a.csv:2")
 
     @pytest.mark.parametrize("value", [["a"], {"a": 1}])

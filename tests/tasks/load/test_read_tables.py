@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from datetime import date, datetime, time
+from decimal import Decimal
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tasks.contracts.errors import BadData
 from tasks.contracts.recipe_data import DataRecipe
+from tasks.load.dataset import dataset_shards
 from tasks.load.read_settings import ReadSettings
 from tasks.load.read_tables import check_table
+from tasks.storage.store import open_store
 from tests.tasks.samples import (
     assert_refused,
     chat,
@@ -52,6 +58,69 @@ class TestTables:
         context = run_context(tmp_path)
         report = report_of(load_data(tmp_path / "a.parquet", context, "instruction"), context)
         assert report["row_formats"] == {"alpaca": 303, "messages": 200}
+
+
+class TestKeptValues:
+    @pytest.mark.parametrize(
+        ("values", "expected"),
+        [
+            ([date(2024, 1, 1), date(2024, 1, 2)], {"2024-01-01", "2024-01-02"}),
+            ([datetime(2024, 1, 1, 9), datetime(2024, 1, 2, 9)], {"2024-01-01 09:00:00"}),
+            ([time(9, 30), time(10)], {"09:30:00"}),
+            ([Decimal("1.50"), Decimal("2.00")], {"1.50", "2.00"}),
+            ([{"b": 1, "a": 2}, {"b": 3, "a": 4}], {'{"b":1,"a":2}'}),
+            ([[1, 2], [3]], {"[1,2]", "[3]"}),
+        ],
+        ids=["dates", "datetimes", "times", "decimals", "structs", "lists"],
+    )
+    def test_are_texts_without_quotation_marks(self, tmp_path, values, expected):
+        rows = [{**row, "kept": values[n % 2]} for n, row in enumerate(some_rows(60))]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+        context = run_context(tmp_path)
+        loaded = load_data(tmp_path / "a.parquet", context, keep_columns=["kept"])
+        store = open_store(context.store)
+        [shard] = dataset_shards(store, loaded.artifact)
+        assert expected <= set(pq.read_table(store.file(shard, "rows.parquet"))["kept"].to_pylist())
+
+    def test_of_bytes_are_refused(self, tmp_path):
+        rows = [{**row, "kept": b"\xff"} for row in some_rows(3)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+        with pytest.raises(BadData, match=r"a\.parquet:1: found a value of type bytes in 'kept'"):
+            load_data(tmp_path / "a.parquet", run_context(tmp_path), keep_columns=["kept"])
+
+
+class TestNestedValues:
+    @pytest.mark.parametrize(
+        ("value", "found"),
+        [
+            (Decimal("1.50"), "a value of type Decimal in 'messages'"),
+            (b"x", "a value of type bytes in 'messages'"),
+            (math.nan, "nan in 'messages'"),
+        ],
+    )
+    def test_that_json_cannot_hold_are_refused_by_row(self, tmp_path, value, found):
+        pq.write_table(pa.Table.from_pylist([calls_with(value)] * 3), tmp_path / "a.parquet")
+        with pytest.raises(BadData) as error:
+            load_data(tmp_path / "a.parquet", run_context(tmp_path), "instruction")
+        assert str(error.value).startswith(f"a.parquet:1: found {found}")
+
+    def test_of_dates_are_texts(self, tmp_path):
+        rows = [calls_with(date(2024, 1, 1)) for _ in range(3)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+        settings = ReadSettings.of(DataRecipe(uri="x"), "parquet", "", 0, "instruction")
+        example = settings.row_formats.parse(rows[0], "a.parquet:1").example
+        assert '"value":"2024-01-01"' in example
+
+
+def calls_with(value):
+    """A chat whose tool call has an argument of this value."""
+    function = {"name": "set", "arguments": {"value": value}}
+    return {
+        "messages": [
+            {"role": "user", "content": "Set it.", "tool_calls": None},
+            {"role": "assistant", "content": "", "tool_calls": [{"function": function}]},
+        ]
+    }
 
 
 class TestCheckTable:

@@ -27,6 +27,13 @@ REFUSED = [
         "a.txt: found a text file outside a label's folder",
     ),
     (
+        "a table where text folders are expected",
+        {"a.csv": b"text,label\na,x\n"},
+        {"format": "text-folders"},
+        "a.csv: found a .csv file, but data.format is text-folders; expected one text file per "
+        "example. Fix: set data.format to auto",
+    ),
+    (
         "a compressed file",
         {"a.jsonl.gz": gzip.compress(json_lines(*GOOD_ROWS))},
         {},
