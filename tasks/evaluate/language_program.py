@@ -54,6 +54,7 @@ from tasks.evaluate.language_inputs import (
     with_prompt,
 )
 from tasks.models import causal
+from tasks.models.load_errors import one_line
 from tasks.runtime.program import Reporter, run
 from tasks.training import losses
 
@@ -155,6 +156,19 @@ class Scorer:
             )
         if self._job.generate_tokens:
             self._generator.generate([self._prompt(shortest)[0]], 1, 1)
+        if self._job.kind != "untrained":
+            self._try_generate()
+
+    def _try_generate(self) -> None:
+        """Call `generate` as a consumer does, with the configuration that ships."""
+        prompt = self._tokenizer("A", return_tensors="pt")["input_ids"].to(self._device)
+        try:
+            self._model.generate(prompt, max_new_tokens=1)
+        except ValueError as error:
+            raise released_model.wrong_answer(
+                f"generate(), which raises {one_line(error)}",
+                "a model that generates with its own generation_config.json",
+            ) from error
 
     def likelihoods(self, inputs: list[Input], reporter: Reporter) -> dict[str, pa.Array]:
         """Columns of the score table on the likelihood of the known answers."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     PreTrainedModel,
@@ -59,12 +60,16 @@ def load_causal(
         BadModel: The weights cannot be loaded, or belong to another architecture.
     """
     packed_attention.register()
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
+    options: dict[str, Any] = {"dtype": dtype}
     if shards > 1:
         options["distributed_config"] = DistributedConfig(fsdp_size=shards)
     elif device != "cpu" or quantization == "nf4":
         options["device_map"] = {"": weights.local_device(device)}
     with base_load_errors("AutoModelForCausalLM"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        options["attn_implementation"] = weights.supported_attention(
+            attention, config, MODEL_FOR_CAUSAL_LM_MAPPING
+        )
         if quantization == "nf4":
             options["quantization_config"] = weights.nf4_config(dtype, [_head_name(folder)])
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -237,27 +242,52 @@ def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList | None:
     return max(lists, key=len, default=None)
 
 
+_SAMPLING_SETTINGS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "top_h",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+)
+
+
 def set_generation_config(
     model: PreTrainedModel, stop_tokens: list[int], pad_token: int | None
 ) -> None:
-    """Add stop tokens and a pad token to the generation configuration of a model's base.
+    """Make the base's generation configuration fit to ship.
+
+    It gets the stop tokens and a pad token. A base that generates greedily still does: settings
+    that only sampling reads are removed, since transformers refuses to save them without sampling
+    (and raises on a temperature of 0 with it).
 
     Args:
         model: The base or the merged model.
         stop_tokens: Ids of the tokens that end an answer.
         pad_token: Id of the pad token; used if the configuration has none.
+
+    Raises:
+        BadModel: transformers refuses the base's configuration for another reason.
     """
     config = model.generation_config
     if stop_tokens:
         config.eos_token_id = stop_tokens if len(stop_tokens) > 1 else stop_tokens[0]
     if config.pad_token_id is None:
         config.pad_token_id = pad_token
+    if not config.do_sample:
+        for name in _SAMPLING_SETTINGS:
+            setattr(config, name, None)
     try:
         config.validate(strict=True)
-    except ValueError:
-        # Usually a temperature without sampling: transformers loads such files, but refuses to
-        # save them.
-        config.do_sample = True
+    except ValueError as error:
+        raise BadModel(
+            "model.uri",
+            f"a generation_config.json that transformers refuses ({str(error)[:300]})",
+            "a valid generation configuration",
+            "correct or remove the base's generation_config.json",
+        ) from error
 
 
 def _copy_mapped_weights(model: PreTrainedModel) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
     AutoModelForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -21,7 +23,12 @@ from transformers import (
 from tasks.chat.tokenizer import read_tokenizer
 from tasks.contracts.errors import BadModel
 from tasks.models.load_errors import base_load_errors
-from tasks.models.weights import keep_4bit_trainable, local_device, nf4_config
+from tasks.models.weights import (
+    keep_4bit_trainable,
+    local_device,
+    nf4_config,
+    supported_attention,
+)
 
 # Settings that the last call of load or save left behind: they describe that call, not the
 # tokenizer, and differ between machines.
@@ -111,13 +118,13 @@ def load_classifier(
         BadModel: The weights cannot be loaded, or belong to another architecture.
     """
     labels = list(labels)
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
+    options: dict[str, Any] = {"dtype": dtype}
     if device != "cpu" or quantization == "nf4":
         options["device_map"] = {"": local_device(device)}
     if quantization == "nf4":
         options["quantization_config"] = nf4_config(dtype, head_modules)
     torch.manual_seed(seed)
-    model, missing = _load(folder, labels, options)
+    model, missing = _load(folder, labels, attention, options)
     heads = _new_modules(model, missing)
     if device != "meta" and (fresh_head or _labels_of(folder) != labels):
         _initialize(model, heads, seed)
@@ -126,10 +133,12 @@ def load_classifier(
 
 
 def _load(
-    folder: Path, labels: list[str], options: dict[str, Any]
+    folder: Path, labels: list[str], attention: str, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, set[str]]:
     """The model, and the names of the tensors that its files lack or have in another shape."""
     with base_load_errors("AutoModelForSequenceClassification"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        mapping = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
         model, report = AutoModelForSequenceClassification.from_pretrained(
             folder,
             id2label=dict(enumerate(labels)),
@@ -139,6 +148,7 @@ def _load(
             output_loading_info=True,
             trust_remote_code=False,
             use_safetensors=True,
+            attn_implementation=supported_attention(attention, config, mapping),
             **options,
         )
     mismatched = {

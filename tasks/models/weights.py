@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -26,6 +27,20 @@ def local_device(device: str) -> str:
     """
     several = device == "cuda" and ranks.count() > 1
     return f"cuda:{ranks.local_rank()}" if several else device
+
+
+def supported_attention(attention: str, config: Any, mapping: Mapping[Any, Any]) -> str:
+    """Return `eager` instead of `sdpa` for an architecture without it, as transformers does by
+    itself if no implementation is named.
+
+    Args:
+        attention: The attention implementation that is wanted.
+        config: The model's configuration.
+        mapping: Model classes by configuration class, such as `MODEL_FOR_CAUSAL_LM_MAPPING`.
+    """
+    if attention != "sdpa" or type(config) not in mapping:
+        return attention
+    return "sdpa" if mapping[type(config)]._supports_sdpa else "eager"
 
 
 def keep_4bit_trainable(model: torch.nn.Module) -> None:

@@ -28,6 +28,7 @@ from tasks.runtime.gguf_converter import (
 )
 from tasks.runtime.hardware import count_gpus
 from tasks.storage.objects import FolderObjects
+from tasks.storage.remote_sources import hub_model
 from tasks.storage.store import open_store
 
 # Checkpoints of adapter and optimizer, the merged model in fp32, and its published copy.
@@ -82,14 +83,15 @@ def refuse_early(inputs: PreflightInputs, context: RunContext) -> None:
 
 
 def refuse_adapter(ship: str, base: Source) -> None:
-    """Refuse an adapter that peft could not load: it loads no base that is a GGUF file.
+    """Refuse an adapter that peft could not load: its base cannot be a GGUF file, or in a folder of
+    a Hub repository.
 
     Args:
         ship: `merged` or `adapter`.
         base: The base model, resolved and not converted.
 
     Raises:
-        BadRecipe: The recipe ships an adapter, and its base is a GGUF file.
+        BadRecipe: The recipe ships an adapter of such a base.
     """
     if ship == "adapter" and is_gguf(base):
         raise BadRecipe(
@@ -97,6 +99,14 @@ def refuse_adapter(ship: str, base: Source) -> None:
             f"adapter, of a base that is a GGUF file ({base.uri})",
             "a base that an adapter can be loaded on: a model in safetensors",
             "set model.ship to merged, or model.uri to the original model in safetensors",
+        )
+    hub = hub_model(base.uri)
+    if ship == "adapter" and hub and hub[1]:
+        raise BadRecipe(
+            "model.ship",
+            f"adapter, of a base in the folder {hub[1]!r} of the repository {hub[0]}",
+            "a base at the top of its repository: an adapter cannot name a folder in it",
+            "set model.ship to merged",
         )
 
 

@@ -7,6 +7,7 @@ import yaml
 from tasks.contracts.candidate import Candidate
 from tasks.release.inputs import ReleaseInputs
 from tasks.report.markdown import benchmarks_markdown, markdown_table, verdict_markdown
+from tasks.storage.remote_sources import hub_model
 
 PIPELINES = {
     "text-classification": "text-classification",
@@ -37,8 +38,8 @@ def _front_matter(inputs: ReleaseInputs) -> dict:
         "pipeline_tag": PIPELINES[inputs.task],
         "tags": ["burnish", "lora" if inputs.quantization == "none" else "qlora"],
     }
-    if inputs.base.uri.startswith("hf://"):
-        front["base_model"] = inputs.base.uri.removeprefix("hf://").split("@")[0]
+    if base := hub_model(inputs.base.uri):
+        front["base_model"] = base[0]
     metrics = inputs.candidate.scored.metrics
     front["model-index"] = [
         {

@@ -155,6 +155,14 @@ def _parse_hub(uri: str, kind: Kind, where: str) -> _Repo:
     )
 
 
+def hub_model(uri: str) -> tuple[str, str] | None:
+    """Return the repository id and the path inside it of a model's Hub URI; None for other URIs."""
+    if not uri.startswith("hf://"):
+        return None
+    repo = _parse_hub(uri, "model", "model.uri")
+    return repo.name, repo.path
+
+
 def list_hub(uri: str, kind: Kind, where: str) -> list[SourceFile]:
     """List the files of a Hub URI at the current commit of its revision.
 

@@ -47,7 +47,8 @@ def training_arguments(job: FinetuneJob, examples: int, **changes: Any) -> Train
         "num_train_epochs": training.epochs,
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": _SCHEDULES[training.schedule],
-        "warmup_steps": math.ceil(training.warmup * steps),
+        # Rounded down: the first warm-up step has a rate of 0, and may be the only step.
+        "warmup_steps": math.floor(training.warmup * steps + 1e-9),
         "weight_decay": training.weight_decay,
         "optim": plan.optimizer,
         "bf16": plan.precision == "bf16",

@@ -22,7 +22,7 @@ class TestMessages:
     def test_fields_are_sorted_and_unknown_fields_dropped(self):
         row = {"messages": [{"content": "a", "role": "user", "id": 5}, *turns("x", "b")[1:]]}
         assert parse_row({**row, "score": 1}).example == (
-            '{"messages":[{"content":"a","role":"user"},{"content":"b","role":"assistant"}]}'
+            '{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}'
         )
 
     def test_a_conversation_as_json(self):

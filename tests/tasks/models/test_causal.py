@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tasks.contracts.errors import BadModel, BadRecipe
 from tasks.finetune import program as finetune_program
@@ -43,3 +44,34 @@ class TestDecoderLayers:
     def test_are_found(self, tiny_lm):
         model = causal.load_causal(tiny_lm)
         assert len(causal.decoder_layers(model)) == 2
+
+
+class TestGenerationConfig:
+    def set(self, tiny_lm, **settings):
+        model = causal.load_causal(tiny_lm)
+        model.generation_config = GenerationConfig(**settings)
+        causal.set_generation_config(model, [2], 0)
+        return model
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"do_sample": False, "temperature": 0.0},
+            {"do_sample": False, "temperature": 0.9, "top_p": 0.5, "top_k": 3},
+            {"temperature": 0.7},
+        ],
+    )
+    def test_a_base_that_generates_greedily_still_does(self, tiny_lm, tmp_path, settings):
+        model = self.set(tiny_lm, **settings)
+        model.save_pretrained(tmp_path)
+        shipped = AutoModelForCausalLM.from_pretrained(tmp_path)
+        assert not shipped.generation_config.do_sample
+        assert shipped.generation_config.temperature in (None, 1.0)
+        prompt = torch.tensor([[5, 6, 7]])
+        answers = [shipped.generate(prompt, max_new_tokens=4).tolist() for _ in range(2)]
+        assert answers[0] == answers[1]
+
+    def test_a_base_that_samples_still_does(self, tiny_lm):
+        config = self.set(tiny_lm, do_sample=True, temperature=0.6, top_p=0.9).generation_config
+        assert (config.do_sample, config.temperature, config.top_p) == (True, 0.6, 0.9)
+        assert (config.eos_token_id, config.pad_token_id) == (2, 0)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from tasks.contracts.recipe_training import LoraRecipe
 from tasks.finetune import program as finetune_program
@@ -80,3 +80,47 @@ class TestNf4:
             assert torch.allclose(shipped(**batch).logits, expected, atol=1e-4)
             # Merged into the unquantized base it is another model.
             assert not torch.allclose(other(**batch).logits, expected, atol=1e-2)
+
+
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "max_position_embeddings": 40,
+    "pad_token_id": 0,
+}
+ARCHITECTURES = {
+    "deberta-v2": SIZES,
+    "mpnet": SIZES,
+    "longformer": {**SIZES, "attention_window": 4},
+    "big_bird": {**SIZES, "attention_type": "original_full"},
+    "fnet": {name: size for name, size in SIZES.items() if name != "num_attention_heads"},
+    "xlnet": {"vocab_size": 40, "d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16},
+    "funnel": {
+        "vocab_size": 40,
+        "block_sizes": [1, 1],
+        "d_model": 16,
+        "n_head": 2,
+        "d_head": 8,
+        "d_inner": 16,
+        "num_decoder_layers": 1,
+    },
+    "bloom": {"vocab_size": 40, "hidden_size": 16, "n_layer": 1, "n_head": 2, "pad_token_id": 0},
+    "gemma2": {**SIZES, "num_key_value_heads": 1, "head_dim": 8},
+    "modernbert": {**SIZES, "cls_token_id": 1, "sep_token_id": 2},
+}
+
+
+class TestArchitectures:
+    """Not every architecture has scaled dot product attention."""
+
+    @pytest.mark.parametrize("kind", ARCHITECTURES)
+    def test_load_with_the_attention_that_they_have(self, kind, tmp_path):
+        config = AutoConfig.for_model(kind, **ARCHITECTURES[kind])
+        AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+        model, heads = classifier.load_classifier(tmp_path, LABELS, seed=1)
+        assert heads
+        logits = model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits
+        assert logits.shape == (1, len(LABELS)) and logits.isfinite().all()

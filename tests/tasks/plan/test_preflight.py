@@ -80,6 +80,13 @@ class TestTheRecipeAndTheModel:
         refuse_adapter("adapter", source())
         refuse_adapter("merged", source(path="m.gguf"))
 
+    def test_an_adapter_of_a_base_in_a_folder_of_a_repository_is_refused(self):
+        inside = source().model_copy(update={"uri": "hf://owner/name@main/v2"})
+        with pytest.raises(BadRecipe, match=r"'v2' of the repository owner/name"):
+            refuse_adapter("adapter", inside)
+        refuse_adapter("merged", inside)
+        refuse_adapter("adapter", source().model_copy(update={"uri": "hf://owner/name@main"}))
+
 
 class TestTheMachine:
     @pytest.fixture

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+from huggingface_hub import ModelCard
+
 from tasks.release.card import model_card
 from tests.tasks.release.conftest import OPTIONAL
 
@@ -16,3 +19,26 @@ class TestCard:
     def test_omits_optional_results_that_there_are_none_of(self, inputs):
         card = model_card(inputs())
         assert "judge" not in card.split("## Data")[0] and "Benchmarks" not in card
+
+    @pytest.mark.parametrize(
+        "uri",
+        [
+            "hf://owner/name",
+            "hf://owner/name@main",
+            "hf://models/owner/name",
+            "hf://owner/name/name.Q8_0.gguf",
+            "hf://owner/name@refs/pr/3/subfolder",
+        ],
+    )
+    def test_names_the_base_by_a_repository_id(self, inputs, uri):
+        given = inputs()
+        base = given.base.model_copy(update={"uri": uri})
+        card = ModelCard(model_card(given.model_copy(update={"base": base})))
+        assert card.data.base_model == "owner/name"
+
+    @pytest.mark.parametrize("uri", ["models/mine", "s3://bucket/base", "package:base/model"])
+    def test_names_no_base_that_is_not_on_the_hub(self, inputs, uri):
+        given = inputs()
+        base = given.base.model_copy(update={"uri": uri})
+        card = ModelCard(model_card(given.model_copy(update={"base": base})))
+        assert card.data.base_model is None
