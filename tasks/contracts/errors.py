@@ -69,6 +69,10 @@ class BadData(BurnishError):
     cause = "bad data"
 
 
+class EmptyValue(BadData):
+    """A row lacks a value that it must have: one of several such rows, perhaps."""
+
+
 class BadModel(BurnishError):
     """The base model, its tokenizer or a baseline cannot be used."""
 
@@ -179,11 +183,17 @@ class CodeFailed(BurnishError):
 
 def from_json(data: dict[str, Any]) -> BurnishError:
     """Rebuild an error that `BurnishError.to_json` described."""
-    kinds = {cls.__name__: cls for cls in BurnishError.__subclasses__()}
+    kinds = {cls.__name__: cls for cls in _subclasses(BurnishError)}
     cls = kinds.get(data["type"], CodeFailed)
     if cls is DamagedArtifact:
         cls = StorageFailed
     return cls(data["where"], data["found"], data["expected"], data["fix"])
+
+
+def _subclasses(cls: type[BurnishError]) -> Iterator[type[BurnishError]]:
+    for each in cls.__subclasses__():
+        yield each
+        yield from _subclasses(each)
 
 
 def preempted(saved: str = "nothing was saved") -> Preempted:

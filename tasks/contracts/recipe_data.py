@@ -106,6 +106,12 @@ class DataRecipe(Contract):
         title="Label map",
         description="Labels to rename or merge, such as {neg: negative, NEG: negative}.",
     )
+    empty: Literal["refuse", "skip"] = Field(
+        "refuse",
+        title="Empty rows",
+        description="Rows without a text, a label or an answer. refuse: stop, and list them. skip: "
+        "leave them out, and count them in the report.",
+    )
     conflicts: Literal["drop", "keep-train", "refuse"] = Field(
         "drop",
         title="Conflicting labels",

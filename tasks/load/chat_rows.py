@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import orjson
 
-from tasks.contracts.errors import BadData
+from tasks.contracts.errors import BadData, EmptyValue
 from tasks.load.json_values import parse_json
 
 _ROLES = {
@@ -78,6 +78,10 @@ class Record:
         """Raise BadData for this record."""
         raise BadData(self.where, found, expected, fix)
 
+    def empty(self, found: str) -> NoReturn:
+        """Raise EmptyValue for this record."""
+        raise EmptyValue(self.where, found, "a non-empty text", "fill in or remove the row")
+
     def text(self, field: str) -> str:
         """Return a non-empty text."""
         value, name = self.value(field), self.column(field)
@@ -95,7 +99,7 @@ class Record:
                     else ""
                 ),
             )
-        self.bad(f"no text in {name!r}", "a non-empty text", "fill in or remove the row")
+        self.empty(f"no text in {name!r}")
 
     def optional_text(self, field: str) -> str:
         """Return a text; empty if there is none."""
@@ -233,7 +237,7 @@ class _Turn:
             message["tool_calls"] = self._calls(self._turn["tool_calls"])
         # A tool may return nothing.
         if role != "tool" and "tool_calls" not in message and not content.strip():
-            self._bad("no content", "a non-empty text", "fill in or remove the row")
+            self._record.empty(f"no content in {self._place}")
         for field in ("name", "tool_call_id"):
             if isinstance(self._turn.get(field), str) and self._turn[field]:
                 message[field] = self._turn[field]

@@ -58,11 +58,13 @@ def data_report(
         rows: Number of kept rows by split.
         label_counts: Number of kept rows by label and split; None for language models.
     """
+    empty = sum(shard.stats["empty"]["rows"] * shard.times for shard in shards)
     repeated = sum(shard.stats["rows"] * (shard.times - 1) for shard in shards)
     held_out = rows["validation"] + rows["test"]
     return {
         "schema_version": 1,
-        "rows_read": int(dedup.starts[-1]) + repeated,
+        "rows_read": int(dedup.starts[-1]) + repeated + empty,
+        "empty_skipped": empty,
         "rows": rows,
         **(_row_format_counts(shards) if label_counts is None else {"labels": label_counts}),
         "characters": _lengths(shards, "lengths"),
@@ -185,6 +187,10 @@ def _spelling_warning(labels: list[str], label_counts: dict[str, dict[str, int]]
 def data_warnings(report: dict[str, Any]) -> list[str]:
     """Return warnings about leaks, conflicting labels and near-duplicates."""
     found = []
+    if empty := report["empty_skipped"]:
+        found.append(
+            f"{empty:,} of {report['rows_read']:,} rows are empty and were left out (data.empty)"
+        )
     leaks = sum(report["leaks_dropped"].values())
     if leaks:
         found.append(

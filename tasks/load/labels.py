@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tasks.contracts.errors import BadData
+from tasks.contracts.errors import BadData, EmptyValue
 from tasks.load.chat_rows import json_type
 from tasks.load.splits import normal_form
 
@@ -23,7 +23,8 @@ def label_of(value: Any, name: str, where: str) -> str:
         where: File and row.
 
     Raises:
-        BadData: The value is empty, or of another type.
+        EmptyValue: The value is empty.
+        BadData: The value is of another type.
     """
     if isinstance(value, str):
         label = value.strip()
@@ -37,7 +38,7 @@ def label_of(value: Any, name: str, where: str) -> str:
         # Tools turn integers into floats in columns with missing values.
         return str(int(value)) if value.is_integer() else repr(value)
     if value is None or value != value or isinstance(value, str):
-        raise BadData(where, f"no label in {name!r}", "a label", "fill in or remove the row")
+        raise EmptyValue(where, f"no label in {name!r}", "a label", "fill in or remove the row")
     raise BadData(
         where,
         f"{json_type(value)} as label in {name!r}",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from tasks.contracts.errors import BadData
+from tasks.contracts.errors import BadData, EmptyValue
 from tasks.contracts.recipe_data import RowFormat
 from tasks.load.chat_rows import json_type
 from tasks.load.chunking import MAX_CHUNK_BYTES
@@ -24,6 +24,9 @@ from tasks.load.read_tables import read_columnar
 from tasks.load.read_text import read_csv, read_jsonl, read_text_folders
 from tasks.load.row_formats import CLASSIFICATION, RowFormats
 from tasks.load.splits import SPLIT_ALIASES
+
+EMPTY_EXAMPLES = 5
+"""Empty rows of a chunk that are listed."""
 
 
 @dataclass
@@ -42,6 +45,8 @@ class Rows:
         present: In how many rows each optional column occurs.
         columns: The first record's columns.
         characters: Total length of all texts.
+        empty: Number of rows that were left out because they lack a text, a label or an answer.
+        first_empty: Position, and what is missing, of the first few of these.
     """
 
     texts: list[str] = field(default_factory=list)
@@ -58,6 +63,14 @@ class Rows:
     present: Counter = field(default_factory=Counter)
     columns: tuple[str, ...] = ()
     characters: int = 0
+    empty: int = 0
+    first_empty: list[tuple[int, str]] = field(default_factory=list)
+
+    def add_empty(self, position: int, found: str) -> None:
+        """Count a row that is left out."""
+        self.empty += 1
+        if len(self.first_empty) < EMPTY_EXAMPLES:
+            self.first_empty.append((position, found))
 
 
 def read_rows(job: ReadJob) -> Iterator[Rows]:
@@ -80,24 +93,31 @@ def read_rows(job: ReadJob) -> Iterator[Rows]:
         if rows.characters >= MAX_CHUNK_BYTES and job.settings.format in ("parquet", "arrow"):
             yield rows
             rows = Rows()
-        if row_formats is None:
-            _add_labelled(rows, where, record, job.settings)
-        else:
-            _add_example(rows, where, record, job.settings, row_formats)
+        try:
+            if row_formats is None:
+                _add_labelled(rows, where, record, job.settings)
+            else:
+                _add_example(rows, where, record, job.settings, row_formats)
+        except EmptyValue as error:
+            # All empty rows are reported at once: the load step refuses or skips them.
+            rows.add_empty(position, error.found)
+            continue
         _add_metadata(rows, position, where, record, job.settings)
-    if rows.texts:
+    if rows.texts or rows.empty:
         yield rows
 
 
 def _add_labelled(rows: Rows, where: str, record: dict[str, Any], settings: ReadSettings) -> None:
-    text = _text(record, settings.text, "data.text", where, settings.max_record_bytes)
-    rows.texts.append(text)
-    rows.characters += len(text)
+    # Nothing is added before everything was read: an empty value leaves out the whole row.
+    limit = settings.max_record_bytes
+    texts = [_text(record, settings.text, "data.text", where, limit)]
     if settings.text_pair:
-        pair = _text(record, settings.text_pair, "data.text_pair", where, settings.max_record_bytes)
-        rows.pairs.append(pair)
-        rows.characters += len(pair)
-    rows.labels.append(_label(record, settings, where))
+        texts.append(_text(record, settings.text_pair, "data.text_pair", where, limit))
+    label = _label(record, settings, where)
+    rows.texts.append(texts[0])
+    rows.pairs += texts[1:]
+    rows.characters += sum(map(len, texts))
+    rows.labels.append(label)
 
 
 def _add_example(
@@ -143,12 +163,14 @@ def _text(record: dict[str, Any], name: str, setting: str, where: str, max_bytes
             return value
     if name not in record:
         raise missing_column(where, name, setting, record)
-    empty = value is None or isinstance(value, str)
+    if value is None or isinstance(value, str):
+        found, fix = f"no text in {name!r}", "fill in or remove the row"
+        raise EmptyValue(where, found, "a non-empty text", fix)
     raise BadData(
         where,
-        (f"no text in {name!r}" if empty else f"{json_type(value)} in {name!r}"),
-        "a non-empty text" if empty else "a text",
-        f"fill in or remove the row{'' if empty else f'; {setting} must name a column of texts'}",
+        f"{json_type(value)} in {name!r}",
+        "a text",
+        f"fill in or remove the row; {setting} must name a column of texts",
     )
 
 

@@ -142,6 +142,7 @@ def _stats(rows: Rows, index: np.ndarray) -> dict[str, Any]:
     lengths = (len(text) + len(pair) for text, pair in zip(rows.texts, pairs, strict=True))
     return {
         "rows": len(rows.texts),
+        "empty": {"rows": rows.empty, "first": rows.first_empty},
         **(_language_stats(rows) if rows.examples else {"labels": _label_stats(rows, index)}),
         "lengths": _histogram(lengths),
         "columns": rows.columns,

@@ -18,7 +18,7 @@ import orjson
 
 from tasks.contracts.artifacts import SPLITS, Source
 from tasks.contracts.base import Contract
-from tasks.contracts.errors import BadData
+from tasks.contracts.errors import BadData, EmptyValue
 from tasks.contracts.recipe_data import DataRecipe, Task
 from tasks.contracts.results import Loaded
 from tasks.load.data_report import (
@@ -33,6 +33,7 @@ from tasks.load.dedup import Conflicts, Deduplicated, deduplicate, find_near_dup
 from tasks.load.ingest import LIBRARIES, SourceShard, ingest
 from tasks.load.labels import is_fraction
 from tasks.load.read_settings import missing_column
+from tasks.load.readers import EMPTY_EXAMPLES
 from tasks.load.row_formats import CLASSIFICATION
 from tasks.load.splits import TEST, split_by_name
 from tasks.runtime.cache import step
@@ -93,6 +94,7 @@ def load(inputs: LoadInputs, context: RunContext) -> Loaded:
         shards = _distinct(store, found)
         rows = sum(shard.stats["rows"] * shard.times for shard in shards)
         run_logger().info("%d rows in %d shards, %d of them new", rows, len(shards), len(new))
+        _check_empty(inputs.data, shards, found)
         if labelled:
             _check_labels(inputs.data, shards, found)
         _check_optional_columns(inputs, shards)
@@ -134,6 +136,31 @@ def _distinct(store: Store, found: list[SourceShard]) -> list[Shard]:
 
 
 # Checks
+
+
+def _check_empty(data: DataRecipe, shards: list[Shard], found: list[SourceShard]) -> None:
+    """Refuse empty rows, all at once; with `data.empty: skip`, only if there are no others."""
+    empty = sum(shard.stats["empty"]["rows"] * shard.times for shard in shards)
+    if not empty or (data.empty == "skip" and any(shard.stats["rows"] for shard in shards)):
+        return
+    first = {shard.artifact.digest: shard.stats["empty"]["first"] for shard in shards}
+    places = [
+        (read.where(position), missing)
+        for read in found
+        for position, missing in first[read.artifact.digest]
+    ]
+    where, missing = places[0]
+    if empty > 1:
+        others = [place for place, _ in places[1:EMPTY_EXAMPLES]]
+        more = ", …" if empty > len(others) + 1 else ""
+        missing += f", and {empty - 1:,} other empty rows: {', '.join(others)}{more}"
+    raise EmptyValue(
+        where,
+        missing,
+        "a text and a label or answer in every row",
+        f"fill in or remove the row{'s' if empty > 1 else ''}"
+        + (", or set data.empty to skip" if data.empty == "refuse" else ""),
+    )
 
 
 def _check_labels(data: DataRecipe, shards: list[Shard], found: list[SourceShard]) -> None:

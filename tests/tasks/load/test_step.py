@@ -6,8 +6,11 @@ import json
 import os
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from tasks.contracts.errors import EmptyValue
 from tasks.contracts.recipe_data import DataRecipe
 from tasks.load.dataset import read_split
 from tasks.load.splits import TEST, TRAIN
@@ -17,6 +20,7 @@ from tasks.storage.store import open_store
 from tests.tasks.samples import (
     GOOD_ROWS,
     assert_refused,
+    chat,
     faq_rows,
     json_lines,
     kept_examples,
@@ -26,6 +30,7 @@ from tests.tasks.samples import (
     report_of,
     run_context,
     some_rows,
+    write_csv,
     write_jsonl,
     write_texts,
 )
@@ -251,3 +256,58 @@ class TestConflicts:
             for policy in ("drop", "keep-train", "refuse")
         }
         assert len(keys) == 3
+
+
+class TestEmptyRows:
+    ROWS = (*some_rows(120), {"text": "", "label": "x"}, {"text": "a", "label": None})
+
+    @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+    def test_are_refused_all_at_once(self, tmp_path, suffix):
+        rows = [{"text": "", "label": "x"}, *self.ROWS, {"text": " ", "label": "y"}]
+        path = write_rows(tmp_path / f"a.{suffix}", rows)
+        first = 2 if suffix == "csv" else 1
+        with pytest.raises(EmptyValue) as error:
+            load_data(path, run_context(tmp_path))
+        assert str(error.value).startswith(
+            f"a.{suffix}:{first}: found no text in 'text', and 3 other empty rows: "
+            f"a.{suffix}:{first + 121}, a.{suffix}:{first + 122}, a.{suffix}:{first + 123}; expected"
+        )
+        assert "set data.empty to skip" in error.value.fix
+
+    def test_of_several_files_are_counted_together(self, tmp_path):
+        for name in "ab":
+            write_jsonl(tmp_path / "data" / f"{name}.jsonl", [*some_rows(9), *self.ROWS[-2:]])
+        with pytest.raises(EmptyValue, match="and 3 other empty rows"):
+            load_data(tmp_path / "data", run_context(tmp_path))
+
+    def test_may_be_skipped_with_a_warning(self, tmp_path):
+        context = run_context(tmp_path)
+        loaded = load_data(write_jsonl(tmp_path / "a.jsonl", self.ROWS), context, empty="skip")
+        plain = load_data(write_jsonl(tmp_path / "b.jsonl", self.ROWS[:-2]), context)
+        assert loaded.rows == plain.rows
+        assert "2 of 122 rows are empty and were left out (data.empty)" in loaded.warnings
+        assert report_of(loaded, context)["empty_skipped"] == 2
+
+    def test_of_conversations_may_be_skipped(self, tmp_path):
+        rows = [chat(row["text"], row["label"]) for row in some_rows(60)]
+        rows += [chat("a", ""), chat(" ", "b")]
+        path = write_jsonl(tmp_path / "a.jsonl", rows)
+        loaded = load_data(path, run_context(tmp_path), "instruction", empty="skip")
+        assert sum(loaded.rows.values()) == 60
+
+    @pytest.mark.parametrize("policy", ["refuse", "skip"])
+    def test_alone_are_refused(self, tmp_path, policy):
+        path = write_jsonl(tmp_path / "a.jsonl", [{"text": "", "label": "x"}] * 3)
+        with pytest.raises(EmptyValue, match="2 other empty rows") as error:
+            load_data(path, run_context(tmp_path), empty=policy)
+        assert ("data.empty" in error.value.fix) == (policy == "refuse")
+
+
+def write_rows(path, rows):
+    """Write rows in the format of the file's extension."""
+    if path.suffix == ".csv":
+        return write_csv(path, rows)
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+        return path
+    return write_jsonl(path, rows)

@@ -9,6 +9,7 @@ from transformers import TrainerControl
 from tasks.contracts.errors import TrainingDiverged
 from tasks.models import adapter as adapter_
 from tasks.training import callbacks
+from tasks.training.callbacks import training_arguments
 
 
 class TestBestEpoch:
@@ -54,3 +55,14 @@ class TestValidationLoss:
         found = {f"eval_{name}": 0.5 for name in ("accuracy", "precision", "recall", "f1")}
         with pytest.raises(TrainingDiverged, match="validation loss nan"):
             best.on_evaluate(None, state, TrainerControl(), found | {"eval_loss": math.nan}, None)
+
+
+class TestWarmUp:
+    @pytest.mark.parametrize(
+        ("examples", "warmup", "steps"),
+        [(16, 0.06, 0), (256, 0.06, 0), (272, 0.06, 1), (1600, 0.06, 6), (32, 0.5, 1)],
+    )
+    def test_is_rounded_down_so_that_a_short_training_moves(self, lm_job, examples, warmup, steps):
+        training = {"warmup": warmup, "batch_size": 16, "epochs": 1}
+        arguments = training_arguments(lm_job(training=training), examples)
+        assert arguments.warmup_steps == steps
