@@ -25,7 +25,8 @@ from tasks.contracts.release import LogEntry
 from tasks.evaluate.benchmark_step import BenchmarkTasks, check_benchmarks
 from tasks.evaluate.llm_judge_client import api_key
 from tasks.release import deployment_log
-from tasks.release.announce import announce, deliver
+from tasks.release.announce import announce
+from tasks.release.delivery import deliver_owed
 from tasks.release.inputs import ReleaseInputs
 from tasks.release.provenance import release_digest
 from tasks.release.publish import finish, missing_targets, open_targets, publish, publish_missing
@@ -178,6 +179,9 @@ def run_once(recipe: Recipe, context: RunContext, report: RunReport) -> State:
     store, channel = open_store(context.store), recipe.announce.channel
     benchmarks = check_access(recipe, context, report)
     finish_interrupted(recipe.name, channel, context, report)
+    for entry in deliver_owed(recipe.name, channel, context):
+        version = entry.release.version
+        report.add_fact("delivered", f"the event of version {version}, which an earlier run owed")
 
     trained = train(recipe, context, report)
     newest = deployment_log.head(store, recipe.name, channel)
@@ -252,14 +256,11 @@ def release(inputs: ReleaseInputs, context: RunContext, report: RunReport) -> St
 def up_to_date(
     deployed: LogEntry, settings: PublishRecipe, context: RunContext, report: RunReport
 ) -> State:
-    """End a run whose candidate is already deployed: only what is still missing at a target or
-    undelivered is done."""
+    """End a run whose candidate is already deployed: it is published where it is missing."""
     if missing_targets(deployed.release, settings):
         report.status("Publishing the deployed release where it is missing.")
         for publication in publish_missing(deployed, settings, context):
             report.add_fact("added", publication.uri)
-    if deliver(deployed, context):
-        report.add_fact("delivered", "the event that an earlier run did not deliver")
     verdict = deployed.event.data.verdict
     report.visible = f"Version {deployed.release.version} stays deployed."
     report.section(Section.GATE, verdict_markdown(verdict))

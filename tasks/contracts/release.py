@@ -87,10 +87,14 @@ class DeploymentEvent(Contract):
     data: Deployment
 
     @staticmethod
-    def make_id(kind: str, release_digest: str, entry_before: int) -> str:
-        """UUIDv5 of the kind, the release and the log's position: a repeat has the same id, and
-        a later return to an older release has another."""
-        return str(uuid.uuid5(EVENT_NAMESPACE, f"{kind}/{release_digest}/{entry_before}"))
+    def make_id(source: str, kind: str, release_digest: str, entry_before: int) -> str:
+        """UUIDv5 of the source (model and channel), the kind, the release and the log's position.
+
+        A repeat has the same id; a later return to an older release, or the same release on another
+        channel, has another.
+        """
+        name = f"{source}/{kind}/{release_digest}/{entry_before}"
+        return str(uuid.uuid5(EVENT_NAMESPACE, name))
 
 
 class LogEntry(Contract):

@@ -1,26 +1,22 @@
 """Announce: append the release to the log, then deliver the event.
 
-The log comes first and is the truth. Repeated deliveries carry the same event id, and a marker in
-the store says which were made, so that a restart makes those that are missing.
+The log comes first and is the truth. What cannot be delivered now is delivered by the next run
+(`tasks.release.delivery`).
 """
 
 from __future__ import annotations
 
-import uuid
-
 from prefect import task
-from prefect.events import emit_event
 
 from tasks.contracts.release import Deployment, DeploymentEvent, LogEntry
 from tasks.release import deployment_log
+from tasks.release.delivery import deliver_owed
 from tasks.release.provenance import provenance_of
 from tasks.runtime.context import RunContext
 from tasks.runtime.logs import run_logger
 from tasks.storage.store import Store, open_store
 
 EVENT_TYPE = "burnish.model.deployed"
-# Prefect's server drops subscribers at 1 MiB; payloads stay far below.
-MAX_PAYLOAD_BYTES = 64 * 1024
 
 
 @task(name="announce", task_run_name="announce", persist_result=False)
@@ -51,7 +47,7 @@ def announce(claim: LogEntry, context: RunContext) -> LogEntry:
         ),
     )
     run_logger().info("announced version %s as event %s", entry.release.version, event.id)
-    deliver(entry, context)
+    deliver_owed(entry.release.name, entry.release.channel, context)
     return entry
 
 
@@ -60,9 +56,10 @@ def make_event(claim: LogEntry, store: Store) -> DeploymentEvent:
     release = claim.release
     recorded = provenance_of(release, store)
     before = deployment_log.deployed(store, release.name, release.channel)
+    source = f"burnish/{release.name}/{release.channel}"
     return DeploymentEvent(
-        id=DeploymentEvent.make_id("deployed", release.digest, claim.number),
-        source=f"burnish/{release.name}/{release.channel}",
+        id=DeploymentEvent.make_id(source, "deployed", release.digest, claim.number),
+        source=source,
         type=EVENT_TYPE,
         subject=f"{release.name}/{release.version}",
         time=deployment_log.utc_now(),
@@ -81,36 +78,3 @@ def make_event(claim: LogEntry, store: Store) -> DeploymentEvent:
             previous=before.release.version if before else None,
         ),
     )
-
-
-def deliver(entry: LogEntry, context: RunContext) -> bool:
-    """Deliver an entry's event to Prefect, unless it was delivered before; returns whether it was
-    missing.
-
-    An event that is too large for Prefect is sent without its verdict's rules: the log has them.
-    """
-    store = open_store(context.store)
-    marker = f"deliveries/{entry.event.id}/prefect"
-    if store.objects.read(marker):
-        return False
-    emit_event(
-        event=entry.event.type,
-        resource={
-            "prefect.resource.id": f"burnish.model.{entry.release.name}.{entry.release.channel}",
-            "prefect.resource.name": entry.release.name,
-            "burnish.version": entry.release.version,
-        },
-        payload=_payload(entry.event),
-        id=uuid.UUID(entry.event.id),
-    )
-    store.objects.write(marker, deployment_log.utc_now().encode())
-    return True
-
-
-def _payload(event: DeploymentEvent) -> dict:
-    if len(event.model_dump_json()) > MAX_PAYLOAD_BYTES:
-        verdict = event.data.verdict.model_copy(update={"rules": ()})
-        event = event.model_copy(
-            update={"data": event.data.model_copy(update={"verdict": verdict})}
-        )
-    return event.model_dump(mode="json")

@@ -6,14 +6,18 @@ consumer needs nothing else to know what to serve.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import orjson
 
 from tasks.contracts.base import digest_of
-from tasks.contracts.errors import BaselineMoved
+from tasks.contracts.errors import BaselineMoved, StorageFailed
 from tasks.contracts.release import LogEntry, Release
 from tasks.storage.store import Store
+
+_ENTRY = re.compile(r"(\d{8})\.json")
 
 
 def entries(store: Store, name: str, channel: str, after: int = 0) -> list[LogEntry]:
@@ -30,11 +34,15 @@ def head(store: Store, name: str, channel: str) -> LogEntry | None:
 
 def deployed(store: Store, name: str, channel: str) -> LogEntry | None:
     """The entry of the release that is served now; None before the first one."""
+    return next(
+        (entry for entry in newest_first(store, name, channel) if entry.kind == "deployed"), None
+    )
+
+
+def newest_first(store: Store, name: str, channel: str) -> Iterator[LogEntry]:
+    """The log's entries, read one by one from the newest to the oldest."""
     for number in reversed(_numbers(store, f"logs/{name}/{channel}/")):
-        entry = _read(store, name, channel, number)
-        if entry.kind == "deployed":
-            return entry
-    return None
+        yield _read(store, name, channel, number)
 
 
 def append(store: Store, entry: LogEntry) -> LogEntry:
@@ -110,9 +118,21 @@ def _path(name: str, channel: str, number: int) -> str:
 
 def _numbers(store: Store, prefix: str) -> list[int]:
     names = (path.rsplit("/", 1)[1] for path in store.objects.sizes(prefix))
-    return sorted(int(name.removesuffix(".json")) for name in names)
+    # Other files, such as those that a file manager leaves, are no entries.
+    return sorted(int(match[1]) for name in names if (match := _ENTRY.fullmatch(name)))
 
 
 def _read(store: Store, name: str, channel: str, number: int) -> LogEntry:
-    found = store.objects.read(_path(name, channel, number))
-    return LogEntry.model_validate(orjson.loads(found[0]))
+    path = _path(name, channel, number)
+    found = store.objects.read(path)
+    try:
+        return LogEntry.model_validate(orjson.loads(found[0] if found else b""))
+    except ValueError as error:
+        raise StorageFailed(
+            f"log entry {store.uri}/{path}",
+            f"{len(found[0]) if found else 0} bytes that are no log entry "
+            f"({str(error).splitlines()[0][:200]})",
+            "the entry as it was written",
+            "restore this file from a backup; without one, remove it and all entries after it: the "
+            "next run then releases again",
+        ) from error

@@ -102,7 +102,7 @@ def deployed_event(store, digest, number):
     )
     place = Publication(target="t", uri=f"/releases/{digest}", revision=digest)
     event = DeploymentEvent(
-        id=DeploymentEvent.make_id("deployed", digest, number - 1),
+        id=DeploymentEvent.make_id("burnish/news/production", "deployed", digest, number - 1),
         source="burnish/news/production",
         type="burnish.model.deployed",
         subject="news",

@@ -268,9 +268,9 @@ class TestEmptyRows:
         first = 2 if suffix == "csv" else 1
         with pytest.raises(EmptyValue) as error:
             load_data(path, run_context(tmp_path))
+        others = ", ".join(f"a.{suffix}:{first + number}" for number in (121, 122, 123))
         assert str(error.value).startswith(
-            f"a.{suffix}:{first}: found no text in 'text', and 3 other empty rows: "
-            f"a.{suffix}:{first + 121}, a.{suffix}:{first + 122}, a.{suffix}:{first + 123}; expected"
+            f"a.{suffix}:{first}: found no text in 'text', and 3 other empty rows: {others}; expected"
         )
         assert "set data.empty to skip" in error.value.fix
 

@@ -155,7 +155,7 @@ def publishable(store, inputs):
             return store.put(kind, scratch / kind)
 
     def make(
-        settings: PublishRecipe, weights: bytes = b"weights", gguf: bytes = b""
+        settings: PublishRecipe, weights: bytes = b"weights", gguf: bytes = b"", **more: Any
     ) -> ReleaseInputs:
         model = put("model", {"model.safetensors": weights})
         produced: dict[str, Any] = {
@@ -165,7 +165,7 @@ def publishable(store, inputs):
             exported = put("gguf", {"model-f16.gguf": gguf, "Modelfile": b"FROM ./model-f16.gguf"})
             produced["gguf_exported"] = GGUF_EXPORTED.model_copy(update={"artifact": exported})
         recipe = RECIPE | {"publish": settings.model_dump(mode="json")}
-        changes = {"publish": settings, "recipe": recipe}
+        changes = {"publish": settings, "recipe": recipe, **more}
         return inputs(**produced).model_copy(update=changes)
 
     return make

@@ -1,17 +1,14 @@
-"""Announcing: the log entry, and an event that is delivered once."""
+"""Announcing: the log entry, and its event."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 
 from tasks.contracts.recipe_release import PublishRecipe
-from tasks.contracts.verdict import RuleOutcome
-from tasks.release import announce as announce_module
 from tasks.release import deployment_log
-from tasks.release.announce import MAX_PAYLOAD_BYTES, announce, deliver
+from tasks.release.announce import announce
 from tasks.release.publish import publish
+from tests.tasks.release.samples import send_nowhere
 from tests.tasks.samples import run_context
 
 
@@ -22,10 +19,8 @@ def context(tmp_path):
 
 @pytest.fixture
 def events(monkeypatch):
-    """The events that were emitted."""
-    emitted = []
-    monkeypatch.setattr(announce_module, "emit_event", lambda **event: emitted.append(event))
-    return emitted
+    """The entries whose events were sent."""
+    return send_nowhere(monkeypatch)
 
 
 @pytest.fixture
@@ -38,25 +33,12 @@ class TestAnnounce:
         entry = announce.fn(claim, context)
         assert deployment_log.deployed(store, "tiny", "production") == entry
         assert (entry.number, entry.event.data.recipe_digest) == (2, "of recipe")
-        (event,) = events
-        assert str(event["id"]) == entry.event.id
-        assert event["payload"]["data"]["digest"] == claim.release.digest
+        assert events == [entry]
+        assert entry.event.data.digest == claim.release.digest
 
-    def test_delivers_an_event_once(self, claim, store, context, events):
-        entry = announce.fn(claim, context)
-        assert not deliver(entry, context)
-        store.objects.delete(f"deliveries/{entry.event.id}/prefect")
-        assert deliver(entry, context)
-        assert [event["id"] for event in events] == [events[0]["id"]] * 2
-
-    def test_leaves_out_the_rules_of_an_event_that_is_too_large(self, claim, context, events):
-        entry = announce.fn(claim, context)
-        facts = {"rule": "floor", "name": "r", "metric": "loss", "passed": True}
-        rule = RuleOutcome(**facts, vetoes=True, sentence="x" * MAX_PAYLOAD_BYTES)
-        verdict = entry.event.data.verdict.model_copy(update={"rules": (rule,)})
-        data = entry.event.data.model_copy(update={"verdict": verdict})
-        event = entry.event.model_copy(update={"data": data, "id": entry.event.id[:-1] + "0"})
-        assert deliver(entry.model_copy(update={"event": event}), context)
-        payload = events[-1]["payload"]
-        assert payload["data"]["verdict"]["rules"] == []
-        assert len(json.dumps(payload)) < MAX_PAYLOAD_BYTES
+    def test_a_release_on_two_channels_has_two_events(self, publishable, context, store, events):
+        staging = publish.fn(publishable(PublishRecipe(), channel="staging"), context)
+        production = publish.fn(publishable(PublishRecipe()), context)
+        assert staging.release.digest == production.release.digest
+        ids = {announce.fn(each, context).event.id for each in (staging, production)}
+        assert len(ids) == 2 and len(events) == 2

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tasks.contracts.artifacts import Artifact
-from tasks.contracts.errors import BaselineMoved
-from tasks.contracts.release import DeploymentEvent, LogEntry, Release
+from tasks.contracts.errors import BaselineMoved, StorageFailed
+from tasks.contracts.release import LogEntry, Release
 from tasks.release import deployment_log
 from tasks.storage.objects import FolderObjects, S3Objects
 from tasks.storage.store import Store
@@ -99,16 +99,22 @@ class TestClaims:
         assert deployment_log.head(store, "news", "production").release.digest == won[0]
 
 
-class TestEventIds:
-    def test_a_repeat_has_the_same_id(self):
-        assert DeploymentEvent.make_id("deployed", "a", 1) == DeploymentEvent.make_id(
-            "deployed", "a", 1
-        )
+class TestDamage:
+    @pytest.mark.parametrize("content", [b"", b"{", b"\0" * 40, b"[]", b'{"number": 1}'])
+    def test_of_an_entry_is_named_with_what_to_do(self, store, content):
+        deployment_log.claim(store, release("a"), 0, "run")
+        path = "logs/news/production/00000001.json"
+        store.objects.write(path, content)
+        for read in (deployment_log.head, deployment_log.deployed, deployment_log.entries):
+            with pytest.raises(StorageFailed, match=path) as caught:
+                read(store, "news", "production")
+            assert "restore this file from a backup" in caught.value.fix
 
-    def test_a_return_to_an_older_release_has_another(self):
-        assert DeploymentEvent.make_id("deployed", "a", 1) != DeploymentEvent.make_id(
-            "deployed", "a", 5
-        )
+    @pytest.mark.parametrize("name", [".DS_Store", "00000001.json.bak", "notes.txt", "1.json"])
+    def test_other_files_are_no_entries(self, store, name):
+        entry = deployment_log.claim(store, release("a"), 0, "run")
+        store.objects.write(f"logs/news/production/{name}", b"anything")
+        assert deployment_log.entries(store, "news", "production") == [entry]
 
 
 class TestLooks:

@@ -1,0 +1,105 @@
+"""Deliver deployment events to Prefect: confirmed first, marked then.
+
+A marker in the store says which events Prefect has. It is written after the server's confirmation,
+so that an event is never lost; one that is delivered twice has the same id. Events are delivered in
+the order of the log, so those that are owed are always the newest ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect.client.orchestration import get_client
+from prefect.events import Event
+
+from tasks.contracts.release import DeploymentEvent, LogEntry
+from tasks.release import deployment_log
+from tasks.runtime.context import RunContext
+from tasks.runtime.logs import run_logger
+from tasks.storage.store import Store, open_store
+
+# Prefect's server drops subscribers at 1 MiB; payloads stay far below.
+MAX_PAYLOAD_BYTES = 64 * 1024
+_TIMEOUT_SECONDS = 20
+
+
+def deliver_owed(name: str, channel: str, context: RunContext) -> list[LogEntry]:
+    """Deliver the events of a log that Prefect does not have, the oldest first.
+
+    A delivery that fails is only logged: the release is deployed, and the next run tries again.
+
+    Returns:
+        The entries whose events were delivered now.
+    """
+    store = open_store(context.store)
+    delivered = []
+    for entry in _owed(store, name, channel):
+        try:
+            _send(entry, context)
+        except Exception as error:  # Whatever it is, it must not fail a run that has released.
+            run_logger().warning(
+                "The event of version %s could not be delivered (%s: %s). It is owed: the next run "
+                "of this model delivers it.",
+                entry.release.version,
+                type(error).__name__,
+                error,
+            )
+            break
+        store.objects.write(_marker(entry), deployment_log.utc_now().encode())
+        delivered.append(entry)
+    return delivered
+
+
+def _owed(store: Store, name: str, channel: str) -> list[LogEntry]:
+    """The deployments after the last one that was delivered, in order."""
+    owed = []
+    for entry in deployment_log.newest_first(store, name, channel):
+        if entry.kind != "deployed":
+            continue
+        if store.objects.read(_marker(entry)):
+            break
+        owed.append(entry)
+    return owed[::-1]
+
+
+def _marker(entry: LogEntry) -> str:
+    return f"deliveries/{entry.event.id}/prefect"
+
+
+def _send(entry: LogEntry, context: RunContext) -> None:
+    """Post an event to Prefect's server.
+
+    `emit_event` of Prefect only queues an event: it is lost if the process ends or the API is away.
+    """
+    release = entry.release
+    run = {
+        "prefect.resource.id": f"prefect.flow-run.{context.run_id}",
+        "prefect.resource.role": "flow-run",
+        "prefect.resource.name": context.run_name,
+    }
+    event = Event(
+        id=entry.event.id,
+        event=entry.event.type,
+        resource={
+            "prefect.resource.id": f"burnish.model.{release.name}.{release.channel}",
+            "prefect.resource.name": release.name,
+            "burnish.version": release.version,
+        },
+        related=[run] if context.run_id else [],
+        payload=event_payload(entry.event),
+    )
+    settings = {"timeout": _TIMEOUT_SECONDS}
+    with get_client(sync_client=True, httpx_settings=settings) as client:
+        response = client.request("POST", "/events", json=[event.model_dump(mode="json")])
+        response.raise_for_status()
+
+
+def event_payload(event: DeploymentEvent) -> dict[str, Any]:
+    """An event's payload; one that is too large for Prefect is sent without its verdict's rules,
+    which the log has."""
+    if len(event.model_dump_json()) > MAX_PAYLOAD_BYTES:
+        verdict = event.data.verdict.model_copy(update={"rules": ()})
+        event = event.model_copy(
+            update={"data": event.data.model_copy(update={"verdict": verdict})}
+        )
+    return event.model_dump(mode="json")
