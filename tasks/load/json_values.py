@@ -77,7 +77,7 @@ def describe_json_error(text: str, error: json.JSONDecodeError) -> tuple[str, st
     before = "…" if at > _EXCERPT else ""
     after = "…" if at + _EXCERPT < len(text) else ""
     where = f"at character {at + 1}: {before}{around}{after}"
-    constant = _CONSTANT.match(text, at) or _CONSTANT.match(text, max(0, at - 1))
+    constant = _CONSTANT.match(text, max(0, at - 1)) or _CONSTANT.match(text, at)
     if constant:
         return f"{constant[0]}, which JSON does not have, {where}", "write null, or a number"
     return f"malformed JSON ({error.msg}) {where}", "correct the line"

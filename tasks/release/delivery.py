@@ -35,7 +35,7 @@ def deliver_owed(name: str, channel: str, context: RunContext) -> list[LogEntry]
     delivered = []
     for entry in _owed(store, name, channel):
         try:
-            _send(entry, context)
+            send(entry, context)
         except Exception as error:  # Whatever it is, it must not fail a run that has released.
             run_logger().warning(
                 "The event of version %s could not be delivered (%s: %s). It is owed: the next run "
@@ -66,10 +66,13 @@ def _marker(entry: LogEntry) -> str:
     return f"deliveries/{entry.event.id}/prefect"
 
 
-def _send(entry: LogEntry, context: RunContext) -> None:
-    """Post an event to Prefect's server.
+def send(entry: LogEntry, context: RunContext) -> None:
+    """Post an entry's event to Prefect's server, and wait for its confirmation.
 
     `emit_event` of Prefect only queues an event: it is lost if the process ends or the API is away.
+
+    Raises:
+        Exception: The server cannot be reached, or refuses the event.
     """
     release = entry.release
     run = {

@@ -9,14 +9,17 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
 import orjson
+from pydantic import ValidationError
 
 from tasks.contracts.artifacts import FileEntry, Manifest
 from tasks.contracts.errors import BadRecipe, BaselineMoved, HubFailed, NoAccess, StorageFailed
 from tasks.contracts.release import Publication, Release
+from tasks.runtime.logs import run_logger
 from tasks.storage.hub import hub_api, hub_errors
 from tasks.storage.objects import open_objects
 from tasks.storage.store import list_files
@@ -85,21 +88,33 @@ class ObjectTarget:
         self.objects.delete(PROBE)
 
     def holds(self, release: Release) -> Publication | None:
-        pointer = self._pointer(release)[0]
-        return self._publication(release) if pointer.get("digest") == release.digest else None
+        if self._pointer(release)[0].get("digest") != release.digest:
+            return None
+        # A release that lost a file is published again.
+        whole = self._has_manifest(release) and not self._lost(release, self._manifest(release))
+        return self._publication(release) if whole else None
 
     def stage(self, release: Release, folder: Path) -> None:
         home = _home(release)
-        if self.objects.read(f"{home}/{MANIFEST}"):
-            return
         entries = list_files(folder)
-        for entry in entries:
+        staged = self._has_manifest(release)
+        for entry in self._lost(release, entries) if staged else entries:
             # A copy: uploading to a folder may move the file away.
             with tempfile.TemporaryDirectory() as scratch:
                 copy = Path(shutil.copy(folder / entry.path, scratch))
                 self.objects.upload(f"{home}/{entry.path}", copy)
-        manifest = Manifest(kind="release", digest=release.digest, files=tuple(entries))
-        self.objects.write(f"{home}/{MANIFEST}", manifest.model_dump_json(indent=1).encode())
+        if not staged:
+            manifest = Manifest(kind="release", digest=release.digest, files=tuple(entries))
+            self.objects.write(f"{home}/{MANIFEST}", manifest.model_dump_json(indent=1).encode())
+
+    def _has_manifest(self, release: Release) -> bool:
+        return self.objects.read(f"{_home(release)}/{MANIFEST}") is not None
+
+    def _lost(self, release: Release, entries: Iterable[FileEntry]) -> list[FileEntry]:
+        """The files that are not there, or have another size."""
+        home = _home(release)
+        sizes = self.objects.sizes(f"{home}/")
+        return [entry for entry in entries if sizes.get(f"{home}/{entry.path}") != entry.size]
 
     def reveal(self, release: Release, folder: Path, fence: int) -> Publication:
         self._verify(release)
@@ -136,20 +151,37 @@ class ObjectTarget:
 
     def _manifest(self, release: Release) -> tuple[FileEntry, ...]:
         found = self.objects.read(f"{_home(release)}/{MANIFEST}")
-        manifest = Manifest.model_validate_json(found[0]) if found else None
-        if manifest is None or manifest.digest != release.digest:
-            # An empty list of files would always pass verification.
-            raise StorageFailed(
-                f"{self.uri}/{_home(release)}",
-                "no manifest" if manifest is None else "the manifest of another release",
-                "the manifest of the release that was staged",
-                "remove that version there, and start the run again",
-            )
-        return manifest.files
+        problem = "no manifest"
+        if found:
+            try:
+                manifest = Manifest.model_validate_json(found[0])
+                if manifest.digest == release.digest:
+                    return manifest.files
+                problem = "the manifest of another release"
+            except ValidationError:
+                problem = f"{len(found[0])} bytes in {MANIFEST} that are no manifest"
+        # An empty list of files would always pass verification.
+        raise StorageFailed(
+            f"{self.uri}/{_home(release)}",
+            problem,
+            "the manifest of the release that was staged",
+            "remove that version there, and start the run again",
+        )
 
     def _pointer(self, release: Release) -> tuple[dict, str | None]:
+        """The pointer, and what `replace` needs to know of it. The log is the truth: a pointer that
+        cannot be read counts as missing, and is written again."""
         found = self.objects.read(_latest(release))
-        return (orjson.loads(found[0]), found[1]) if found else ({}, None)
+        if not found:
+            return {}, None
+        try:
+            pointer = orjson.loads(found[0])
+        except orjson.JSONDecodeError:
+            pointer = None
+        if not isinstance(pointer, dict):
+            run_logger().warning("%s/%s is damaged and is rewritten", self.uri, _latest(release))
+            pointer = {}
+        return pointer, found[1]
 
     def _publication(self, release: Release) -> Publication:
         return Publication(

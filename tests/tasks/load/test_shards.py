@@ -86,7 +86,7 @@ class TestShard:
         assert table["label"].to_pylist() == ["1", "true", "2", "padded"]
         assert table["n"].to_pylist() == ["1.5", "", "", "s"]
         assert table["flag"].to_pylist() == ["true", "", "false", ""]
-        assert table["list"].to_pylist() == ['[1, "x"]', "", "", ""]
+        assert table["list"].to_pylist() == ['[1,"x"]', "", "", ""]
 
     def test_each_line_may_have_its_own_encoding(self, tmp_path):
         data = (

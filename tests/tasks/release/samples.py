@@ -8,5 +8,5 @@ from tasks.release import delivery
 def send_nowhere(monkeypatch):
     """Replace Prefect's server by a list of the entries whose events were sent; returns it."""
     sent = []
-    monkeypatch.setattr(delivery, "_send", lambda entry, context: sent.append(entry))
+    monkeypatch.setattr(delivery, "send", lambda entry, context: sent.append(entry))
     return sent

@@ -31,7 +31,7 @@ def away(monkeypatch):
     def fail(entry, context):
         raise ConnectionError("no route to the API")
 
-    monkeypatch.setattr(delivery, "_send", fail)
+    monkeypatch.setattr(delivery, "send", fail)
 
 
 @pytest.fixture

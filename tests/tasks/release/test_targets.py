@@ -123,6 +123,40 @@ class TestFolderAndBucket:
         target.reveal(release(), folder, 1)
         assert self.pointer(target)["version"] == "a" * 12
 
+    @pytest.mark.parametrize("name", ["model.safetensors", "README.md", "manifest.json"])
+    def test_a_release_that_lost_a_file_is_not_held_and_can_be_completed(
+        self, target, folder, name
+    ):
+        target.stage(release(), folder)
+        published = target.reveal(release(), folder, 1)
+        target.objects.delete(f"news/{'a' * 12}/{name}")
+        assert target.holds(release()) is None
+        target.stage(release(), folder)
+        assert target.reveal(release(), folder, 1) == published == target.holds(release())
+
+    def test_a_file_that_was_cut_off_is_sent_again(self, target, folder):
+        target.stage(release(), folder)
+        target.reveal(release(), folder, 1)
+        target.objects.write(f"news/{'a' * 12}/model.safetensors", b"wei")
+        assert target.holds(release()) is None
+        target.stage(release(), folder)
+        assert target.objects.read(f"news/{'a' * 12}/model.safetensors")[0] == b"weights"
+
+    @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\0" * 9])
+    def test_a_damaged_pointer_is_rewritten(self, target, folder, content):
+        target.stage(release(), folder)
+        published = target.reveal(release(), folder, 1)
+        target.objects.write("news/latest/production.json", content)
+        assert target.holds(release()) is None
+        assert target.reveal(release(), folder, 1) == published
+        assert self.pointer(target)["digest"] == "a" * 64
+
+    def test_a_damaged_manifest_is_named(self, target, folder):
+        target.stage(release(), folder)
+        target.objects.write(f"news/{'a' * 12}/manifest.json", b"{")
+        with pytest.raises(StorageFailed, match=r"1 bytes in manifest\.json that are no manifest"):
+            target.reveal(release(), folder, 1)
+
 
 class TestHub:
     @pytest.fixture

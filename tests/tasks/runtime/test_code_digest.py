@@ -48,14 +48,14 @@ COVERED = {
     """,
     "load": """
         contracts: task_tables
-        load: chat_rows chunk_tables chunk_text chunking data_report dedup encodings ingest minhash
-            read_pool read_settings read_tables read_text readers row_formats shards source_format
-            splits step
+        load: chat_rows chunk_tables chunk_text chunking data_report dedup encodings ingest
+            json_files json_values labels minhash read_pool read_settings read_tables read_text
+            readers row_formats shards source_format splits step
     """,
     "tokenize": """
         chat: coverage encoder messages prompt_join reasoning rendering stop_tokens template
             tokenizer
-        load: dataset splits
+        load: dataset json_values splits
         tokenize: classification_program language_program step
     """,
     "forecast": """
@@ -83,7 +83,7 @@ COVERED = {
         evaluate: answer_metrics classification_program generation language_inputs language_metrics
             language_program metrics released_model score_table step
         kernels: packed_attention
-        load: dataset splits
+        load: dataset json_values splits
         models: adapter causal classifier load_errors weights
         training: classification_metrics losses
     """,
