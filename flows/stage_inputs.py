@@ -68,7 +68,6 @@ def preflight_inputs(
         settings=recipe.plan,
         max_length=recipe.training.max_length,
         gguf=recipe.model.gguf,
-        min_examples=recipe.gate.min_examples,
         base=base,
         loaded=loaded,
         inspected=inspected,

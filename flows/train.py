@@ -28,7 +28,7 @@ from tasks.load.guard_set import load_guard
 from tasks.load.step import LoadInputs, load
 from tasks.plan.forecast_step import forecast, scoring_warnings
 from tasks.plan.plan import make_plan
-from tasks.plan.preflight import refuse_adapter, refuse_early, refuse_memory
+from tasks.plan.preflight import refuse_adapter, refuse_early, refuse_memory, refuse_small_test
 from tasks.plan.workload import remember_throughput, workload
 from tasks.release import deployment_log
 from tasks.release.provenance import data_report, provenance_of
@@ -79,6 +79,7 @@ def prepare(recipe: Recipe, context: RunContext, report: RunReport) -> Prepared:
     refuse_adapter(recipe.model.ship, model)
 
     loaded = load_data(recipe, data, context, report)
+    refuse_small_test(loaded, recipe.gate.min_examples)
     model, converted = convert_base(model, context, report)
     inspected = inspect_model(stage_inputs.inspect_inputs(recipe, model, loaded), context)
     report.add_step(

@@ -47,7 +47,6 @@ class PreflightInputs(Contract):
         settings: The recipe's `plan`.
         max_length: Tokens of the longest example after truncation.
         gguf: The type of the GGUF file that ships beside the model, or `none`.
-        min_examples: Test examples that the gate requires.
         base: The base model.
     """
 
@@ -57,7 +56,6 @@ class PreflightInputs(Contract):
     settings: PlanRecipe
     max_length: int
     gguf: str
-    min_examples: int
     base: Source
     loaded: Loaded
     inspected: Inspected
@@ -68,14 +66,13 @@ def refuse_early(inputs: PreflightInputs, context: RunContext) -> None:
 
     Raises:
         BadRecipe: The recipe requires kernels or compiling that this machine cannot provide, LoRA
-            targets match no module, the maximum length exceeds the model's, the test set is smaller
-            than the gate requires, or the GGUF file cannot be made.
+            targets match no module, the maximum length exceeds the model's, or the GGUF file
+            cannot be made.
         StorageFailed: The store's disk is too full for what training will write.
     """
     _refuse_sharing(inputs)
     _refuse_kernels(inputs)
     _refuse_compiling(inputs)
-    _refuse_small_test(inputs)
     _refuse_targets(inputs)
     _refuse_length(inputs)
     _refuse_gguf(inputs)
@@ -233,12 +230,21 @@ def _refuse_kernels(inputs: PreflightInputs) -> None:
         )
 
 
-def _refuse_small_test(inputs: PreflightInputs) -> None:
-    have, need = inputs.loaded.rows["test"], inputs.min_examples
+def refuse_small_test(loaded: Loaded, min_examples: int) -> None:
+    """Refuse a test set that is too small for the gate, before the base model is even read.
+
+    Args:
+        loaded: The data.
+        min_examples: Test examples that the gate requires.
+
+    Raises:
+        BadRecipe: The gate would reject every candidate.
+    """
+    have, need = loaded.rows["test"], min_examples
     if have < need:
         raise BadRecipe(
             "gate.min_examples",
-            f"{have} test examples among {sum(inputs.loaded.rows.values()):,}",
+            f"{have} test examples among {sum(loaded.rows.values()):,}",
             f"at least {need}, or the gate rejects every candidate",
             "add data, raise data.split.test, or lower gate.min_examples (and widen gate.margin: "
             "fewer examples prove less)",

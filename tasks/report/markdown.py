@@ -148,7 +148,7 @@ def data_markdown(now: dict[str, Any], before: dict[str, Any] | None) -> str:
         *(_label_lines(now) if "labels" in now else _row_format_lines(now)),
         f"- {now['near_duplicates']['estimate']:,} of {now['near_duplicates']['of']:,} validation "
         "and test examples closely resemble a training example (an estimate).",
-        f"- Characters per text: {_percentiles(now['characters'])}.",
+        f"- Characters per text, about: {_percentiles(now['characters'])}.",
         f"- {data_changes(now, before)}",
     ]
     return (
@@ -172,7 +172,7 @@ def _row_format_lines(now: dict[str, Any]) -> list[str]:
     lines = [f"- Row formats: {formats}."]
     if now["answer_characters"]:
         lines.append(f"- {now['several_answers']['inputs']:,} inputs have several answers.")
-        lines.append(f"- Characters per answer: {_percentiles(now['answer_characters'])}.")
+        lines.append(f"- Characters per answer, about: {_percentiles(now['answer_characters'])}.")
     return lines
 
 

@@ -77,7 +77,6 @@ def preflight_inputs(**changes: Any) -> PreflightInputs:
         "settings": {},
         "max_length": 256,
         "gguf": "none",
-        "min_examples": 150,
         "base": source(),
         "loaded": loaded(),
         "inspected": inspected(),

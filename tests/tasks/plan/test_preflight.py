@@ -15,7 +15,12 @@ from tasks.contracts.errors import BadRecipe, StorageFailed
 from tasks.contracts.forecast import Remedy
 from tasks.plan import plan as plan_module
 from tasks.plan import preflight
-from tasks.plan.preflight import refuse_adapter, refuse_early, refuse_memory
+from tasks.plan.preflight import (
+    refuse_adapter,
+    refuse_early,
+    refuse_memory,
+    refuse_small_test,
+)
 from tasks.runtime import gguf_converter
 from tests.tasks.plan.conftest import (
     LINEAR,
@@ -69,9 +74,10 @@ class TestTheRecipeAndTheModel:
             refuse(**wanted | other)
         refuse(**wanted)
 
-    def test_a_test_set_that_the_gate_would_reject_is_refused(self, refuse):
+    def test_a_test_set_that_the_gate_would_reject_is_refused(self):
         with pytest.raises(BadRecipe, match="found 89 test examples among 1,189"):
-            refuse(loaded=loaded(test=89))
+            refuse_small_test(loaded(test=89), 90)
+        refuse_small_test(loaded(test=89), 89)
 
     def test_an_adapter_of_a_gguf_file_is_refused(self):
         with pytest.raises(BadRecipe, match=r"model\.ship: found adapter.*GGUF") as caught:
