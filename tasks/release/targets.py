@@ -91,27 +91,35 @@ class ObjectTarget:
         if self._pointer(release)[0].get("digest") != release.digest:
             return None
         # A release that lost a file is published again.
-        whole = self._has_manifest(release) and not self._lost(release, self._manifest(release))
+        listed = self._listed(release)
+        whole = listed is not None and not self._lost(release, listed)
         return self._publication(release) if whole else None
 
     def stage(self, release: Release, folder: Path) -> None:
-        home = _home(release)
-        entries = list_files(folder)
-        staged = self._has_manifest(release)
-        for entry in self._lost(release, entries) if staged else entries:
+        home, listed = _home(release), self._listed(release)
+        lost = None if listed is None else {entry.path for entry in self._lost(release, listed)}
+        if lost is not None and not lost:
+            return
+        sent = [entry for entry in list_files(folder) if lost is None or entry.path in lost]
+        for entry in sent:
             # A copy: uploading to a folder may move the file away.
             with tempfile.TemporaryDirectory() as scratch:
                 copy = Path(shutil.copy(folder / entry.path, scratch))
                 self.objects.upload(f"{home}/{entry.path}", copy)
-        if not staged:
-            manifest = Manifest(kind="release", digest=release.digest, files=tuple(entries))
-            self.objects.write(f"{home}/{MANIFEST}", manifest.model_dump_json(indent=1).encode())
+        # The card of a version may have changed since: what is there is what is listed.
+        entries = {entry.path: entry for entry in (*(listed or ()), *sent)}
+        manifest = Manifest(kind="release", digest=release.digest, files=tuple(entries.values()))
+        self.objects.write(f"{home}/{MANIFEST}", manifest.model_dump_json(indent=1).encode())
 
-    def _has_manifest(self, release: Release) -> bool:
-        return self.objects.read(f"{_home(release)}/{MANIFEST}") is not None
+    def _listed(self, release: Release) -> tuple[FileEntry, ...] | None:
+        """The files that the manifest lists; None without a manifest of this release."""
+        try:
+            return self._manifest(release)
+        except StorageFailed:
+            return None
 
     def _lost(self, release: Release, entries: Iterable[FileEntry]) -> list[FileEntry]:
-        """The files that are not there, or have another size."""
+        """The listed files that are not there, or have another size."""
         home = _home(release)
         sizes = self.objects.sizes(f"{home}/")
         return [entry for entry in entries if sizes.get(f"{home}/{entry.path}") != entry.size]

@@ -26,7 +26,7 @@ from tests.flows.conftest import Place, training_programs
 from tests.waiting import wait_for
 
 NAME = "second"  # the same work under another name: only gate, publish and announce run
-WRITES = 13
+WRITES = 14
 
 
 class Died(BaseException):

@@ -26,7 +26,7 @@ from tasks.runtime.run_program import program_name
 from tasks.storage.objects import open_objects
 from tasks.storage.store import Store
 from tests.flows.language_place import LanguagePlace, questions
-from tests.tasks.samples import some_rows, write_jsonl
+from tests.tasks.samples import easy_rows, write_jsonl
 
 ROWS = 600
 
@@ -80,7 +80,7 @@ class Place:
 def first_release(tmp_path_factory, tiny_base, prefect_session):
     """A place where a first run was released."""
     place = Place(tmp_path_factory.mktemp("first"), tiny_base)
-    write_jsonl(place.data, some_rows(ROWS))
+    write_jsonl(place.data, easy_rows(ROWS))
     state = place.run()
     assert state.name == "Released", state.message
     return place
@@ -103,7 +103,7 @@ def chat(tmp_path, tiny_lm, prefect_env):
 def empty_place(tmp_path, tiny_base, prefect_env):
     """A place with data, where nothing was run yet."""
     place = Place(tmp_path / "place", tiny_base)
-    write_jsonl(place.data, some_rows(ROWS))
+    write_jsonl(place.data, easy_rows(ROWS))
     return place
 
 

@@ -16,7 +16,7 @@ from prefect.client.orchestration import get_client
 from flows import stage_inputs
 from tasks.release import provenance
 from tests.flows.conftest import ROWS, report_of, task_states
-from tests.tasks.samples import some_rows, write_jsonl
+from tests.tasks.samples import easy_rows, write_jsonl
 from tests.waiting import wait_for
 
 
@@ -135,7 +135,7 @@ class TestNothingChanged:
 
 class TestNewData:
     def test_only_new_shards_are_read_and_the_deployed_release_is_the_baseline(self, place):
-        write_jsonl(place.data, some_rows(ROWS + 200))
+        write_jsonl(place.data, easy_rows(ROWS + 200))
         state = place.run()
         assert state.name == "Released", state.message
         entries = place.log()
@@ -150,15 +150,15 @@ class TestNewData:
     def test_a_rejected_candidate_has_reasons_and_changes_nothing(self, place):
         pointer = place.folder / "releases" / "tiny" / "latest" / "production.json"
         before = pointer.read_bytes()
-        write_jsonl(place.data, some_rows(ROWS + 200))
-        state = place.run(gate__floors={"accuracy": 0.999})
+        write_jsonl(place.data, easy_rows(ROWS + 200))
+        state = place.run(gate__max_size_mb=0.001)
         assert (state.name, state.type.value) == ("Rejected", "COMPLETED")
-        assert "accuracy" in state.message
+        assert "size at most 0.001 MB" in state.message
         assert pointer.read_bytes() == before
         assert len(place.log()) == 2
         report = report_of(state)
-        assert "0.999" in report
-        again = place.run(gate__floors={"accuracy": 0.999})
+        assert "above the budget of" in report
+        again = place.run(gate__max_size_mb=0.001)
         assert set(task_states(again).values()) == {"Cached"}
 
 
@@ -201,7 +201,7 @@ class TestAnOldRelease:
         with monkeypatch.context() as patch:
             patch.setattr(stage_inputs, "release_inputs", build_old)
             assert place.run(name="second").name == "Released"
-        write_jsonl(place.data, some_rows(ROWS + 200))
+        write_jsonl(place.data, easy_rows(ROWS + 200))
         state = place.run(name="second")
         assert state.name == "Released", state.message
         first, second = (entry for entry in place.log("second") if entry.kind == "deployed")

@@ -18,7 +18,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tests.flows.conftest import Place, report_of, training_programs
-from tests.tasks.samples import some_rows, write_jsonl
+from tests.tasks.samples import easy_rows, write_jsonl
 from tests.waiting import wait_for
 
 # A server, a worker and a training may each take minutes on a busy machine.
@@ -83,7 +83,7 @@ def worker_is_ready() -> bool:
 
 def start_run(place: Place, **changes: Any) -> Any:
     """Start a run of the deployment on some rows; returns its id."""
-    write_jsonl(place.data, some_rows(600))
+    write_jsonl(place.data, easy_rows(600))
     recipe = place.recipe(**changes).model_dump(mode="json")
     with get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name("retrain/news")
