@@ -1,4 +1,4 @@
-"""`make server`: a server, a worker and the deployments; a run of the deployment does its work."""
+"""`make server` starts a server, a worker and the deployments, and its runs release models."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ LIMIT_SECONDS = 1200
 
 @dataclass
 class Served:
-    """A running `python -m infra.serve`, whose output goes to a file: an unread pipe fills up, and
-    would stop it."""
+    """A running `python -m infra.serve`. Its output goes to a file: it would block on a pipe that
+    nobody reads."""
 
     process: subprocess.Popen
     output: Path
@@ -82,7 +82,7 @@ def worker_is_ready() -> bool:
 
 
 def start_run(place: Place, **changes: Any) -> Any:
-    """Start a run of the deployment on some rows; returns its id."""
+    """Start a run of the deployment; returns its id."""
     write_jsonl(place.data, easy_rows(600))
     recipe = place.recipe(**changes).model_dump(mode="json")
     with get_client(sync_client=True) as client:
@@ -100,30 +100,32 @@ def state_of(run_id: Any) -> Any:
 
 
 class TestServer:
-    def test_the_deployment_is_there_with_its_schedule_off(self, served):
+    def test_creates_the_deployment_with_its_schedule_off(self, served):
         with get_client(sync_client=True) as client:
             deployment = client.read_deployment_by_name("retrain/news")
         assert [schedule.active for schedule in deployment.schedules] == [False]
         assert deployment.parameters["recipe"]["name"] == "news"
         assert "GateRecipe" in deployment.parameter_openapi_schema["definitions"]
 
-    def test_a_run_of_the_deployment_releases_and_has_its_report(self, served, tmp_path, tiny_base):
+    def test_a_run_of_the_deployment_releases_a_model_and_has_a_report(
+        self, served, tmp_path, tiny_base
+    ):
         place = Place(tmp_path, tiny_base)
         run_id = start_run(place)
-        served.wait_for(lambda: state_of(run_id).is_final(), "the end of the run")
+        served.wait_for(lambda: state_of(run_id).is_final(), "the run to end")
         state = state_of(run_id)
         assert state.name == "Released", state
         assert "## Gate" in report_of(state)
         assert place.log()[-1].kind == "deployed"
-        # The lists of the V1 UI hide runs whose state has a name of its own.
+        # The lists of the V1 UI hide runs with custom state names.
         assert f"/v2/runs/flow-run/{run_id}" in served.output.read_text()
 
-    def test_the_report_of_a_run_that_was_killed_says_so(self, served, tmp_path, tiny_base):
+    def test_the_report_of_a_killed_run_says_that_it_crashed(self, served, tmp_path, tiny_base):
         run_id = start_run(Place(tmp_path, tiny_base), name="doomed", training__epochs=1000)
 
         def training() -> list[psutil.Process]:
             state = state_of(run_id)
-            assert not state.is_final(), f"it ended before it was killed: {state}"
+            assert not state.is_final(), f"the run ended before it was killed: {state}"
             return training_programs(served.process.pid)
 
         (trainer,) = served.wait_for(training, "training")
@@ -137,7 +139,7 @@ class TestServer:
         assert f"`prefect flow-run retry {run_id}`" in report
         served.wait_for(lambda: not trainer.is_running(), "the end of the training program")
 
-    def test_ends_with_everything_that_it_started(self, served):
+    def test_stops_everything_that_it_started(self, served):
         started = psutil.Process(served.process.pid).children(recursive=True)
         assert len(started) >= 2
         served.process.send_signal(signal.SIGINT)
@@ -147,7 +149,7 @@ class TestServer:
 
 
 def flow_run_of(program: psutil.Process) -> psutil.Process:
-    """The process of the flow run that started a program: the nearest that runs Prefect."""
+    """The process of the flow run that started a program: its nearest parent that is Prefect."""
     return next(
         parent
         for parent in program.parents()

@@ -17,8 +17,15 @@ def write_gguf(
     tokens: tuple[str, ...] = TOKENS,
     **settings,
 ) -> Path:
-    """A GGUF file of a Llama with 1 layer of 32 and a tokenizer of few tokens: the one that ends
-    an answer, letters, and `ab`."""
+    """Write a GGUF file of a Llama with 1 layer and hidden size 32, and return its path.
+
+    Args:
+        path: The file to write.
+        architecture: Its `general.architecture`.
+        kind: NumPy type of the matrices.
+        tokens: The vocabulary; the first token ends an answer.
+        **settings: More metadata; `__` in a name stands for a dot.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(1)
@@ -43,9 +50,9 @@ def write_gguf(
     block |= {"attn_v": (16, 32), "attn_output": (32, 32), "ffn_gate": (64, 32)}
     block |= {"ffn_up": (64, 32), "ffn_down": (32, 64)}
     shapes |= {f"blk.0.{name}": shape for name, shape in block.items()}
-    draw = np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     for name, shape in shapes.items():
-        values = draw.standard_normal(shape).astype(np.float32 if len(shape) == 1 else kind)
+        values = rng.standard_normal(shape).astype(np.float32 if len(shape) == 1 else kind)
         writer.add_tensor(f"{name}.weight", values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

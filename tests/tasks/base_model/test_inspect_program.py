@@ -1,4 +1,4 @@
-"""What is found out about a base model, and which ones are refused before anything is spent."""
+"""Which facts about a base model are found, and which models are refused before training."""
 
 import json
 import shutil
@@ -26,13 +26,12 @@ from tasks.chat.template import CHATML
 from tasks.contracts.errors import BadModel, BadRecipe
 from tasks.contracts.jobs import InspectJob
 from tasks.contracts.results import Inspected
-from tasks.models.classifier import load_tokenizer
 from tests.tasks.conftest import LABELS, Notes, content
 
 
 @pytest.fixture
 def inspect(tmp_path):
-    """Inspects a model's folder."""
+    """Inspect a base model."""
 
     def inspect(base, task="text-classification", chat_template=""):
         job = InspectJob(
@@ -49,12 +48,12 @@ def inspect(tmp_path):
 
 @pytest.fixture
 def base(tiny_base, tmp_path):
-    """A copy of the tiny base, to be spoilt."""
+    """A copy of the tiny base, to be modified."""
     return shutil.copytree(tiny_base, tmp_path / "base")
 
 
-class TestAModelThatCanBeTrained:
-    def test_is_described_as_the_contract_says(self, inspect, tiny_base):
+class TestClassifier:
+    def test_has_the_fields_of_the_contract(self, inspect, tiny_base):
         found = inspect(tiny_base)
         step_fields = {"schema_version", "artifact", "key", "provenance"}
         assert set(dict(found)) == set(Inspected.model_fields) - step_fields
@@ -63,24 +62,24 @@ class TestAModelThatCanBeTrained:
         assert found.pad_token == "[PAD]"
         assert found.vocabulary == 30522
 
-    def test_has_a_new_head_and_linear_modules_outside_of_it(self, inspect, tiny_base):
+    def test_gets_a_new_head_whose_modules_are_no_adapter_targets(self, inspect, tiny_base):
         found = inspect(tiny_base)
         assert found.head_modules == ("classifier",)
         assert "bert.encoder.layer.0.attention.self.query" in found.linear_modules
         assert "classifier" not in found.linear_modules
         assert len(found.linear_modules) == 2 * 6 + 1
 
-    def test_that_lacks_a_part_gets_it_as_a_part_of_the_head(self, inspect, base):
+    def test_modules_without_weights_belong_to_the_new_head(self, inspect, base):
         BertForMaskedLM.from_pretrained(base).save_pretrained(base)
         assert inspect(base).head_modules == ("bert.pooler.dense", "classifier")
 
-    def test_that_was_a_classifier_has_the_same_head(self, inspect, base):
+    def test_an_existing_classification_head_is_replaced(self, inspect, base):
         BertForSequenceClassification.from_pretrained(base, num_labels=7).save_pretrained(base)
         found = inspect(base)
         assert found.head_modules == ("classifier",)
         assert "classifier" not in found.linear_modules
 
-    def test_counts_positions_from_the_pad_token_in_some_families(self, inspect, base):
+    def test_maximum_length_excludes_unused_positions_of_roberta(self, inspect, base):
         shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
         config = RobertaConfig(
             vocab_size=30522, intermediate_size=64, max_position_embeddings=66, **shape
@@ -91,7 +90,7 @@ class TestAModelThatCanBeTrained:
         assert found.head_modules == ("classifier",)
         assert not any(name.startswith("classifier") for name in found.linear_modules)
 
-    def test_may_be_a_decoder(self, inspect, base):
+    def test_can_be_a_decoder(self, inspect, base):
         shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
         LlamaModel(LlamaConfig(vocab_size=30522, intermediate_size=64, **shape)).save_pretrained(
             base
@@ -100,7 +99,7 @@ class TestAModelThatCanBeTrained:
         assert found.head_modules == ("score",)
         assert "model.layers.0.self_attn.q_proj" in found.linear_modules
 
-    def test_is_not_loaded_into_memory(self, inspect, base):
+    def test_weights_are_not_read(self, inspect, base):
         weights = load_file(base / "model.safetensors")
         name = "encoder.layer.0.output.dense.weight"
         weights[name] = torch.full_like(weights[name], float("nan"))
@@ -114,13 +113,13 @@ def change(folder, file="config.json", **settings):
     (folder / file).write_text(json.dumps(known | settings))
 
 
-class TestItsTokenizer:
-    def test_is_saved_for_training(self, inspect, tiny_base, tmp_path):
+class TestSavedTokenizer:
+    def test_has_the_ids_of_the_base(self, inspect, tiny_base, tmp_path):
         inspect(tiny_base)
         saved = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
         assert saved("good news")["input_ids"][0] == saved.cls_token_id
 
-    def test_is_saved_alike_however_it_was_used_or_loaded(
+    def test_does_not_depend_on_earlier_use_or_on_being_offline(
         self, inspect, base, tmp_path, monkeypatch
     ):
         inspect(base)
@@ -132,16 +131,8 @@ class TestItsTokenizer:
         inspect(base)
         assert content(tmp_path / "tokenizer") == before
 
-    def test_is_refused_where_it_has_no_token_to_pad_with(self, tiny_base, tmp_path):
-        backend = Tokenizer.from_file(str(tiny_base / "tokenizer.json"))
-        backend.no_padding()
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
-        tokenizer.save_pretrained(tmp_path)
-        with pytest.raises(BadModel, match=r"found a tokenizer without a pad token.*Fix: set"):
-            load_tokenizer(tmp_path)
 
-
-class TestAModelIsRefused:
+class TestRefusedModel:
     def refused(self, inspect, base, found):
         with pytest.raises(BadModel, match=found) as caught:
             inspect(base)
@@ -160,7 +151,7 @@ class TestAModelIsRefused:
 
     def test_with_pickled_weights_only(self, inspect, base):
         (base / "model.safetensors").unlink()
-        (base / "pytorch_model.bin").write_bytes(b"anything")
+        (base / "pytorch_model.bin").write_bytes(b"pickle")
         error = self.refused(inspect, base, "only pickled weights")
         assert "never loaded" in error.expected
 
@@ -168,7 +159,7 @@ class TestAModelIsRefused:
         (base / "model.safetensors").unlink()
         self.refused(inspect, base, "no weights")
 
-    def test_with_a_part_of_its_weights_missing(self, inspect, base):
+    def test_with_a_missing_weights_file(self, inspect, base):
         index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
         (base / "model.safetensors.index.json").write_text(json.dumps(index))
         self.refused(inspect, base, "model-00001-of-00002.safetensors")
@@ -187,7 +178,7 @@ class TestAModelIsRefused:
         error = self.refused(inspect, base, r"already quantized \(awq\)")
         assert "the model that it was quantized from" in error.fix
 
-    def test_with_code_of_its_own(self, inspect, base):
+    def test_that_needs_remote_code(self, inspect, base):
         config = json.loads((base / "config.json").read_text())
         config |= {"model_type": "homemade", "auto_map": {"AutoModel": "evil.Model"}}
         (base / "config.json").write_text(json.dumps(config))
@@ -206,15 +197,15 @@ class TestAModelIsRefused:
         self.refused(inspect, base, "30,523 ids for a model with 30,522 embedding rows")
 
 
-class TestALanguageModel:
+class TestLanguageModel:
     @pytest.fixture
     def lm(self, tiny_lm, tmp_path):
-        """A copy of the tiny language model, to be spoilt."""
+        """A copy of the tiny language model, to be modified."""
         return shutil.copytree(tiny_lm, tmp_path / "lm")
 
     @pytest.fixture
     def with_tokenizer(self, lm):
-        """Changes the language model's tokenizer."""
+        """Change attributes of the tokenizer; returns the model's folder."""
 
         def change(**changes):
             tokenizer = AutoTokenizer.from_pretrained(lm)
@@ -226,10 +217,10 @@ class TestALanguageModel:
 
         return change
 
-    def test_is_described_as_the_contract_says(self, inspect, tiny_lm):
+    def test_has_the_fields_of_the_contract(self, inspect, tiny_lm):
         found = inspect(tiny_lm, "instruction")
-        own = {"schema_version", "artifact", "key", "provenance"}
-        assert set(dict(found)) == set(Inspected.model_fields) - own
+        step_fields = {"schema_version", "artifact", "key", "provenance"}
+        assert set(dict(found)) == set(Inspected.model_fields) - step_fields
         assert found.architecture == "LlamaForCausalLM"
         assert (found.max_length, found.vocabulary) == (256, 49152)
         assert found.head_modules == ()
@@ -237,7 +228,7 @@ class TestALanguageModel:
         assert len(found.linear_modules) == 2 * 7
         assert not any("lm_head" in name for name in found.linear_modules)
 
-    def test_has_this_shape(self, inspect, tiny_lm):
+    def test_has_the_expected_shape(self, inspect, tiny_lm):
         rows, layer = 49152, 32 * (32 + 16 + 16 + 32 + 64 + 64 + 64)
         assert inspect(tiny_lm, "completion").shape == {
             "hidden": 32,
@@ -255,7 +246,7 @@ class TestALanguageModel:
             "stored_bytes": 4,
         }
 
-    def test_may_have_an_output_of_its_own(self, inspect, lm):
+    def test_can_have_an_untied_output_layer(self, inspect, lm):
         model = LlamaForCausalLM.from_pretrained(lm)
         model.config.tie_word_embeddings = False
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
@@ -264,13 +255,13 @@ class TestALanguageModel:
         assert (shape["tied"], shape["embedding_parameters"]) == (0, 2 * 49152 * 32)
         assert shape["stored_bytes"] == 2
 
-    def test_keeps_a_tokenizer_whose_padding_ends_nothing(self, inspect, tiny_lm, tmp_path):
+    def test_has_a_pad_token_that_is_not_a_stop_token(self, inspect, tiny_lm, tmp_path):
         assert inspect(tiny_lm, "instruction").pad_token == "<|endoftext|>"
         saved = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
         assert (saved.pad_token, saved.eos_token) == ("<|endoftext|>", "<|im_end|>")
         assert saved.chat_template == AutoTokenizer.from_pretrained(tiny_lm).chat_template
 
-    def test_may_have_no_token_to_pad_with(self, inspect, with_tokenizer, tmp_path):
+    def test_can_lack_a_pad_token(self, inspect, with_tokenizer, tmp_path):
         assert inspect(with_tokenizer(unk_token=None), "completion").pad_token == ""
         assert AutoTokenizer.from_pretrained(tmp_path / "tokenizer").pad_token is None
 
@@ -282,7 +273,7 @@ class TestALanguageModel:
         assert caught.value.where == "model.chat_template"
         assert inspect(lm, "completion").architecture == "LlamaForCausalLM"
 
-    def test_gets_chatml_where_it_has_none(self, inspect, with_tokenizer, tmp_path):
+    def test_without_a_chat_template_can_get_chatml(self, inspect, with_tokenizer, tmp_path):
         lm = with_tokenizer(chat_template=None, eos_token="<|endoftext|>")
         found = inspect(lm, "instruction", "chatml")
         saved = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
@@ -290,7 +281,7 @@ class TestALanguageModel:
         assert saved.pad_token == "<|endoftext|>"
         assert not any("chat template" in warning for warning in found.warnings)
 
-    def test_gets_the_recipes_template_with_a_warning(self, inspect, tiny_lm, tmp_path):
+    def test_gets_the_chat_template_of_the_recipe_with_a_warning(self, inspect, tiny_lm, tmp_path):
         template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
         found = inspect(tiny_lm, "instruction", template)
         assert AutoTokenizer.from_pretrained(tmp_path / "tokenizer").chat_template == template
@@ -299,7 +290,7 @@ class TestALanguageModel:
         )
 
     @pytest.mark.parametrize("template", ["{% for %}", "{{ messages[7].content }}"])
-    def test_with_a_template_that_cannot_be_used_is_refused(self, inspect, tiny_lm, template):
+    def test_with_an_invalid_chat_template_is_refused(self, inspect, tiny_lm, template):
         with pytest.raises(BadRecipe) as caught:
             inspect(tiny_lm, "instruction", template)
         assert caught.value.where == "model.chat_template"
@@ -316,7 +307,7 @@ class TestALanguageModel:
         with pytest.raises(BadModel, match=r"chatml for a tokenizer without <\|im_start\|> and"):
             inspect(lm, "instruction", "chatml")
 
-    def test_that_names_other_special_tokens_than_its_tokenizer_is_warned_of(self, inspect, lm):
+    def test_warns_of_special_tokens_that_differ_from_those_of_its_tokenizer(self, inspect, lm):
         change(lm, eos_token_id=0)
         change(lm, "generation_config.json", eos_token_id=[0, 2], bos_token_id=7)
         assert inspect(lm, "completion").warnings == (
@@ -326,18 +317,18 @@ class TestALanguageModel:
             "the tokenizer's is used",
         )
 
-    def test_with_a_vocabulary_that_has_outgrown_it_is_refused(self, inspect, lm):
+    def test_with_more_token_ids_than_embeddings_is_refused(self, inspect, lm):
         tokenizer = AutoTokenizer.from_pretrained(lm)
         tokenizer.add_tokens(["<new>"])
         tokenizer.save_pretrained(lm)
         with pytest.raises(BadModel, match="49,153 ids for a model with 49,152 embedding rows"):
             inspect(lm, "completion")
 
-    def test_must_not_be_an_encoder(self, inspect, tiny_base):
+    def test_that_is_an_encoder_is_refused(self, inspect, tiny_base):
         with pytest.raises(BadModel, match="'bert', which does not generate text from left"):
             inspect(tiny_base, "completion")
 
-    def test_must_be_whole(self, inspect, lm):
+    def test_with_missing_tensors_is_refused(self, inspect, lm):
         weights = load_file(lm / "model.safetensors")
         del weights["model.layers.1.mlp.up_proj.weight"]
         save_file(weights, lm / "model.safetensors", metadata={"format": "pt"})

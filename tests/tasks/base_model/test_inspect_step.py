@@ -1,4 +1,4 @@
-"""Inspecting a base model as a step: its tokenizer is stored, and nothing is inspected twice."""
+"""The inspect step stores the tokenizer, and inspects a model once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.tasks.samples import run_context
 
 
 class TestInspectModel:
-    def test_stores_the_tokenizer_and_is_done_once(self, tiny_base, tmp_path, monkeypatch):
+    def test_stores_the_tokenizer_and_runs_once(self, tiny_base, tmp_path, monkeypatch):
         context = run_context(tmp_path)
         inputs = InspectInputs(model=resolve(str(tiny_base), "model"), labels=("a", "b"))
         found = inspect_model.once(inputs, context)
@@ -21,7 +21,7 @@ class TestInspectModel:
         monkeypatch.setattr(inspect_step, "run_program", None)
         assert inspect_model.once(inputs, context) == found
 
-    def test_another_chat_template_is_inspected_again(self, tiny_lm):
+    def test_another_chat_template_has_another_key(self, tiny_lm):
         inputs = InspectInputs(model=resolve(str(tiny_lm), "model"), labels=(), task="instruction")
         chatml = inputs.model_copy(update={"chat_template": "chatml"})
         assert inspect_model.key(inputs) != inspect_model.key(chatml)

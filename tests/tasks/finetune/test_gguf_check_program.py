@@ -1,4 +1,4 @@
-"""Whether a base model can be exported to GGUF is known before it is trained."""
+"""Before training, it is known whether the model can be exported to GGUF."""
 
 import shutil
 
@@ -12,7 +12,7 @@ from tasks.runtime.run_program import run_program
 
 
 def check(work, base, tokenizer):
-    """Check whether a model can be exported."""
+    """Check whether a model trained on this base can be exported."""
     work.mkdir(parents=True, exist_ok=True)
     job = CheckGgufJob(
         converter=find_converter(), file_type="f16", base=base, tokenizer=tokenizer, work=work

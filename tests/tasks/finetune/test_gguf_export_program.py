@@ -38,30 +38,30 @@ def export(model, out, file_type="f16", converter=None):
 
 @pytest.fixture(scope="module")
 def f16(tiny_lm, tmp_path_factory):
-    """The tiny model's file in f16."""
+    """The GGUF file of the tiny model in f16."""
     return export(tiny_lm, tmp_path_factory.mktemp("gguf"), "f16")
 
 
 @pytest.fixture(scope="module")
 def q8_0(tiny_lm, tmp_path_factory):
-    """The tiny model's file in q8_0."""
+    """The GGUF file of the tiny model in q8_0."""
     return export(tiny_lm, tmp_path_factory.mktemp("gguf"), "q8_0")
 
 
 @pytest.fixture(scope="module", params=["f16", "q8_0"])
 def exported(request):
-    """The type, the tiny model's file of that type, and the file's content."""
+    """A type of weights, the GGUF file of the tiny model with it, and the file's content."""
     file = request.getfixturevalue(request.param)
     return request.param, file, GGUFReader(file)
 
 
 @pytest.fixture
 def model_copy(tiny_lm, tmp_path):
-    """A copy of the tiny model, to be edited."""
+    """A copy of the tiny model, to be modified."""
     return shutil.copytree(tiny_lm, tmp_path / "model")
 
 
-def edit(file, **changes):
+def edit_json(file, **changes):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
@@ -116,7 +116,7 @@ class TestModelfile:
         assert written == f'FROM ./model-{kind}.gguf\nPARAMETER stop "<|im_end|>"\n'
 
     def test_has_every_stop_token_of_the_generation_config(self, model_copy):
-        edit(model_copy / "generation_config.json", eos_token_id=[2, 0])
+        edit_json(model_copy / "generation_config.json", eos_token_id=[2, 0])
         assert stop_strings(model_copy) == ["<|endoftext|>", "<|im_end|>"]
 
     def test_quotes_stop_tokens(self):
@@ -125,7 +125,7 @@ class TestModelfile:
 
 class TestRefusals:
     def test_an_unknown_architecture_is_refused(self, model_copy, tmp_path):
-        edit(model_copy / "config.json", architectures=["StrangeForCausalLM"])
+        edit_json(model_copy / "config.json", architectures=["StrangeForCausalLM"])
         with pytest.raises(BadModel, match="architecture StrangeForCausalLM"):
             export(model_copy, tmp_path / "out")
 
@@ -137,21 +137,23 @@ class TestRefusals:
     def test_code_that_comes_with_a_model_is_not_run(self, model_copy, tmp_path):
         code = f"open({str(tmp_path / 'ran')!r}, 'w')"
         (model_copy / "own.py").write_text(code)
-        edit(model_copy / "config.json", auto_map={"AutoConfig": "own.Config"})
-        edit(model_copy / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.T", "own.T"]})
+        edit_json(model_copy / "config.json", auto_map={"AutoConfig": "own.Config"})
+        edit_json(
+            model_copy / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.T", "own.T"]}
+        )
         assert export(model_copy, tmp_path / "out").is_file()
         assert not (tmp_path / "ran").exists()
 
     def test_a_converter_without_its_modules_is_refused(self, tiny_lm, tmp_path):
         script = tmp_path / "convert_hf_to_gguf.py"
-        script.write_text("import what_is_not_there")
-        with pytest.raises(BadRecipe, match=r"'what_is_not_there'.*pip install"):
+        script.write_text("import missing_module")
+        with pytest.raises(BadRecipe, match=r"'missing_module'.*pip install"):
             export(tiny_lm, tmp_path / "out", converter=script)
 
 
 @pytest.mark.slow
 class TestLlamaCpp:
-    """llama.cpp itself, as built into the package xllamacpp, answers as transformers does."""
+    """llama.cpp, from the package xllamacpp, gives the same answers as transformers."""
 
     MESSAGES = (
         "What is the capital of France?",
@@ -190,9 +192,9 @@ class TestLlamaCpp:
         ids = tokenizer.apply_chat_template(
             chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
-        written = model.generate(**ids, max_new_tokens=24, do_sample=False)
+        generated = model.generate(**ids, max_new_tokens=24, do_sample=False)
         start = ids["input_ids"].shape[1]
-        expected = tokenizer.decode(written[0, start:], skip_special_tokens=True)
+        expected = tokenizer.decode(generated[0, start:], skip_special_tokens=True)
         answer = server.handle_chat_completions(
             {"messages": chat, "max_tokens": 24, "temperature": 0, "logprobs": True}
         )

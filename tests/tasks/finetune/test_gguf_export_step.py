@@ -1,4 +1,4 @@
-"""When a trained model is exported to GGUF, and what is stored."""
+"""When the GGUF export runs, and what it stores."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def model(tmp_path, context):
 
 @pytest.fixture
 def converter(tmp_path, monkeypatch):
-    """The script of a converter, named by the environment."""
+    """A converter script that the environment variable names."""
     script = tmp_path / SCRIPT
     script.write_text("")
     monkeypatch.setenv(VARIABLE, str(script))
@@ -37,18 +37,18 @@ def converter(tmp_path, monkeypatch):
 
 @pytest.fixture
 def jobs(monkeypatch):
-    """The jobs of the programs that are run, in order; an export writes one file."""
-    found = []
+    """Record the jobs of programs instead of running them; an export writes a small file."""
+    recorded = []
 
     def run_program(module, job, result, **options):
-        found.append(job)
+        recorded.append(job)
         if result is Done:
             return Done()
         (job.out / "model-q8_0.gguf").write_text(job.file_type)
         return ExportGgufResult(file="model-q8_0.gguf", bytes=4)
 
     monkeypatch.setattr(gguf_export_step, "run_program", run_program)
-    return found
+    return recorded
 
 
 class TestExport:
@@ -94,7 +94,7 @@ class TestCheck:
         (folder / "model.safetensors").write_bytes(b"")
         return resolve(str(folder), "model")
 
-    def test_is_of_the_base_model_with_the_tokenizer_that_ships(
+    def test_gets_the_base_model_and_the_tokenizer_that_ships(
         self, base, model, context, converter, jobs
     ):
         check_gguf_export(base, model, "f16", context)
@@ -102,9 +102,7 @@ class TestCheck:
         assert job.base.name == "base" and job.file_type == "f16"
         assert job.tokenizer == open_store(context.store).open(model)
 
-    def test_passes_on_why_the_model_cannot_be_exported(
-        self, base, model, context, converter, monkeypatch
-    ):
+    def test_raises_the_error_of_the_program(self, base, model, context, converter, monkeypatch):
         def refuse(module, job, result, **options):
             raise BadModel("model.gguf", "a", "b", "c")
 

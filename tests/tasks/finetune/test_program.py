@@ -1,4 +1,4 @@
-"""The finetune program: reproducible bytes, its result, and what ships."""
+"""The finetune program: reproducible bytes, its result, and the model that ships."""
 
 import json
 import os
@@ -42,7 +42,7 @@ class TestSameJob:
     def test_gives_the_same_bytes_for_any_order_of_the_data(
         self, train_job, shards, news, tmp_path
     ):
-        """Also in another process and in another folder."""
+        """The second job also runs in another process and folder."""
         shuffled = random.Random(1).sample(news, len(news))
         one = train_job(data=shards([news[:20], news[20:]]))
         two = train_job(data=shards([shuffled[:31], shuffled[31:40], shuffled[40:]]))
@@ -63,11 +63,11 @@ class TestSameJob:
         self, train_job, shards, news, tmp_path, monkeypatch
     ):
         data, results = shards([news]), []
-        for way in ("on", "off"):
-            monkeypatch.setenv("BURNISH_FORK_SERVER", way)
+        for fork_server in ("on", "off"):
+            monkeypatch.setenv("BURNISH_FORK_SERVER", fork_server)
             job = train_job(data=data, training={"epochs": 1})
             result = run_program(
-                "tasks.finetune.program", job, FinetuneResult, scratch=tmp_path / way
+                "tasks.finetune.program", job, FinetuneResult, scratch=tmp_path / fork_server
             )
             results.append((result, content(job.out)))
         assert results[0] == results[1]
@@ -113,7 +113,7 @@ class TestSameJob:
 
 
 class TestCancelledRun:
-    def test_leaves_a_checkpoint_that_another_run_resumes(self, train_job, tmp_path):
+    def test_leaves_a_checkpoint_from_which_another_run_resumes(self, train_job, tmp_path):
         job = train_job(training={"epochs": 1000})
 
         class Cancelled(BaseException):
@@ -136,8 +136,8 @@ class TestCancelledRun:
         notes = Notes(stop_at=0)
         with pytest.raises(Preempted):
             finetune_program.main(job.model_copy(update={"resume_from": newest}), notes)
-        began = next(line["step"] for line in notes.lines if "step" in line)
-        assert began == reached >= 3
+        started_at = next(line["step"] for line in notes.lines if "step" in line)
+        assert started_at == reached >= 3
 
 
 class TestResult:
@@ -145,8 +145,8 @@ class TestResult:
         job = train_job()
         notes = Notes()
         result = finetune_program.main(job, notes)
-        own = {"schema_version", "artifact", "key", "provenance", "tokens_per_second"}
-        assert set(type(result).model_fields) == set(Finetuned.model_fields) - own
+        step_fields = {"schema_version", "artifact", "key", "provenance", "tokens_per_second"}
+        assert set(type(result).model_fields) == set(Finetuned.model_fields) - step_fields
         assert set(result.metrics) == {"loss", "accuracy", "precision", "recall", "f1"}
         assert result.steps == 8
         evaluated = [entry for entry in result.history if "eval_loss" in entry]
@@ -182,14 +182,14 @@ class TestShippedClassifier:
         assert model.config.problem_type == "single_label_classification"
         assert model.dtype == torch.float32
         assert not hasattr(model.config, "quantization_config")
-        held_out = [row for place, row in enumerate(news) if place % 3 == 2]
+        held_out = [row for number, row in enumerate(news) if number % 3 == 2]
         batch = tokenizer(
             [row["text"] for row in held_out], truncation=True, padding=True, return_tensors="pt"
         )
         with torch.no_grad():
-            found = model(**batch).logits.argmax(-1)
+            predicted = model(**batch).logits.argmax(-1)
         truth = torch.tensor([LABELS.index(row["label"]) for row in held_out])
-        accuracy = (found == truth).float().mean().item()
+        accuracy = (predicted == truth).float().mean().item()
         assert accuracy == pytest.approx(result.metrics["accuracy"], abs=0.07)
 
     @pytest.mark.parametrize("ship", ["merged", "adapter"])
@@ -199,8 +199,8 @@ class TestShippedClassifier:
         shipped = content(job.out)
         assert {name.rpartition(".")[2] for name in shipped} == {"json", "safetensors"}
         for name, data in shipped.items():
-            for place in (str(job.base), str(job.work), str(tmp_path.parent)):
-                assert place.encode() not in data, name
+            for path in (str(job.base), str(job.work), str(tmp_path.parent)):
+                assert path.encode() not in data, name
 
     def test_is_readable_by_all_users(self, train_job):
         job = train_job(training={"epochs": 1})
@@ -297,14 +297,15 @@ class TestShippedLanguageModel:
         modes = {path.stat().st_mode & 0o777 for path in job.out.iterdir()}
         assert modes == {0o644}
 
-    def test_an_inconsistent_generation_config_is_shipped(self, lm_job, tiny_lm, tmp_path):
+    def test_of_a_base_that_generates_greedily_does_not_sample(self, lm_job, tiny_lm, tmp_path):
         base = shutil.copytree(tiny_lm, tmp_path / "base")
         settings = json.loads((base / "generation_config.json").read_text())
         settings |= {"temperature": 0.6, "do_sample": False}
         (base / "generation_config.json").write_text(json.dumps(settings))
         job = lm_job(base=str(base), training={"epochs": 1})
         finetune_program.main(job, Notes())
-        assert GenerationConfig.from_pretrained(job.out).temperature == 0.6
+        shipped = GenerationConfig.from_pretrained(job.out)
+        assert (shipped.do_sample, shipped.temperature) == (False, None)
 
     def test_keeps_the_dtype_of_the_base(self, lm_job, tiny_lm, tmp_path):
         base = shutil.copytree(tiny_lm, tmp_path / "half")
@@ -350,17 +351,17 @@ class TestShippedQuantizedModel:
         finetune_program.ship(job, tmp_path / "adapter.safetensors")
         plain = job.model_copy(update={"quantization": "none", "out": tmp_path / "plain"})
         finetune_program.ship(plain, tmp_path / "adapter.safetensors")
-        shipped, other = (AutoModelForCausalLM.from_pretrained(j.out) for j in (job, plain))
+        shipped, other = (AutoModelForCausalLM.from_pretrained(each.out) for each in (job, plain))
         with torch.no_grad():
-            own, others = (
+            error, error_unquantized = (
                 (model(input_ids=ids).logits - expected).abs().max() for model in (shipped, other)
             )
-        assert own < {"fp32": 1e-5, "bf16": 0.01}[precision]
-        assert others > 3 * own
+        assert error < {"fp32": 1e-5, "bf16": 0.01}[precision]
+        assert error_unquantized > 3 * error
 
 
 class TestDevice:
-    def test_without_a_gpu_cuda_is_refused(self, train_job):
+    def test_cuda_is_refused_without_a_gpu(self, train_job):
         if torch.cuda.is_available():
             pytest.skip("there is a GPU")
         plan = {"device": "cuda"}

@@ -1,55 +1,120 @@
-"""What the key of a training run depends on."""
+"""The finetune step: its key, the job that it runs, and what it stores."""
 
 import pytest
 
+from tasks.contracts.jobs import FinetuneResult, TokenShard
 from tasks.contracts.plan import Plan
 from tasks.contracts.recipe_training import LoraRecipe, TrainingRecipe
 from tasks.finetune import step as finetune_step
-from tasks.finetune.step import FinetuneInputs
-from tasks.runtime.context import RunContext
+from tasks.finetune.step import FinetuneInputs, finetune, token_files
 from tasks.storage.sources import resolve
 from tasks.storage.store import open_store
+from tests.tasks.samples import run_context
+
+CPU = Plan(device="cpu", precision="fp32")
+RESULT = FinetuneResult(
+    metrics={"loss": 0.5},
+    history=({"loss": 0.5},),
+    best_epoch=1.0,
+    steps=3,
+    trained_parameters=10,
+    warnings=(),
+)
 
 
 @pytest.fixture
 def context(tmp_path):
-    return RunContext(store=str(tmp_path / "store"))
+    return run_context(tmp_path)
 
 
 @pytest.fixture
-def inputs(tmp_path, context):
-    """Inputs of a training of next to nothing; give what differs."""
-    base, other = tmp_path / "base", tmp_path / "other"
+def store(tmp_path, context):
+    """Store files as an artifact; give their content by name."""
+
+    def put(kind, **files):
+        folder = tmp_path / kind
+        folder.mkdir()
+        for name, text in files.items():
+            (folder / name.replace("_", ".")).write_text(text)
+        return open_store(context.store).put(kind, folder)
+
+    return put
+
+
+@pytest.fixture
+def inputs(tmp_path, store):
+    """Inputs with one shard of tokens; give what differs."""
+    base = tmp_path / "base-model"
     base.mkdir()
-    other.mkdir()
     (base / "config.json").write_text("{}")
     (base / "model.safetensors").write_bytes(b"")
-    (other / "tokens.json").write_text("{}")
-    artifact = open_store(context.store).put("any", other)
+    shard = store("shard-tokens", tokens_parquet="ids")
+    tokens = store("tokens", tokens_json=f'{{"abc": {shard.model_dump_json()}}}')
+    dataset, tokenizer = store("dataset", keep_npz="splits"), store("tokenizer", a_json="{}")
 
     def make(**changes):
         return FinetuneInputs(
             model=resolve(str(base), "model"),
-            tokenizer=artifact,
-            dataset=artifact,
-            tokens=artifact,
-            labels=(),
+            tokenizer=tokenizer,
+            dataset=dataset,
+            tokens=tokens,
+            labels=("a", "b"),
             lora=LoraRecipe(),
             quantization="none",
-            training=TrainingRecipe(),
+            training=TrainingRecipe(time_limit_minutes=2),
             ship="merged",
-            head_modules=(),
-            **{"plan": Plan(device="cpu", precision="fp32")} | changes,
+            head_modules=("classifier",),
+            **{"plan": CPU} | changes,
         )
 
     return make
 
 
 class TestKey:
-    def test_includes_the_version_of_fused_kernels_if_the_plan_has_any(self, inputs, monkeypatch):
+    def test_includes_the_version_of_liger_kernel_if_the_plan_uses_it(self, inputs, monkeypatch):
         monkeypatch.setattr(
             finetune_step, "library_versions", lambda names: dict.fromkeys(names, "0.8.5")
         )
         plain = Plan(device="cuda", precision="bf16")
         assert inputs(plan=plain).liger_version == ""
         assert inputs(plan=plain.model_copy(update={"kernels": "liger"})).liger_version == "0.8.5"
+
+    def test_does_not_depend_on_how_memory_is_used(self, inputs):
+        key = finetune.key(inputs())
+        tight = inputs(micro_batch_tokens=64, max_micro_batch_tokens=128, tight_memory=True)
+        assert finetune.key(tight) == key
+        assert finetune.key(inputs(task="instruction")) != key
+
+
+class TestFinetune:
+    def test_runs_the_program_and_stores_its_model(self, inputs, context, monkeypatch):
+        calls = []
+
+        def run_program(module, job, result, **options):
+            calls.append((module, job, options))
+            options["on_progress"]({"tokens_per_second": 250.0})
+            job.out.mkdir()
+            (job.out / "model.safetensors").write_bytes(b"weights")
+            return RESULT
+
+        monkeypatch.setattr(finetune_step, "run_program", run_program)
+        given = inputs(max_micro_batch_tokens=128)
+        trained = finetune.once(given, context)
+        assert (trained.metrics, trained.steps) == (RESULT.metrics, RESULT.steps)
+        assert trained.tokens_per_second == 250.0
+        stored = open_store(context.store).open(trained.artifact)
+        assert [file.name for file in stored.iterdir()] == ["model.safetensors"]
+        [(module, job, options)] = calls
+        assert module == "tasks.finetune.program"
+        assert (job.labels, job.head_modules) == (given.labels, given.head_modules)
+        assert job.max_micro_batch_tokens == 128
+        assert job.base_pin.digest == given.model.digest
+        assert job.keep_file.read_text() == "splits"
+        assert (options["time_limit"], options["processes"]) == (120, 1)
+
+
+class TestTokenFiles:
+    def test_are_the_local_files_of_the_shards(self, inputs, context):
+        [shard] = token_files(inputs().tokens, context)
+        assert shard == TokenShard(digest="abc", tokens=shard.tokens)
+        assert shard.tokens.read_text() == "ids"

@@ -2,8 +2,15 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from tokenizers import Tokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
+from tasks.contracts.errors import BadModel
 from tasks.contracts.recipe_training import LoraRecipe
 from tasks.finetune import program as finetune_program
 from tasks.models import adapter as adapter_
@@ -124,3 +131,13 @@ class TestArchitectures:
         assert heads
         logits = model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits
         assert logits.shape == (1, len(LABELS)) and logits.isfinite().all()
+
+
+class TestTokenizer:
+    def test_without_a_pad_token_is_refused(self, tiny_base, tmp_path):
+        backend = Tokenizer.from_file(str(tiny_base / "tokenizer.json"))
+        backend.no_padding()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+        tokenizer.save_pretrained(tmp_path)
+        with pytest.raises(BadModel, match=r"found a tokenizer without a pad token.*Fix: set"):
+            classifier.load_tokenizer(tmp_path)

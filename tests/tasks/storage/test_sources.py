@@ -129,3 +129,28 @@ class TestModels:
         write_files(tmp_path, {"config.json": b"{}"})
         with pytest.raises(BadModel, match="no weights among 1 files"):
             resolve(str(tmp_path), "model")
+
+    def test_a_gguf_file_is_taken_without_its_neighbours(self, tmp_path):
+        for name in ("model-q8.gguf", "README.md", "config.json", "mmproj-f16.gguf"):
+            (tmp_path / name).write_text("{}")
+        source = resolve(str(tmp_path), "model")
+        assert source_paths(source) == ["model-q8.gguf"]
+        assert resolve(source.pinned, "model").digest == source.digest
+
+    def test_safetensors_are_preferred_to_a_gguf_file(self, tmp_path):
+        for name in ("model.gguf", "model.safetensors", "config.json"):
+            (tmp_path / name).write_text("{}")
+        assert source_paths(resolve(str(tmp_path), "model")) == ["config.json", "model.safetensors"]
+
+    def test_one_of_several_gguf_files_must_be_named(self, tmp_path):
+        for name in ("m-Q4.gguf", "m-Q8.gguf"):
+            (tmp_path / name).write_text("")
+        with pytest.raises(BadModel, match="2 GGUF files") as caught:
+            resolve(str(tmp_path), "model")
+        assert "name one of them" in caught.value.fix
+        assert source_paths(resolve(str(tmp_path / "m-Q8.gguf"), "model")) == ["m-Q8.gguf"]
+
+    def test_the_parts_of_a_gguf_file_are_taken_together(self, tmp_path):
+        for number in (1, 2):
+            (tmp_path / f"m-0000{number}-of-00002.gguf").write_text("")
+        assert len(resolve(str(tmp_path), "model").files) == 2

@@ -1,4 +1,4 @@
-"""Tokenizing for classification: the ids are those of the tokenizer, for pairs too."""
+"""Tokenizing for classification gives the ids of the tokenizer, also for pairs of texts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LONG_TEXTS = [" ".join(TEXTS[start : start + 9]) for start in range(len(TEXTS))]
 
 @pytest.fixture
 def write_rows(tmp_path):
-    """Writes texts as a shard's rows; returns the file."""
+    """Write texts as the rows of a shard; returns the file."""
 
     def write_rows(texts, pairs=None):
         columns = {"text": texts, "label": ["x"] * len(texts)}
@@ -51,7 +51,7 @@ class TestMain:
 
 class TestPairs:
     @pytest.mark.parametrize("side", ["right", "left"])
-    def test_ids_and_types_are_those_of_the_tokenizer(self, minilm, write_rows, tmp_path, side):
+    def test_have_the_ids_and_types_of_the_tokenizer(self, minilm, write_rows, tmp_path, side):
         own = AutoTokenizer.from_pretrained(minilm, truncation_side=side)
         own.save_pretrained(tmp_path / "tokenizer")
         texts, pairs = LONG_TEXTS + TEXTS, TEXTS + LONG_TEXTS
@@ -66,9 +66,9 @@ class TestPairs:
         assert lengths[:, 1].tolist() == [len(ids) for ids in full]
 
 
-class TestATokenizerIsRefused:
+class TestEncoder:
     @pytest.mark.parametrize("content", ["{}", "no JSON", None])
-    def test_if_it_cannot_be_loaded(self, tmp_path, content):
+    def test_refuses_a_tokenizer_that_cannot_be_loaded(self, tmp_path, content):
         if content:
             (tmp_path / "tokenizer.json").write_text(content)
         with pytest.raises(BadModel, match="a tokenizer that cannot be loaded"):

@@ -1,4 +1,4 @@
-"""Token ids of whole shards: what is kept of each row, and what is done to long ones."""
+"""Token ids of whole shards: what is kept of each row, and what happens to long examples."""
 
 import json
 
@@ -32,7 +32,7 @@ def tokenizer(tiny_lm):
 
 @pytest.fixture
 def tokenize(tiny_lm, tmp_path):
-    """Tokenizes examples as one shard; returns its folder."""
+    """Tokenize examples as one shard; returns its folder."""
 
     def tokenize(examples, task="instruction", max_length=256, too_long="truncate"):
         rows = tmp_path / "rows.parquet"
@@ -71,7 +71,7 @@ def lengths_of(out):
 
 
 class TestTokens:
-    def test_are_those_of_each_example(self, tokenize, tokenizer):
+    def test_equal_those_of_each_example(self, tokenize, tokenizer):
         examples = [{"messages": TALK}, {"messages": SHORT}] * 600
         table = table_of(tokenize(examples))
         [long] = encode_example(tokenizer, examples[0], "instruction")
@@ -106,7 +106,7 @@ class TestTokens:
         assert found[0] == found[1]
         assert set(found[0]) == {"tokens.parquet", "lengths.npy", "samples.json"}
 
-    def test_of_a_preference_are_the_chosen_and_then_the_rejected(self, tokenize, tokenizer):
+    def test_of_a_preference_pair_are_chosen_then_rejected(self, tokenize, tokenizer):
         table = table_of(tokenize([PAIR, PAIR], "preference"))
         assert table["row"].to_pylist() == [0, 0, 1, 1]
         assert table["side"].to_pylist() == [0, 1, 0, 1]
@@ -123,8 +123,8 @@ class TestTokens:
         assert counted == [total, total, sum(sum(each.loss_mask) for each in sides), longest]
 
 
-class TestALongExample:
-    """TALK has some 75 tokens, and its first answer begins behind the 40th."""
+class TestLongExample:
+    """TALK has some 75 tokens, and its first answer begins after the 40th."""
 
     @pytest.fixture(scope="class")
     def whole(self, tokenizer):
@@ -132,7 +132,7 @@ class TestALongExample:
         assert len(encoded.ids) > 70
         return encoded
 
-    def test_is_cut_at_its_end(self, tokenize, whole):
+    def test_is_truncated_at_its_end(self, tokenize, whole):
         out = tokenize([{"messages": TALK}, {"messages": SHORT}], max_length=60)
         first, second = table_of(out).to_pylist()
         assert first["input_ids"] == whole.ids[:60]
@@ -158,24 +158,24 @@ class TestALongExample:
     def test_can_be_split(self, tokenize, whole):
         out = tokenize([{"messages": TALK}], max_length=16, too_long="split")
         rows = table_of(out).to_pylist()
-        pieces = [
+        parts = [
             (whole.ids[start : start + 16], [0, *whole.loss_mask[start : start + 16][1:]])
             for start in range(0, len(whole.ids), 16)
         ]
-        kept = [piece for piece in pieces if any(piece[1])]
-        assert 1 < len(kept) < len(pieces)
+        kept = [part for part in parts if any(part[1])]
+        assert 1 < len(kept) < len(parts)
         assert [(row["input_ids"], row["loss_mask"]) for row in rows] == kept
         assert all(row["truncated"] and row["row"] == 0 for row in rows)
-        assert lengths_of(out)[0][0] == sum(len(piece[0]) for piece in kept)
+        assert lengths_of(out)[0][0] == sum(len(part[0]) for part in kept)
 
-    def test_of_plain_text_is_split_without_loss(self, tokenize, tokenizer):
+    def test_of_plain_text_is_split_without_losing_a_token(self, tokenize, tokenizer):
         text = "One word follows another word. " * 9
         rows = table_of(tokenize([{"text": text}], "completion", 16, "split")).to_pylist()
         ids = [token for row in rows for token in row["input_ids"]]
         assert ids == [*tokenizer.encode(text), 2]
 
     @pytest.mark.parametrize("too_long", ["truncate", "drop"])
-    def test_of_a_preference_leaves_with_the_other_side(self, tokenize, tokenizer, too_long):
+    def test_of_a_preference_pair_takes_the_other_side_with_it(self, tokenize, tokenizer, too_long):
         chosen, rejected = encode_example(tokenizer, PAIR, "preference")
         limit = len(rejected.ids) if too_long == "drop" else chosen.loss_mask.index(1)
         swapped = PAIR | {"chosen": PAIR["rejected"], "rejected": PAIR["chosen"]}
@@ -183,18 +183,18 @@ class TestALongExample:
         out = tokenize([PAIR, swapped, short], "preference", limit, too_long)
         assert table_of(out)["row"].to_pylist() == [2, 2]
 
-    def test_of_a_preference_cannot_be_split(self, tokenize):
+    def test_of_a_preference_pair_cannot_be_split(self, tokenize):
         with pytest.raises(BadRecipe, match="parts of preference pairs cannot be compared"):
             tokenize([PAIR], "preference", too_long="split")
 
 
 class TestSamples:
-    def test_mark_targets_of_the_rows_with_the_smallest_hashes(self, tokenize):
+    def test_mark_the_targets_of_the_rows_with_the_smallest_hashes(self, tokenize):
         examples = [{"prompt": f"{number} and", "completion": " more"} for number in range(40)]
-        shown = json.loads((tokenize(examples, "completion") / "samples.json").read_bytes())
-        assert [each["row"] for each in shown][:4] == [0, 29, 15, 1]
-        assert len(shown) == 12
-        assert shown[2] == {
+        samples = json.loads((tokenize(examples, "completion") / "samples.json").read_bytes())
+        assert [each["row"] for each in samples][:4] == [0, 29, 15, 1]
+        assert len(samples) == 12
+        assert samples[2] == {
             "hash": f"{5:016x}{2**63 + 15:016x}",
             "row": 15,
             "side": 0,
@@ -204,15 +204,15 @@ class TestSamples:
             ],
         }
 
-    def test_show_both_sides(self, tokenize):
-        shown = json.loads((tokenize([PAIR], "preference") / "samples.json").read_bytes())
-        assert [each["segments"][1]["text"] for each in shown] == [
+    def test_include_both_sides_of_a_preference_pair(self, tokenize):
+        samples = json.loads((tokenize([PAIR], "preference") / "samples.json").read_bytes())
+        assert [each["segments"][1]["text"] for each in samples] == [
             "The capital of France is Paris, on the Seine.<|im_end|>",
             "Hello.<|im_end|>",
         ]
 
 
-class TestABadRow:
+class TestBadRow:
     def test_without_target_tokens_is_named(self, tokenize):
         examples = [{"text": "Fine."}] * 700 + [{"text": ""}]
         with pytest.raises(BadData, match="without target tokens") as caught:

@@ -1,4 +1,4 @@
-"""Tokenizing: the ids are the tokenizer's own, and made once a shard."""
+"""The tokenize step gives the ids of the tokenizer, and tokenizes each shard once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LONG = [
     {"text": " ".join(row["text"] for row in some_rows(9, start=9 * n)), "label": "tech"}
     for n in range(40)
 ]
-ODD = [
+UNUSUAL = [
     {"text": text, "label": "sports"}
     for text in (
         "[SEP] in a text [MASK]",
@@ -38,32 +38,32 @@ ODD = [
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("tokenize")
 
 
 @pytest.fixture(scope="module")
-def where(place) -> RunContext:
-    return run_context(place)
+def context(folder) -> RunContext:
+    return run_context(folder)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(minilm, place, where) -> Artifact:
-    folder = place / "tokenizer"
-    folder.mkdir()
+def tokenizer(minilm, folder, context) -> Artifact:
+    saved = folder / "tokenizer"
+    saved.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "config.json"):
-        shutil.copy(minilm / name, folder)
-    return open_store(where.store).put("tokenizer", folder)
+        shutil.copy(minilm / name, saved)
+    return open_store(context.store).put("tokenizer", saved)
 
 
 @pytest.fixture(scope="module")
-def loaded(place, where) -> Loaded:
-    return load_data(write_jsonl(place / "a.jsonl", ROWS + LONG + ODD + ROWS[:20]), where)
+def loaded(folder, context) -> Loaded:
+    return load_data(write_jsonl(folder / "a.jsonl", ROWS + LONG + UNUSUAL + ROWS[:20]), context)
 
 
 @pytest.fixture(scope="module")
-def tokenized(loaded, tokenizer, where) -> Tokenized:
-    return tokenize.once(inputs_of(loaded, tokenizer), where)
+def tokenized(loaded, tokenizer, context) -> Tokenized:
+    return tokenize.once(inputs_of(loaded, tokenizer), context)
 
 
 def inputs_of(loaded: Loaded, tokenizer: Artifact, max_length: int = 64) -> TokenizeInputs:
@@ -75,34 +75,34 @@ def no_program(monkeypatch) -> None:
     monkeypatch.setattr(tokenize_step, "run_program", None)
 
 
-def shards_of(tokenized: Tokenized, where: RunContext) -> dict[str, Artifact]:
-    listed = read_json(open_store(where.store), tokenized.artifact, "tokens.json")
+def shards_of(tokenized: Tokenized, context: RunContext) -> dict[str, Artifact]:
+    listed = read_json(open_store(context.store), tokenized.artifact, "tokens.json")
     return {digest: Artifact(**artifact) for digest, artifact in listed.items()}
 
 
 class TestTokens:
     @pytest.fixture
-    def table(self, tokenized, where) -> pa.Table:
-        [tokens] = shards_of(tokenized, where).values()
-        return pq.read_table(open_store(where.store).file(tokens, "tokens.parquet"))
+    def table(self, tokenized, context) -> pa.Table:
+        [tokens] = shards_of(tokenized, context).values()
+        return pq.read_table(open_store(context.store).file(tokens, "tokens.parquet"))
 
     @pytest.fixture
-    def rows(self, tokenized, where) -> pa.Table:
-        [digest] = shards_of(tokenized, where)
+    def rows(self, tokenized, context) -> pa.Table:
+        [digest] = shards_of(tokenized, context)
         shard = Artifact(kind="shard", digest=digest, files=4, bytes=0, uri="")
-        return pq.read_table(open_store(where.store).file(shard, "rows.parquet"))
+        return pq.read_table(open_store(context.store).file(shard, "rows.parquet"))
 
-    def test_ids_are_those_of_the_tokenizer(self, table, rows, minilm):
+    def test_have_the_ids_of_the_tokenizer(self, table, rows, minilm):
         from transformers import AutoTokenizer
 
-        own = AutoTokenizer.from_pretrained(minilm)
-        expected = own(rows["text"].to_pylist(), truncation=True, max_length=64)["input_ids"]
+        original = AutoTokenizer.from_pretrained(minilm)
+        expected = original(rows["text"].to_pylist(), truncation=True, max_length=64)["input_ids"]
         assert table["input_ids"].to_pylist() == expected
         assert table["length"].to_pylist() == [len(ids) for ids in expected]
-        full = own(rows["text"].to_pylist())["input_ids"]
+        full = original(rows["text"].to_pylist())["input_ids"]
         assert table["truncated"].to_pylist() == [len(ids) > 64 for ids in full]
 
-    def test_columns(self, table, rows):
+    def test_have_the_documented_columns(self, table, rows):
         assert table.column_names == [
             "hash_hi",
             "hash_lo",
@@ -116,64 +116,67 @@ class TestTokens:
             assert table[name].equals(rows[name])
         assert table["label"].to_pylist() == rows["label"].to_pylist()
 
-    def test_what_is_counted_is_what_is_kept(self, tokenized, table, loaded, where):
-        with np.load(open_store(where.store).file(loaded.artifact, "keep.npz")) as keep:
+    def test_are_counted_in_kept_rows_only(self, tokenized, table, loaded, context):
+        with np.load(open_store(context.store).file(loaded.artifact, "keep.npz")) as keep:
             [kept] = (keep[name] > 0 for name in keep.files)
         assert tokenized.tokens == table["length"].to_numpy()[kept].sum()
         assert tokenized.truncated == table["truncated"].to_numpy()[kept].sum()
-        assert kept.sum() == len(ROWS + LONG + ODD)
+        assert kept.sum() == len(ROWS + LONG + UNUSUAL)
 
-    def test_the_longest_is_measured_before_cutting(self, tokenized, minilm):
+    def test_of_the_longest_row_are_counted_before_truncation(self, tokenized, minilm):
         from transformers import AutoTokenizer
 
-        own = AutoTokenizer.from_pretrained(minilm)
-        lengths = [len(own(row["text"])["input_ids"]) for row in ROWS + LONG + ODD]
+        original = AutoTokenizer.from_pretrained(minilm)
+        lengths = [len(original(row["text"])["input_ids"]) for row in ROWS + LONG + UNUSUAL]
         assert tokenized.longest == max(lengths) > 64
 
 
 class TestReuse:
-    def test_known_shards_start_no_program(self, tokenized, loaded, tokenizer, where, no_program):
-        again = where.model_copy(update={"repair": ("tokenize",)})
+    def test_known_shards_start_no_program(self, tokenized, loaded, tokenizer, context, no_program):
+        again = context.model_copy(update={"repair": ("tokenize",)})
         result = tokenize.once(inputs_of(loaded, tokenizer), again)
         assert result.artifact == tokenized.artifact
         assert (result.new_shards, result.shards) == (0, 1)
 
-    def test_only_new_shards_are_tokenized(self, tokenized, tokenizer, place, where):
-        write_jsonl(place / "more" / "a.jsonl", ROWS + LONG + ODD + ROWS[:20])
-        write_jsonl(place / "more" / "b.jsonl", some_rows(30, start=500))
-        more = load_data(place / "more", where)
-        result = tokenize.once(inputs_of(more, tokenizer), where)
+    def test_only_new_shards_are_tokenized(self, tokenized, tokenizer, folder, context):
+        write_jsonl(folder / "more" / "a.jsonl", ROWS + LONG + UNUSUAL + ROWS[:20])
+        write_jsonl(folder / "more" / "b.jsonl", some_rows(30, start=500))
+        more = load_data(folder / "more", context)
+        result = tokenize.once(inputs_of(more, tokenizer), context)
         assert (result.new_shards, result.shards) == (1, 2)
-        assert shards_of(tokenized, where).items() <= shards_of(result, where).items()
+        assert shards_of(tokenized, context).items() <= shards_of(result, context).items()
         assert result.tokens > tokenized.tokens
 
-    def test_another_length_is_other_work(self, loaded, tokenizer, where):
-        short = tokenize.once(inputs_of(loaded, tokenizer, 16), where)
+    def test_another_maximum_length_tokenizes_again(self, loaded, tokenizer, context):
+        short = tokenize.once(inputs_of(loaded, tokenizer, 16), context)
         assert short.new_shards == 1
         assert short.truncated > 100
 
-    def test_refresh_tokenizes_again_to_the_same_bytes(self, tokenized, loaded, tokenizer, where):
-        again = where.model_copy(update={"refresh": ("tokenize",)})
+    def test_refresh_tokenizes_again_to_the_same_bytes(self, tokenized, loaded, tokenizer, context):
+        again = context.model_copy(update={"refresh": ("tokenize",)})
         result = tokenize.once(inputs_of(loaded, tokenizer), again)
         assert result.new_shards == 1
         assert result.artifact.digest == tokenized.artifact.digest
 
 
-class TestALanguageModel:
-    """Rows of a completion: `<number> and` goes on as ` more` so many times."""
+class TestLanguageModel:
+    """Row n is a completion: `n and` is followed by n times ` more`."""
 
     @pytest.fixture(scope="class")
-    def language(self, tiny_lm, place, where) -> Artifact:
-        folder = place / "language"
-        shutil.copytree(tiny_lm, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-        return open_store(where.store).put("tokenizer", folder)
+    def language(self, tiny_lm, folder, context) -> Artifact:
+        saved = folder / "language"
+        shutil.copytree(tiny_lm, saved, ignore=shutil.ignore_patterns("*.safetensors"))
+        return open_store(context.store).put("tokenizer", saved)
 
     @pytest.fixture
-    def dataset(self, where, tmp_path):
-        """Stores shards of completions as a dataset; returns its inputs of the step."""
+    def dataset(self, context, tmp_path):
+        """Store shards of completions as a dataset; returns the inputs of the step.
+
+        The last row of each shard is for validation, the others have split `keep`.
+        """
 
         def make(language, *shards, keep=1, **settings) -> TokenizeInputs:
-            store = open_store(where.store)
+            store = open_store(context.store)
             listed, kept = [], {}
             for number, counts in enumerate(shards):
                 folder = tmp_path / f"shard{number}"
@@ -204,34 +207,36 @@ class TestALanguageModel:
 
         return make
 
-    def test_has_its_tokens_counted(self, dataset, language, where):
-        found = tokenize.once(dataset(language, [1, 30, 6], [5, 4]), where)
-        # Each prompt has two tokens (three from 10 on), each completion one for a word and the end.
+    def test_tokens_are_counted(self, dataset, language, context):
+        found = tokenize.once(dataset(language, [1, 30, 6], [5, 4]), context)
+        # A prompt has two tokens (three from 10 on), a completion one per word and an end token.
         assert (found.tokens, found.target_tokens) == (4 + 7 + 8 + 9 + 16, 2 + 5 + 6 + 7 + 13)
         assert (found.truncated, found.left_out, found.longest) == (1, 0, 34)
         assert (found.shards, found.new_shards, found.warnings) == (2, 2, ())
 
-    def test_says_what_is_left_out(self, dataset, language, where):
-        found = tokenize.once(dataset(language, [1, 2, 30, 40, 3], too_long="drop"), where)
+    def test_warns_of_examples_that_are_left_out(self, dataset, language, context):
+        found = tokenize.once(dataset(language, [1, 2, 30, 40, 3], too_long="drop"), context)
         assert found.left_out == 2
         assert found.warnings == (
             "2 of 5 examples are left out: they are longer than 16 tokens (training.max_length, "
             "training.too_long: drop)",
         )
 
-    def test_is_refused_if_no_example_is_left(self, dataset, language, where):
+    def test_is_refused_if_no_example_is_left(self, dataset, language, context):
         with pytest.raises(
             BadData, match="no training examples left of 2: they are longer"
         ) as error:
-            tokenize.once(dataset(language, [30, 40, 3], too_long="drop"), where)
+            tokenize.once(dataset(language, [30, 40, 3], too_long="drop"), context)
         assert "the longest has 44 tokens" in error.value.expected
 
-    def test_shows_training_examples_whatever_the_order_of_shards(self, dataset, language, where):
-        found = tokenize.once(dataset(language, [1, 2, 3, 4], [5, 6, 7, 8]), where)
-        shown = read_json(open_store(where.store), found.artifact, "samples.json")
-        # By hash 3 and 6 would come before, but 4 and 8 are for validation.
+    def test_samples_are_training_examples_whatever_the_order_of_shards(
+        self, dataset, language, context
+    ):
+        found = tokenize.once(dataset(language, [1, 2, 3, 4], [5, 6, 7, 8]), context)
+        samples = read_json(open_store(context.store), found.artifact, "samples.json")
+        # By hash, 8 would come first, but it is for validation, like 4.
         order = sorted((n * 7919 % 1000, n) for n in (1, 2, 3, 5, 6, 7))[:3]
-        assert [each["segments"] for each in shown] == [
+        assert [each["segments"] for each in samples] == [
             [
                 {"target": False, "text": f"{n} and"},
                 {"target": True, "text": " more" * n + "<|im_end|>"},
@@ -239,13 +244,15 @@ class TestALanguageModel:
             for _, n in order
         ]
 
-    def test_is_other_work_with_another_policy(self, dataset, language, where, tmp_path):
+    def test_another_policy_for_long_examples_tokenizes_again(
+        self, dataset, language, context, tmp_path
+    ):
         inputs = dataset(language, [1, 30, 2])
-        assert tokenize.once(inputs, where).shards == 1
+        assert tokenize.once(inputs, context).shards == 1
         dropping = inputs.model_copy(update={"too_long": "drop"})
         assert tokenize.key(inputs) != tokenize.key(dropping)
-        assert tokenize.once(dropping, where).new_shards == 1
+        assert tokenize.once(dropping, context).new_shards == 1
 
-    def test_alone_reads_the_policy(self, loaded, tokenizer):
+    def test_only_language_models_read_the_policy(self, loaded, tokenizer):
         inputs = inputs_of(loaded, tokenizer)
         assert tokenize.key(inputs) == tokenize.key(inputs.model_copy(update={"too_long": "drop"}))
