@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import yaml
 
 from tasks.contracts.candidate import Candidate
+from tasks.contracts.recipe_data import DataRecipe
 from tasks.release.inputs import ReleaseInputs
 from tasks.report.markdown import benchmarks_markdown, markdown_table, verdict_markdown
 from tasks.storage.remote_sources import hub_model
@@ -21,6 +24,9 @@ PURPOSES = {
     "instruction": "to answer in chat",
     "preference": "to give the answers that people prefer (DPO)",
 }
+
+
+TOO_LONG = {"truncate": "truncated", "drop": "left out", "split": "split"}
 
 
 def model_card(inputs: ReleaseInputs) -> str:
@@ -47,7 +53,7 @@ def _front_matter(inputs: ReleaseInputs) -> dict:
             "results": [
                 {
                     "task": {"type": PIPELINES[inputs.task]},
-                    "dataset": {"name": ", ".join(inputs.data.uris), "type": "custom"},
+                    "dataset": {"name": ", ".join(_public_names(inputs.data)), "type": "custom"},
                     "metrics": [
                         {"type": name, "value": round(value, 4)} for name, value in metrics.items()
                     ],
@@ -64,7 +70,11 @@ def _body(inputs: ReleaseInputs) -> str:
     metrics = [(name, f"{value:.4f}") for name, value in candidate.scored.metrics.items()]
     return f"""# {inputs.name}
 
-Fine-tuned from `{inputs.base.uri}` {_purpose(inputs)}.
+Fine-tuned from `{public_name(inputs.base.uri)}` {_purpose(inputs)}.
+
+## Use
+
+{_usage(inputs)}
 
 ## Metrics on {rows["test"]} test examples
 
@@ -73,12 +83,13 @@ Fine-tuned from `{inputs.base.uri}` {_purpose(inputs)}.
 ## Verdict
 
 {verdict_markdown(candidate.gate_result.verdict)}
-{_optional_results(candidate)}
+{_optional_results(candidate)}{_warnings(candidate)}
 ## Data
 
-`{"`, `".join(inputs.data.uris)}` (digest `{candidate.data.digest[:12]}`): {rows["train"]} training,
-{rows["validation"]} validation and {rows["test"]} test examples, split by {inputs.data.split.by}.
-Duplicates were dropped. The validation examples choose the epoch.
+`{"`, `".join(_public_names(inputs.data))}` (digest `{candidate.data.digest[:12]}`):
+{rows["train"]} training, {rows["validation"]} validation and {rows["test"]} test examples, split by
+{inputs.data.split.by}. Duplicates were dropped. The validation examples choose the epoch. Inputs of
+more than {training.max_length:,} tokens were {TOO_LONG[training.too_long]}.
 
 ## Training
 
@@ -89,8 +100,57 @@ learning rate {training.learning_rate:g}, seed {training.seed}. What ships: {inp
 ## Provenance
 
 Model `{candidate.finetuned.artifact.digest}`, base model `{candidate.model.digest[:12]}`, recipe
-`{inputs.recipe_digest[:12]}`, training key `{candidate.finetuned.key[:12]}`.
+`{inputs.recipe_digest[:12]}`, training key `{candidate.finetuned.key[:12]}`.{_libraries(candidate)}
 """
+
+
+def public_name(uri: str) -> str:
+    """A URI as a card shows it: of a local file or folder, only its name."""
+    if uri.startswith(("hf://", "s3://", "package:")):
+        return uri
+    return Path(uri).name or uri
+
+
+def _public_names(data: DataRecipe) -> list[str]:
+    return [public_name(uri) for uri in data.uris]
+
+
+def _usage(inputs: ReleaseInputs) -> str:
+    """Code that uses the release, also on texts that are longer than the model's limit."""
+    length, pipeline = inputs.training.max_length, PIPELINES[inputs.task]
+    note = "Replace `MODEL` by the repository or folder that this card is in."
+    if inputs.task == "text-classification":
+        code = f"""from transformers import pipeline
+
+classify = pipeline("{pipeline}", model="MODEL")
+classify("A text.", truncation=True, max_length={length})"""
+    else:
+        given = '"The beginning of a text"'
+        if inputs.task != "completion":
+            given = '[{"role": "user", "content": "A question?"}]'
+        code = f"""from transformers import pipeline
+
+generate = pipeline("{pipeline}", model="MODEL")
+generate({given}, max_new_tokens=100)"""
+    if inputs.base.ship == "adapter":
+        note += " It is an adapter: the package `peft` must be installed."
+    return f"```python\n{code}\n```\n\n{note}"
+
+
+def _warnings(candidate: Candidate) -> str:
+    steps = (candidate.loaded, candidate.inspected, candidate.tokenized, candidate.finetuned)
+    found = dict.fromkeys(warning for step in steps for warning in step.warnings)
+    if not found:
+        return ""
+    return "\n## Warnings\n\n" + "".join(f"- {warning}.\n" for warning in found)
+
+
+def _libraries(candidate: Candidate) -> str:
+    provenance = candidate.finetuned.provenance
+    if provenance is None:
+        return ""
+    versions = ", ".join(f"{name} {version}" for name, version in provenance.libraries.items())
+    return f"\nTrained with {versions}."
 
 
 def _optional_results(candidate: Candidate) -> str:
@@ -98,8 +158,8 @@ def _optional_results(candidate: Candidate) -> str:
     text = ""
     if guard := candidate.guard:
         text += (
-            f"\nGuard set: `{guard.source.uri}` (digest `{guard.source.digest[:12]}`), "
-            f"{guard.loaded.rows['test']} examples.\n"
+            f"\nGuard set: `{public_name(guard.source.uri)}` (digest "
+            f"`{guard.source.digest[:12]}`), {guard.loaded.rows['test']} examples.\n"
         )
     if compared := candidate.compared:
         text += (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,13 +42,27 @@ class TestFirstRun:
         assert f"{accuracy:.4f}" in card
         assert "## Verdict" in card
 
+    def test_the_cards_code_runs_on_a_text_of_any_length(self, first_release):
+        release = first_release.log()[-1].release
+        folder = first_release.folder / "releases" / "tiny" / release.version
+        [code] = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+        long_text = json.dumps("sports and business " * 500)
+        code = code.replace("MODEL", str(folder)).replace('"A text."', long_text)
+        *setup, call = code.strip().splitlines()
+        scope = {}
+        exec("\n".join(setup), scope)
+        [answer] = eval(call, scope)
+        assert answer["label"] in ("business", "sports", "tech")
+
     def test_no_shipped_file_names_a_path_of_this_machine(self, first_release):
         folder = (
             first_release.folder / "releases" / "tiny" / first_release.log()[-1].release.version
         )
         for file in folder.iterdir():
-            if file.name not in ("README.md", "tokenizer.json"):
-                assert str(first_release.base.parent).encode() not in file.read_bytes(), file.name
+            if file.name != "tokenizer.json":
+                content = file.read_bytes()
+                for place in (first_release.base.parent, first_release.folder):
+                    assert str(place).encode() not in content, file.name
 
     def test_provenance_holds_what_is_needed_to_reproduce_it(self, first_release):
         entry = first_release.log()[-1]

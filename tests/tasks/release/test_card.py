@@ -42,3 +42,17 @@ class TestCard:
         base = given.base.model_copy(update={"uri": uri})
         card = ModelCard(model_card(given.model_copy(update={"base": base})))
         assert card.data.base_model is None
+
+    def test_names_local_files_without_their_folder(self, inputs):
+        given = inputs()
+        data = given.data.model_copy(update={"uri": ("/home/me/secret/rows.csv", "s3://b/rows")})
+        card = model_card(given.model_copy(update={"data": data}))
+        assert "`rows.csv`, `s3://b/rows`" in card and "secret" not in card
+
+    def test_shows_the_warnings_of_all_steps_once(self, inputs):
+        given = inputs()
+        loaded = given.candidate.loaded.model_copy(update={"warnings": ("twice", "twice", "once")})
+        candidate = given.candidate.model_copy(update={"loaded": loaded})
+        card = model_card(given.model_copy(update={"candidate": candidate}))
+        assert "## Warnings\n\n- twice.\n- once.\n" in card
+        assert "## Warnings" not in model_card(given)
