@@ -15,6 +15,7 @@ largest of them), `embedding_parameters` (of the embedding and, if not tied, the
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,9 @@ def main(job: InspectJob, reporter: Reporter) -> InspectResult:
         tokenizer = _language_tokenizer(folder, job.task, job.chat_template, warnings)
         warnings += _special_token_conflicts(folder, config, tokenizer)
     labels = list(job.labels) if classification else None
-    model_facts = _describe_model(folder, labels, len(tokenizer))
+    model_facts, takes_token_types = _describe_model(folder, labels, len(tokenizer))
+    if not takes_token_types:
+        _drop_token_types(tokenizer)
     save_tokenizer(tokenizer, job.tokenizer_out)
     return InspectResult(
         **model_facts,
@@ -305,13 +308,27 @@ def _describe_token(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
 # The model
 
 
-def _describe_model(folder: Path, labels: list[str] | None, vocabulary: int) -> dict[str, Any]:
+def _drop_token_types(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a tokenizer produce no token types, for a model that does not take them: DistilBERT with
+    BERT's tokenizer would fail in training, and for whoever serves it."""
+    names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+    if names != list(tokenizer.model_input_names):
+        # Saved are only the names among the arguments that the tokenizer was made with.
+        tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
+
+
+def _describe_model(
+    folder: Path, labels: list[str] | None, vocabulary: int
+) -> tuple[dict[str, Any], bool]:
     """Describe the model's modules and sizes without loading its weights.
 
     Args:
         folder: The base model.
         labels: Labels of a classifier; None for a language model.
         vocabulary: Number of the tokenizer's token ids.
+
+    Returns:
+        Fields of `InspectResult`, and whether the model takes token types.
     """
     from tasks.models.adapter import linear_modules
     from tasks.models.causal import head_name, load_causal
@@ -331,13 +348,14 @@ def _describe_model(folder: Path, labels: list[str] | None, vocabulary: int) -> 
             "no more ids than embedding rows",
             "use the tokenizer that the model was trained with, or resize the embeddings",
         )
-    return {
+    facts = {
         "architecture": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "linear_modules": linear,
         "head_modules": heads,
         "shape": _model_shape(folder, model, linear),
     }
+    return facts, "token_type_ids" in inspect.signature(model.forward).parameters
 
 
 def _model_shape(folder: Path, model: PreTrainedModel, linear: list[str]) -> dict[str, int]:

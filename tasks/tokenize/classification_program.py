@@ -3,8 +3,8 @@
 Job: `TokenizeClassificationJob`. It writes two files to the folder `out` of each shard:
 
 `tokens.parquet`, with the rows in the order of the shard: `hash_hi`, `hash_lo` (uint64), `label`,
-`input_ids` (list of int32), `token_type_ids` (list of int8; only for pairs, and only if the
-tokenizer produces them), `length` (int32, tokens), `truncated` (bool);
+`input_ids` (list of int32), `token_type_ids` (list of int8; only if the tokenizer produces them),
+`length` (int32, tokens), `truncated` (bool);
 `lengths.npy`: int32, shape (rows, 2): tokens after and before truncation.
 
 After each shard it reports progress: `done`, `total`, `digest`.
@@ -123,8 +123,9 @@ def tokenize_shard(encoder: Encoder, rows: Path, out: Path) -> None:
     """
     tables, lengths = [], [np.empty((0, 2), np.int32)]
     for batch, (encodings, measured) in _encode_batches(encoder, rows):
-        with_types = encoder.with_types and "text_pair" in batch.schema.names
-        tables.append(_token_table(batch, encodings, measured, with_types))
+        # For single texts too: some models (GPT-2) compute something else without them, and whoever
+        # serves the model passes them.
+        tables.append(_token_table(batch, encodings, measured, encoder.with_types))
         lengths.append(measured)
     pq.write_table(
         pa.concat_tables(tables).combine_chunks(),

@@ -152,7 +152,8 @@ def tokenize_shard(encoder: ExampleEncoder, task: str, limit: Limit, shard: RowS
 def apply_limit(row: int, group: list[Encoded], limit: Limit) -> list[Sequence]:
     """Return the row's sequences, or the parts of them that fit within the limit.
 
-    Parts without target tokens are left out. A preference pair is left out if one of its sides is.
+    Parts without target tokens are left out. A preference pair is left out if one of its sides is,
+    or if both are the same tokens: then nothing can be learned from it.
 
     Args:
         row: The row's number.
@@ -168,7 +169,9 @@ def apply_limit(row: int, group: list[Encoded], limit: Limit) -> list[Sequence]:
             for part in parts
             if any(part.loss_mask)
         ]
-    return [] if limit.pairs and len(kept) < len(group) else kept
+    if limit.pairs and (len(kept) < len(group) or kept[0].ids == kept[1].ids):
+        return []
+    return kept
 
 
 def _split_at_limit(sequence: Encoded, limit: Limit) -> Iterator[Encoded]:

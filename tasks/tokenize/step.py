@@ -260,9 +260,16 @@ def _language_facts(
     _refuse_empty_splits(inputs, rows, remaining, facts["longest"])
     warnings = ()
     if facts["left_out"]:
-        reason = _LEFT_OUT_REASON[inputs.too_long].format(length=inputs.max_length)
+        reason = _left_out_reason(inputs)
         warnings = (f"{facts['left_out']:,} of {total:,} examples are left out: {reason}",)
     return {**facts, "warnings": warnings}, _first_samples(candidates)
+
+
+def _left_out_reason(inputs: TokenizeInputs) -> str:
+    reason = _LEFT_OUT_REASON[inputs.too_long].format(length=inputs.max_length)
+    if inputs.task == "preference":
+        reason += ", or both answers of a pair are the same tokens"
+    return reason
 
 
 def _refuse_empty_splits(
@@ -272,8 +279,7 @@ def _refuse_empty_splits(
         if rows[split] and not remaining[split]:
             raise BadData(
                 "training.max_length",
-                f"no {name} examples left of {rows[split]:,}: "
-                + _LEFT_OUT_REASON[inputs.too_long].format(length=inputs.max_length),
+                f"no {name} examples left of {rows[split]:,}: " + _left_out_reason(inputs),
                 f"a limit that the examples fit within (the longest has {longest:,} tokens)",
                 "raise training.max_length, or shorten the prompts",
             )

@@ -13,6 +13,8 @@ from transformers import (
     AutoTokenizer,
     BertForMaskedLM,
     BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertModel,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaModel,
@@ -61,6 +63,18 @@ class TestClassifier:
         assert found.max_length == 64
         assert found.pad_token == "[PAD]"
         assert found.vocabulary == 30522
+
+    def test_that_takes_no_token_types_gets_a_tokenizer_that_gives_none(
+        self, inspect, tiny_base, tmp_path
+    ):
+        config = DistilBertConfig(dim=32, n_layers=1, n_heads=4, hidden_dim=64)
+        DistilBertModel(config).save_pretrained(tmp_path / "distil")
+        AutoTokenizer.from_pretrained(tiny_base).save_pretrained(tmp_path / "distil")
+        inspect(tmp_path / "distil")
+        found = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")("A text.")
+        assert set(found) == {"input_ids", "attention_mask"}
+        inspect(tiny_base)
+        assert "token_type_ids" in AutoTokenizer.from_pretrained(tmp_path / "tokenizer")("A text.")
 
     def test_gets_a_new_head_whose_modules_are_no_adapter_targets(self, inspect, tiny_base):
         found = inspect(tiny_base)

@@ -49,6 +49,22 @@ class TestMain:
         assert first.equals(second) and first.num_rows == len(TEXTS)
 
 
+class TestSingleTexts:
+    def test_have_the_types_that_the_tokenizer_gives_to_whoever_serves(
+        self, minilm, write_rows, tmp_path
+    ):
+        tokenize_shard(Encoder(minilm, 32), write_rows(TEXTS), tmp_path)
+        expected = AutoTokenizer.from_pretrained(minilm)(TEXTS, truncation=True, max_length=32)
+        found = pq.read_table(tmp_path / "tokens.parquet")["token_type_ids"].to_pylist()
+        assert found == expected["token_type_ids"]
+
+    def test_have_none_if_the_tokenizer_gives_none(self, minilm, write_rows, tmp_path):
+        own = AutoTokenizer.from_pretrained(minilm, model_input_names=["input_ids"])
+        own.save_pretrained(tmp_path / "tokenizer")
+        tokenize_shard(Encoder(tmp_path / "tokenizer", 32), write_rows(TEXTS), tmp_path)
+        assert "token_type_ids" not in pq.read_table(tmp_path / "tokens.parquet").column_names
+
+
 class TestPairs:
     @pytest.mark.parametrize("side", ["right", "left"])
     def test_have_the_ids_and_types_of_the_tokenizer(self, minilm, write_rows, tmp_path, side):

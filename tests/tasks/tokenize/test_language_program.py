@@ -183,6 +183,19 @@ class TestLongExample:
         out = tokenize([PAIR, swapped, short], "preference", limit, too_long)
         assert table_of(out)["row"].to_pylist() == [2, 2]
 
+    def test_of_a_preference_pair_may_leave_two_equal_sides_which_teach_nothing(
+        self, tokenize, tokenizer
+    ):
+        same = "the same words " * 20
+        alike = PAIR | {
+            side: [{"role": "assistant", "content": same + end}]
+            for side, end in (("chosen", "good"), ("rejected", "bad"))
+        }
+        length = len(encode_example(tokenizer, alike, "preference")[0].ids)
+        out = tokenize([alike, PAIR], "preference", length - 10)
+        assert set(table_of(out)["row"].to_pylist()) == {1}
+        assert lengths_of(out)[0][0] == 0
+
     def test_of_a_preference_pair_cannot_be_split(self, tokenize):
         with pytest.raises(BadRecipe, match="parts of preference pairs cannot be compared"):
             tokenize([PAIR], "preference", too_long="split")

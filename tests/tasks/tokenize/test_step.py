@@ -108,6 +108,7 @@ class TestTokens:
             "hash_lo",
             "label",
             "input_ids",
+            "token_type_ids",
             "length",
             "truncated",
         ]
