@@ -109,7 +109,9 @@ class ExampleEncoder:
             found = self._backend.encode(example.get("prompt", ""), add_special_tokens=True)
             first, last = _text_token_range(found)
             ids = found.ids[:last]
-            return ids[:-1] if first == last and ids[-1:] == [self._end] else ids
+            if first == last and ids[-1:] == [self._end]:
+                return ids[:-1]
+            return ids[self._doubled_begin(ids, first) :]
         messages = conversation_of(example, self._task)
         last = assistant_turns(messages)[-1]
         text = self._template(example).render(messages[:last], example.get("tools"), prompt=True)
@@ -132,9 +134,19 @@ class ExampleEncoder:
             ids, mask = ids[:end], mask[:end]
         if rendering.append_end and (not ids or ids[-1] != self._end):
             ids, mask = [*ids, self._end], [*mask, 1]
+        if rendering.add_special_tokens:
+            doubled = self._doubled_begin(ids, first)
+            ids, mask = ids[doubled:], mask[doubled:]
         if mask:
             mask[0] = 0
         return Encoded(ids, mask)
+
+    def _doubled_begin(self, ids: list[int], first: int) -> int:
+        """Number of begin tokens to remove: 1 if the tokenizer added one to a text that has its
+        own, as a text does that was formatted before; `first` is the index of the text's first
+        token."""
+        begin = self._tokenizer.bos_token_id
+        return int(0 < first < len(ids) and ids[first - 1] == ids[first] == begin)
 
 
 def encode_examples(

@@ -1,8 +1,10 @@
 """The targets of an example are exactly its answers and their ends."""
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from tasks.chat.encoder import encode_example, encode_prompt, reference_answer
+from tasks.chat.stop_tokens import training_tokenizer
 from tasks.chat.template import CHATML
 from tasks.contracts.errors import BadData
 from tests.tasks.chat.conversations import (
@@ -122,3 +124,37 @@ class TestServingPrompt:
     def test_of_a_text_is_what_the_tokenizer_adds_before_it(self, smol, llama):
         assert encode_prompt(smol, {"text": "Once"}, "completion") == []
         assert encode_prompt(llama, {"text": "Once"}, "completion") == [llama.bos_token_id]
+
+
+class TestBeginToken:
+    """Of a tokenizer that puts a begin token before every text."""
+
+    @pytest.fixture
+    def tokenizer(self, tiny_lm):
+        tokenizer = training_tokenizer(tiny_lm)
+        begin = ("<|im_start|>", tokenizer.convert_tokens_to_ids("<|im_start|>"))
+        tokenizer.bos_token = begin[0]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{begin[0]} $A", special_tokens=[begin]
+        )
+        return tokenizer
+
+    @pytest.mark.parametrize(
+        "example",
+        [
+            {"text": "<|im_start|>user\nHi<|im_end|>"},
+            {"prompt": "<|im_start|>Hi", "completion": " there"},
+        ],
+    )
+    def test_of_the_text_is_not_doubled(self, tokenizer, example):
+        begin = tokenizer.bos_token_id
+        [found] = encode_example(tokenizer, example, "completion")
+        assert found.ids[0] == begin != found.ids[1]
+        assert len(found.ids) == len(found.loss_mask) and found.loss_mask[0] == 0
+        if "prompt" in example:
+            prompt = encode_prompt(tokenizer, example, "completion")
+            assert prompt == found.ids[: len(prompt)]
+
+    def test_is_added_to_a_text_without_one(self, tokenizer):
+        [found] = encode_example(tokenizer, {"text": "Hi there"}, "completion")
+        assert found.ids[0] == tokenizer.bos_token_id != found.ids[1]
