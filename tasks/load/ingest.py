@@ -22,9 +22,9 @@ from tasks.load.chunk_text import array_to_lines, chunk_csv, chunk_lines, chunk_
 from tasks.load.chunking import Chunk
 from tasks.load.encodings import check_encoding, too_long
 from tasks.load.json_files import refuse_wrapped_rows
+from tasks.load.read_parquet_arrow import arrow_schema, bad_table, check_table, parquet_schema
 from tasks.load.read_pool import PendingRead, ReadPool
 from tasks.load.read_settings import Format, ReadJob, ReadSettings
-from tasks.load.read_tables import arrow_schema, bad_table, check_table, parquet_schema
 from tasks.load.row_formats import CLASSIFICATION
 from tasks.load.source_format import file_format, labelled_files
 from tasks.load.splits import split_by_name

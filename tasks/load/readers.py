@@ -19,9 +19,11 @@ from tasks.load.chunking import MAX_CHUNK_BYTES
 from tasks.load.encodings import too_long
 from tasks.load.json_values import content_json
 from tasks.load.labels import label_of, renamed_label
+from tasks.load.read_csv import read_csv
+from tasks.load.read_jsonl import read_jsonl
+from tasks.load.read_parquet_arrow import read_columnar
 from tasks.load.read_settings import ReadJob, ReadSettings, missing_column
-from tasks.load.read_tables import read_columnar
-from tasks.load.read_text import read_csv, read_jsonl, read_text_folders
+from tasks.load.read_text_folders import read_text_folders
 from tasks.load.row_formats import CLASSIFICATION, RowFormats
 from tasks.load.splits import SPLIT_ALIASES
 

@@ -48,9 +48,10 @@ COVERED = {
     """,
     "load": """
         contracts: task_tables
-        load: chat_rows chunk_tables chunk_text chunking data_report dedup encodings ingest
-            json_files json_values labels minhash read_pool read_settings read_tables read_text
-            readers row_formats shards source_format splits step
+        load: chat_rows chunk_content chunk_tables chunk_text chunking data_report dedup encodings
+            ingest json_files json_values labels minhash read_csv read_jsonl read_parquet_arrow
+            read_pool read_settings read_text_folders readers row_formats shards source_format
+            splits step
     """,
     "tokenize": """
         chat: coverage encoder messages prompt_join reasoning rendering stop_tokens template

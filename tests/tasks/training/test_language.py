@@ -147,7 +147,7 @@ class TestTraining:
             data=lm_data([0, 1, 2, 4] * 6),
             base=bold_lm,
             lora={"r": 16},
-            training={"epochs": 12, "learning_rate": 1e-2, "batch_size": 6},
+            training={"epochs": 12, "learning_rate": 1e-2, "batch_size": 6, "warmup": 0},
         )
         result = finetune_program.main(job, Notes())
         logged = [entry["loss"] for entry in result.history if "loss" in entry]

@@ -13,8 +13,8 @@ import pytest
 from tasks.contracts.errors import BadData
 from tasks.contracts.recipe_data import DataRecipe
 from tasks.load.dataset import dataset_shards
+from tasks.load.read_parquet_arrow import check_table
 from tasks.load.read_settings import ReadSettings
-from tasks.load.read_tables import check_table
 from tasks.storage.store import open_store
 from tests.tasks.samples import (
     assert_refused,
