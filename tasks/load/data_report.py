@@ -177,7 +177,9 @@ def label_warnings(data: DataRecipe, label_counts: dict[str, dict[str, int]]) ->
 
 
 def _spelling_warning(labels: list[str], label_counts: dict[str, dict[str, int]]) -> str:
-    counted = [f"{label!r} ({sum(label_counts[label].values()):,} rows)" for label in labels]
+    counted = [
+        f"{label!r} ({_count(sum(label_counts[label].values()), 'row')})" for label in labels
+    ]
     return (
         f"The labels {', '.join(counted[:-1])} and {counted[-1]} differ only in spelling, but are "
         "separate classes: merge them with data.normalize_labels or data.label_map"
@@ -211,7 +213,7 @@ def data_warnings(report: dict[str, Any]) -> list[str]:
 def _conflict_warning(conflicts: dict[str, Any]) -> str:
     dropped = sum(conflicts["rows_dropped"].values())
     left = "were left out" if dropped else "are trained on"
-    texts = f"{conflicts['inputs']:,} text{'s' if conflicts['inputs'] > 1 else ''}"
+    texts = _count(conflicts["inputs"], "text")
     rows = f" ({dropped:,} rows)" if dropped else ""
     first = conflicts["examples"][0]
     labels = " and ".join(map(repr, first["labels"]))
@@ -219,6 +221,10 @@ def _conflict_warning(conflicts: dict[str, Any]) -> str:
         f"{texts} with more than one label {left}{rows} (data.conflicts), such as "
         f"{first['text']!r} with {labels}"
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _listed(noun: str, names: list[str]) -> str:

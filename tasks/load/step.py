@@ -262,7 +262,7 @@ def _conflicting_labels(inputs: int, examples: list[dict[str, Any]]) -> BadData:
     )
     return BadData(
         "data.conflicts",
-        f"{inputs:,} texts with more than one label, such as {listed}",
+        f"{inputs:,} text{'' if inputs == 1 else 's'} with more than one label, such as {listed}",
         "one label per text",
         "correct the rows, or set data.conflicts to drop or keep-train",
     )

@@ -162,7 +162,7 @@ REFUSED = [
         "conflicting labels that are to be refused",
         {"a.jsonl": json_lines(*GOOD_ROWS, {"text": "A  b c", "label": "y"})},
         {"conflicts": "refuse"},
-        "data.conflicts: found 1 texts with more than one label, such as",
+        "data.conflicts: found 1 text with more than one label, such as",
     ),
     (
         "free text as label",
