@@ -24,6 +24,7 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import boto3
+import hypothesis
 import pytest
 from huggingface_hub import HfFileSystem, constants, hf_api
 from prefect.events.worker import EventsWorker
@@ -38,6 +39,12 @@ from prefect.settings import (
 from tests.doubles.hub import HubServer
 from tests.doubles.prefect import PrefectServer
 from tests.doubles.s3 import S3Server
+
+# No test depends on the machine's speed: by default, an example may take 200 ms.
+hypothesis.settings.register_profile(
+    "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")
