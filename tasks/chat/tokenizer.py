@@ -53,6 +53,6 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             "model.uri",
             f"a slow tokenizer ({type(tokenizer).__name__})",
             "a fast tokenizer (tokenizer.json)",
-            "convert it: AutoTokenizer.from_pretrained(…, use_fast=True).save_pretrained(…)",
+            "use another base model: transformers has no fast tokenizer of this type",
         )
     return tokenizer
