@@ -2,25 +2,24 @@
 
 Start it with `burnish retrain RECIPE`, or from the Prefect UI.
 A run ends *Released*, *Up to date* or *Rejected*, or fails under the name of its cause.
+A cancelled run ends *Cancelled*; one that was stopped otherwise ends *Crashed*.
 """
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Literal, get_args
 
-from prefect import Flow, flow
-from prefect.client.schemas.objects import FlowRun
+from prefect import flow
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import deployment
 from prefect.runtime import flow_run as this_run
-from prefect.states import Completed, Failed, State
+from prefect.states import State
 
-from flows import stage_inputs
+from flows import endings, stage_inputs
 from flows.score import score_and_decide
 from flows.train import train
 from tasks.contracts.errors import BaselineMoved, BurnishError, CodeFailed, DamagedArtifact
 from tasks.contracts.recipe import Recipe
-from tasks.contracts.recipe_release import PublishRecipe
 from tasks.contracts.release import LogEntry
 from tasks.evaluate.benchmark_step import BenchmarkTasks, check_benchmarks
 from tasks.evaluate.llm_judge_client import api_key
@@ -31,9 +30,10 @@ from tasks.release.inputs import ReleaseInputs
 from tasks.release.provenance import release_digest
 from tasks.release.publish import finish, missing_targets, open_targets, publish, publish_missing
 from tasks.report.markdown import release_facts, verdict_markdown
-from tasks.report.run_report import FINISHED_STEPS, RunReport, Section, close_report
+from tasks.report.run_report import RunReport, Section
 from tasks.runtime.context import RunContext
-from tasks.storage.store import Store, default_store, open_store
+from tasks.runtime.termination import watch_sigterm
+from tasks.storage.store import default_store, open_store
 
 Refresh = Literal[
     "nothing",
@@ -70,44 +70,11 @@ PRODUCERS = {
 ATTEMPTS = 3
 
 
-def close_report_of_ended_run(flow: Flow, flow_run: FlowRun, state: State) -> None:
-    """Complete the report of a run that was cancelled, or whose process was killed.
-
-    Prefect calls this in the worker, by these argument names, if the run's process is gone.
-    """
-    recipe = Recipe.model_validate(flow_run.parameters["recipe"])
-    store = open_store(recipe.store or default_store())
-    channel = recipe.announce.channel
-    newest = deployment_log.head(store, recipe.name, channel)
-    visible = "Nothing was published."
-    if newest and newest.kind == "revealing":
-        visible = (
-            f"Version {newest.release.version} may be visible at some targets, but is not "
-            "announced; the next run finishes or replaces it."
-        )
-    elif newest and newest.run == flow_run.name and _since(newest, flow_run):
-        visible = f"Version {newest.release.version} was released and announced by this run."
-    close_report(
-        flow_run.id,
-        state.name or "Ended",
-        f"- **Cause:** {state.message or 'the process ended without a message'}\n"
-        f"- **Visible to consumers:** {visible} Deployed: {serving(recipe.name, channel, store)}.\n"
-        "- **Next:** press Retry on the run's page, or run "
-        f"`prefect flow-run retry {flow_run.id}`. {FINISHED_STEPS}",
-    )
-
-
-def _since(entry: LogEntry, flow_run: FlowRun) -> bool:
-    """Whether an entry was written after a run began: an older run may have had the same name."""
-    began = flow_run.start_time
-    return began is not None and datetime.fromisoformat(entry.at) >= began.replace(microsecond=0)
-
-
 @flow(
     name="retrain",
     validate_parameters=True,
-    on_cancellation=[close_report_of_ended_run],
-    on_crashed=[close_report_of_ended_run],
+    on_cancellation=[endings.close_report_of_ended_run],
+    on_crashed=[endings.close_report_of_ended_run],
 )
 def retrain(recipe: Recipe, refresh: Refresh = "nothing") -> State:
     """Retrain a model, and release it if it passes the gate.
@@ -124,30 +91,24 @@ def retrain(recipe: Recipe, refresh: Refresh = "nothing") -> State:
         run_name=this_run.name or "",
         refresh=STEPS[STEPS.index(refresh) :] if refresh != "nothing" else (),
     )
-    try:
-        report.serving = serving(recipe.name, recipe.announce.channel, open_store(context.store))
-        return run_to_verdict(recipe, context, report)
-    except BurnishError as error:
-        report.fail(error)
-        return Failed(name=error.cause.capitalize(), message=f"{error}. {report.visible}")
-    except Exception as error:
-        report.fail(
-            CodeFailed(
+    with watch_sigterm():
+        try:
+            return run_to_verdict(recipe, context, report)
+        except BurnishError as error:
+            return endings.fail(error, recipe, context, report)
+        except (TerminationSignal, KeyboardInterrupt) as request:
+            if cancelled := endings.stop(request, recipe, context, report):
+                return cancelled
+            raise
+        except Exception as error:
+            defect = CodeFailed(
                 f"flow {this_run.flow_name}",
                 f"{type(error).__name__}: {error}",
                 "a run that ends with a known cause",
                 "this is a bug in Burnish or in a library: report it with the traceback below",
             )
-        )
-        raise
-
-
-def serving(name: str, channel: str, store: Store) -> str:
-    """What consumers are served now, as a phrase."""
-    entry = deployment_log.deployed(store, name, channel)
-    if entry is None:
-        return "nothing is deployed yet"
-    return f"version {entry.release.version} on {channel}"
+            endings.fail(defect, recipe, context, report)
+            raise
 
 
 def run_to_verdict(recipe: Recipe, context: RunContext, report: RunReport) -> State:
@@ -187,15 +148,15 @@ def run_once(recipe: Recipe, context: RunContext, report: RunReport) -> State:
     newest = deployment_log.head(store, recipe.name, channel)
     deployed = deployment_log.deployed(store, recipe.name, channel)
     if deployed and deployed.release.digest == release_digest(trained, store):
-        return up_to_date(deployed, recipe.publish, context, report)
+        return up_to_date(deployed, recipe, context, report)
 
     candidate = score_and_decide(recipe, trained, deployed, benchmarks, context, report)
     verdict = candidate.gate_result.verdict
     if verdict.outcome == "rejected":
-        report.end("Rejected", verdict.summary)
-        return Completed(name="Rejected", message=verdict.summary, data=report.text())
+        return endings.conclude("Rejected", verdict.summary, recipe, context, report)
     log_number = newest.number if newest else 0
-    return release(stage_inputs.release_inputs(recipe, candidate, log_number), context, report)
+    inputs = stage_inputs.release_inputs(recipe, candidate, log_number)
+    return release(recipe, inputs, context, report)
 
 
 def check_access(recipe: Recipe, context: RunContext, report: RunReport) -> BenchmarkTasks | None:
@@ -234,39 +195,29 @@ def finish_interrupted(name: str, channel: str, context: RunContext, report: Run
         report.add_fact("not finished", f"version {version} of run {claim.run}: {error}")
 
 
-def release(inputs: ReleaseInputs, context: RunContext, report: RunReport) -> State:
+def release(recipe: Recipe, inputs: ReleaseInputs, context: RunContext, report: RunReport) -> State:
     """Publish and announce a promoted candidate."""
     report.status("Publishing.")
-    report.visible = (
-        "Files of the new version may be visible at some targets, but it is not announced; the "
-        "next run finishes or replaces it."
-    )
     entry = announce(publish(inputs, context), context)
     published = entry.release
-    report.visible = f"Version {published.version} is released and announced."
     facts = "\n".join(f"- {name}: {value}" for name, value in release_facts(entry))
     report.section(Section.PUBLISHED, facts)
     for name, value in release_facts(entry):
         report.add_fact(name, value)
     sentence = f"Version {published.version} is deployed on {published.channel}."
-    report.end("Released", sentence)
-    return Completed(name="Released", message=sentence, data=report.text())
+    return endings.conclude("Released", sentence, recipe, context, report)
 
 
-def up_to_date(
-    deployed: LogEntry, settings: PublishRecipe, context: RunContext, report: RunReport
-) -> State:
+def up_to_date(deployed: LogEntry, recipe: Recipe, context: RunContext, report: RunReport) -> State:
     """End a run whose candidate is already deployed: it is published where it is missing."""
-    if missing_targets(deployed.release, settings):
+    if missing_targets(deployed.release, recipe.publish):
         report.status("Publishing the deployed release where it is missing.")
-        for publication in publish_missing(deployed, settings, context):
+        for publication in publish_missing(deployed, recipe.publish, context):
             report.add_fact("added", publication.uri)
     verdict = deployed.event.data.verdict
-    report.visible = f"Version {deployed.release.version} stays deployed."
     report.section(Section.GATE, verdict_markdown(verdict))
     report.add_fact("verdict", f"{deployed.at}: {verdict.summary}")
     for name, value in release_facts(deployed):
         report.add_fact(name, value)
     sentence = f"Version {deployed.release.version} is what this recipe and data produce."
-    report.end("Up to date", sentence)
-    return Completed(name="Up to date", message=sentence, data=report.text())
+    return endings.conclude("Up to date", sentence, recipe, context, report)

@@ -43,7 +43,12 @@ def graph():
 
 
 def is_program(module: str) -> bool:
-    return module.startswith("tasks.") and module.endswith("program")
+    # `run_program` is the flow's side: it starts programs.
+    return (
+        module.startswith("tasks.")
+        and module.endswith("program")
+        and module != "tasks.runtime.run_program"
+    )
 
 
 def is_part_of_a_program(module: str) -> bool:

@@ -107,9 +107,16 @@ class OutOfHostMemory(BurnishError):
 
 
 class Preempted(BurnishError):
-    """The program was asked to stop (an eviction, a shutdown, a cancellation)."""
+    """The run or its program was asked to stop (an eviction, a shutdown)."""
 
     cause = "preempted"
+    retry_helps = True
+
+
+class RunCancelled(BurnishError):
+    """A person cancelled the run."""
+
+    cause = "cancelled"
     retry_helps = True
 
 

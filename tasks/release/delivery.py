@@ -1,4 +1,4 @@
-"""Deliver deployment events to Prefect: confirmed first, marked then.
+"""Deliver deployment events to Prefect, and mark an event as delivered once Prefect confirmed it.
 
 A marker in the store says which events Prefect has. It is written after the server's confirmation,
 so that an event is never lost; one that is delivered twice has the same id. Events are delivered in
@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect.client.orchestration import get_client
 from prefect.events import Event
 
 from tasks.contracts.release import DeploymentEvent, LogEntry
 from tasks.release import deployment_log
 from tasks.runtime.context import RunContext
 from tasks.runtime.logs import run_logger
+from tasks.runtime.prefect_api import brief_client
 from tasks.storage.store import Store, open_store
 
 # Prefect's server drops subscribers at 1 MiB; payloads stay far below.
 MAX_PAYLOAD_BYTES = 64 * 1024
-_TIMEOUT_SECONDS = 20
 
 
 def deliver_owed(name: str, channel: str, context: RunContext) -> list[LogEntry]:
@@ -33,7 +32,7 @@ def deliver_owed(name: str, channel: str, context: RunContext) -> list[LogEntry]
     """
     store = open_store(context.store)
     delivered = []
-    for entry in _owed(store, name, channel):
+    for entry in owed(store, name, channel):
         try:
             send(entry, context)
         except Exception as error:  # Whatever it is, it must not fail a run that has released.
@@ -50,16 +49,16 @@ def deliver_owed(name: str, channel: str, context: RunContext) -> list[LogEntry]
     return delivered
 
 
-def _owed(store: Store, name: str, channel: str) -> list[LogEntry]:
-    """The deployments after the last one that was delivered, in order."""
-    owed = []
+def owed(store: Store, name: str, channel: str) -> list[LogEntry]:
+    """The deployments after the last one whose event was delivered, in order."""
+    found = []
     for entry in deployment_log.newest_first(store, name, channel):
         if entry.kind != "deployed":
             continue
         if store.objects.read(_marker(entry)):
             break
-        owed.append(entry)
-    return owed[::-1]
+        found.append(entry)
+    return found[::-1]
 
 
 def _marker(entry: LogEntry) -> str:
@@ -91,8 +90,7 @@ def send(entry: LogEntry, context: RunContext) -> None:
         related=[run] if context.run_id else [],
         payload=event_payload(entry.event),
     )
-    settings = {"timeout": _TIMEOUT_SECONDS}
-    with get_client(sync_client=True, httpx_settings=settings) as client:
+    with brief_client() as client:
         response = client.request("POST", "/events", json=[event.model_dump(mode="json")])
         response.raise_for_status()
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from prefect.artifacts import (
-    create_progress_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from tasks.contracts.errors import BurnishError
 from tasks.runtime.logs import run_logger
+from tasks.runtime.prefect_api import BackgroundCall
 
 SECONDS_BETWEEN_UPDATES = 2.0
 SECONDS_BETWEEN_LOGS = 10.0
+_LAST_WRITE_SECONDS = 5.0
 
 
 class TrainingProgress:
@@ -26,6 +25,7 @@ class TrainingProgress:
 
     def __enter__(self) -> TrainingProgress:
         self._artifact = None
+        self._writing = BackgroundCall()
         self.tokens_per_second = 0.0
         self._shown = self._logged = 0.0
         self._history: list[dict[str, float]] = []
@@ -36,8 +36,9 @@ class TrainingProgress:
     ) -> None:
         if isinstance(failure, BurnishError):
             failure.history = self._history
-        elif self._artifact is not None and failure is None:
-            self._set(100.0)
+        elif self._shown and failure is None:
+            self._show(100.0)
+        self._writing.flush(_LAST_WRITE_SECONDS)
 
     def update(self, line: dict[str, Any]) -> None:
         """Show one progress line of the training program."""
@@ -52,9 +53,13 @@ class TrainingProgress:
             run_logger().info(sentence)
         if line.get("steps") and now - self._shown > SECONDS_BETWEEN_UPDATES:
             self._shown = now
-            self._set(100.0 * line.get("step", 0) / line["steps"])
+            self._show(100.0 * line.get("step", 0) / line["steps"])
 
-    def _set(self, percent: float) -> None:
+    def _show(self, percent: float) -> None:
+        # The caller follows the training program: it must not wait for the API.
+        self._writing.submit(lambda: self._write(percent))
+
+    def _write(self, percent: float) -> None:
         try:
             if self._artifact is None:
                 self._artifact = create_progress_artifact(percent, description="Training")

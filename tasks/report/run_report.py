@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import logging
 from enum import StrEnum
-from typing import Any
+from uuid import UUID
 
-from prefect.artifacts import (
-    create_markdown_artifact,
-)
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
 from tasks.contracts.errors import BurnishError
@@ -18,12 +14,15 @@ from tasks.contracts.results import StepResult
 from tasks.report.loss_curve import loss_curve
 from tasks.report.markdown import markdown_table
 from tasks.runtime.logs import KnownCauses, run_logger
+from tasks.runtime.prefect_api import BackgroundCall, brief_client
 
 for _name in ("prefect.task_runs", "prefect.flow_runs", "prefect.engine"):
     logging.getLogger(_name).addFilter(KnownCauses())
 
 
 FINISHED_STEPS = "Finished steps are not repeated."
+_RUNNING = "Running"
+_LAST_WRITE_SECONDS = 30.0
 
 
 class Section(StrEnum):
@@ -49,19 +48,21 @@ class RunReport:
         name: The recipe's name.
         run_id: The flow run.
         deployed: Whether the run belongs to a deployment, and so can be retried by a worker.
+
+    Attributes:
+        writing: Writes the page in the background.
     """
 
     def __init__(self, name: str, run_id: str, deployed: bool) -> None:
         self.name, self.run_id, self.deployed = name, run_id, deployed
-        self.outcome = "Running"
+        self.outcome = _RUNNING
         self.explanation = "The run has started."
         self.rows: list[tuple[str, str, str]] = []
         self.sections: dict[Section, str] = {}
         self.facts: list[tuple[str, str]] = []
         self.warnings: list[str] = []
-        self.visible = "Nothing was published."
-        self.serving = "nothing is deployed yet"
-        self._artifact = None
+        self._artifact: UUID | None = None
+        self.writing = BackgroundCall()
 
     def status(self, what: str) -> None:
         """Set what the run is doing now."""
@@ -103,12 +104,19 @@ class RunReport:
         self.facts.append((name, value))
 
     def end(self, outcome: str, explanation: str) -> None:
-        """Set how the run ended."""
+        """Set how the run ended, and wait until the page says so."""
         self.outcome, self.explanation = outcome, explanation
         self.show()
+        self.writing.flush(_LAST_WRITE_SECONDS)
 
-    def fail(self, error: BurnishError) -> None:
-        """Report a failure: its cause, what is visible to consumers, and what to do."""
+    def fail(self, error: BurnishError, visible: str, outcome: str = "Failed") -> None:
+        """Report a failure: its cause, what is visible to consumers, and what to do.
+
+        Args:
+            error: The cause.
+            visible: What consumers see now, as sentences.
+            outcome: The kind of the run's last state.
+        """
         self.section(
             Section.WHAT_BROKE,
             "\n".join(
@@ -118,14 +126,14 @@ class RunReport:
                     f"- **Found:** {error.found}",
                     f"- **Expected:** {error.expected}",
                     f"- **Fix:** {error.fix}",
-                    f"- **Visible to consumers:** {self.visible} Deployed: {self.serving}.",
+                    f"- **Visible to consumers:** {visible}",
                     f"- **Next:** {self.next_action(error)}",
                 ]
             ),
         )
         if curve := loss_curve(error.history):
             self.section(Section.TRAINING, f"Until the failure:\n\n{curve}")
-        self.end("Failed", f"{error.cause}: {error}")
+        self.end(outcome, f"{error.cause}: {error}")
 
     def next_action(self, error: BurnishError) -> str:
         """What to do after a failure, with the exact command."""
@@ -158,22 +166,32 @@ class RunReport:
         return "\n".join(lines)
 
     def show(self) -> None:
-        """Update the artifact on the run's page. A run does not fail because its report cannot be
-        written.
+        """Update the artifact on the run's page, without waiting. A run does not fail because its
+        report cannot be written.
         """
+        text = self.markdown()
+        self.writing.submit(lambda: self._write(text))
+
+    def _write(self, text: str) -> None:
         try:
-            if self._artifact is None:
-                self._artifact = create_markdown_artifact(
-                    self.markdown(), key=f"report-{self.name}", description="The run's report"
-                )
-            else:
-                with get_client(sync_client=True) as client:
-                    client.update_artifact(self._artifact, ArtifactUpdate(data=self.markdown()))
+            with brief_client() as client:
+                if self._artifact is None:
+                    self._artifact = client.create_artifact(
+                        ArtifactCreate(
+                            key=f"report-{self.name}",
+                            type="markdown",
+                            description="The run's report",
+                            data=text,
+                            flow_run_id=UUID(self.run_id),
+                        )
+                    ).id
+                else:
+                    client.update_artifact(self._artifact, ArtifactUpdate(data=text))
         except Exception as error:
             run_logger().warning("could not write the report: %s", error)
 
 
-def close_report(run_id: Any, outcome: str, explanation: str) -> None:
+def close_report(run_id: UUID, outcome: str, explanation: str) -> None:
     """Complete the report of a run that ended without reporting it, such as one that was killed.
 
     Args:
@@ -182,10 +200,10 @@ def close_report(run_id: Any, outcome: str, explanation: str) -> None:
         explanation: What happened, what is visible, and what to do, as markdown.
     """
     mine = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
-    with get_client(sync_client=True) as client:
+    with brief_client() as client:
         for found in client.read_artifacts(artifact_filter=mine):
-            if (found.key or "").startswith("report-"):
-                heading, _, rest = str(found.data).partition("\n")
-                title = f"{heading.partition(':')[0]}: {outcome}"
-                text = f"{title}\n\n{explanation}\n\nBefore: {rest.strip()}\n"
+            heading, _, rest = str(found.data).partition("\n")
+            name, _, before = heading.rpartition(": ")
+            if (found.key or "").startswith("report-") and before == _RUNNING:
+                text = f"{name}: {outcome}\n\n{explanation}\n\nBefore: {rest.strip()}\n"
                 client.update_artifact(found.id, ArtifactUpdate(data=text))

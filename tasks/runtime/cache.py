@@ -23,6 +23,7 @@ from tasks.contracts.errors import BurnishError
 from tasks.contracts.results import Provenance, StepResult
 from tasks.runtime.code_digest import code_digest, library_versions
 from tasks.runtime.context import RunContext
+from tasks.runtime.termination import check_sigterm
 from tasks.storage.store import open_store
 
 Inputs = TypeVar("Inputs", bound=Contract)
@@ -83,6 +84,7 @@ class Step(Generic[Inputs, Result]):
 
     def __call__(self, inputs: Inputs, context: RunContext) -> Result:
         """Run the step as a Prefect task, shown as *Cached* in the UI if its result was cached."""
+        check_sigterm()
         return self.task(inputs, context, return_state=True).result()
 
     def _do(self, inputs: Inputs, context: RunContext) -> Result:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
+from prefect.exceptions import TerminationSignal
 
 from tasks.contracts.errors import (
     BurnishError,
@@ -35,6 +36,7 @@ from tasks.contracts.errors import (
 from tasks.contracts.jobs import Job, Result
 from tasks.runtime import fork_server
 from tasks.runtime.program import parse
+from tasks.runtime.termination import check_sigterm
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,6 +49,8 @@ _RANKS = re.compile(
 _POLL_SECONDS = 0.5
 # How long a single process, and several ranks, have to exit after their last message.
 _EXIT_SECONDS, _RANKS_EXIT_SECONDS = 0.2, 5.0
+# Prefect's process worker kills a cancelled run, and with it the program, after 30 seconds.
+_GRACE_SECONDS = 25.0
 _TAIL_CHARACTERS = 4000
 
 AnyResult = TypeVar("AnyResult", bound=Result)
@@ -63,7 +67,7 @@ def run_program(
     on_progress: OnProgress | None = None,
     time_limit: float | None = None,
     limit_name: str = "time limit",
-    grace: float = 60.0,
+    grace: float = _GRACE_SECONDS,
     processes: int = 1,
 ) -> AnyResult:
     """Run a program and wait for its result.
@@ -222,6 +226,7 @@ def _lines(process: Process, deadline: float | None) -> Iterator[dict[str, Any]]
             ended = process.poll() is not None
             # Short waits: an exception that is set on this thread is only raised between them.
             selector.select(0 if ended else _POLL_SECONDS)
+            check_sigterm()
             data = _read(stream)
             if data == b"":
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -257,8 +262,7 @@ def _end(process: Process, grace: float, exit_seconds: float) -> None:
                 process.wait(exit_seconds)
         if process.poll() is None:
             process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(grace)
+            _wait(process, grace)
     finally:
         if process.poll() is None:
             process.kill()
@@ -266,6 +270,15 @@ def _end(process: Process, grace: float, exit_seconds: float) -> None:
         for pipe in (process.stdin, process.stdout):
             with contextlib.suppress(OSError):
                 pipe.close()
+
+
+def _wait(process: Process, seconds: float) -> None:
+    """Wait for a program's end. A second SIGTERM, as from a service manager and a worker that both
+    stop the run, does not shorten the time: the program may be saving its work."""
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(subprocess.TimeoutExpired, TerminationSignal):
+            process.wait(max(0.0, deadline - time.monotonic()))
 
 
 def _outcome(last: dict[str, Any] | None, status: int, name: str, log: Path) -> dict[str, Any]:

@@ -143,7 +143,7 @@ class TestBadInput:
         assert message in state.message
         report = report_of(state)
         assert "## What broke" in report
-        assert "Nothing was published." in report
+        assert "Nothing was published by this run." in report
         assert not (empty_place.folder / "releases" / "tiny").exists()
         assert not (empty_place.folder / "store/keys/finetune").exists()
 

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling
 
 from tests.flows.conftest import Place, report_of, training_programs
 from tests.tasks.samples import easy_rows, write_jsonl
@@ -122,22 +123,29 @@ class TestServer:
 
     def test_the_report_of_a_killed_run_says_that_it_crashed(self, served, tmp_path, tiny_base):
         run_id = start_run(Place(tmp_path, tiny_base), name="doomed", training__epochs=1000)
-
-        def training() -> list[psutil.Process]:
-            state = state_of(run_id)
-            assert not state.is_final(), f"the run ended before it was killed: {state}"
-            return training_programs(served.process.pid)
-
-        (trainer,) = served.wait_for(training, "training")
+        trainer = trainer_of(served, run_id)
         flow_run_of(trainer).kill()
         served.wait_for(lambda: state_of(run_id).is_crashed(), "the crash, seen by the worker")
         report = served.wait_for(
             lambda: "doomed: Crashed" in (text := report_of(state_of(run_id))) and text,
             "the report of the crash",
         )
-        assert "Nothing was published. Deployed: nothing is deployed yet." in report
+        assert "Nothing was published by this run. Deployed: nothing yet." in report
         assert f"`prefect flow-run retry {run_id}`" in report
         served.wait_for(lambda: not trainer.is_running(), "the end of the training program")
+
+    def test_a_run_cancelled_in_the_ui_stops_training_and_its_report_says_so(
+        self, served, tmp_path, tiny_base
+    ):
+        run_id = start_run(Place(tmp_path, tiny_base), name="unwanted", training__epochs=1000)
+        trainer = trainer_of(served, run_id)
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(run_id, Cancelling())
+        served.wait_for(lambda: state_of(run_id).name == "Cancelled", "the cancellation")
+        assert not trainer.is_running()
+        report = report_of(state_of(run_id))
+        assert report.startswith("# unwanted: Cancelled")
+        assert "**Cause:** cancelled" in report
 
     def test_stops_everything_that_it_started(self, served):
         started = psutil.Process(served.process.pid).children(recursive=True)
@@ -146,6 +154,18 @@ class TestServer:
         assert served.process.wait(LIMIT_SECONDS) == 0
         _, left = psutil.wait_procs(started, timeout=LIMIT_SECONDS)
         assert left == []
+
+
+def trainer_of(served: Served, run_id: Any) -> psutil.Process:
+    """The training program of a run, once it has started."""
+
+    def training() -> list[psutil.Process]:
+        state = state_of(run_id)
+        assert not state.is_final(), f"the run ended before it trained: {state}"
+        return training_programs(served.process.pid)
+
+    (trainer,) = served.wait_for(training, "training")
+    return trainer
 
 
 def flow_run_of(program: psutil.Process) -> psutil.Process:

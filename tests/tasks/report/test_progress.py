@@ -1,6 +1,9 @@
 """Training progress."""
 
-from tasks.report.progress import progress_sentence
+import threading
+
+from tasks.report import progress
+from tasks.report.progress import TrainingProgress, progress_sentence
 
 
 class TestProgressSentence:
@@ -10,3 +13,20 @@ class TestProgressSentence:
     def test_has_step_and_figures(self):
         line = {"step": 3, "steps": 9, "loss": 0.5, "tokens_per_second": 1234.5}
         assert progress_sentence(line) == "step 3 of 9: loss 0.5000, 1234 tokens/s"
+
+
+class TestTrainingProgress:
+    def test_does_not_wait_for_an_api_that_is_away(self, monkeypatch):
+        asked, answer = threading.Event(), threading.Event()
+
+        def hang(*_, **__):
+            asked.set()
+            answer.wait(60)
+
+        monkeypatch.setattr(progress, "create_progress_artifact", hang)
+        with TrainingProgress() as shown:
+            for step in range(1, 4):
+                shown.update({"step": step, "steps": 3, "tokens_per_second": step})
+            assert asked.wait(60) and not answer.is_set()
+            assert shown.tokens_per_second == 3
+            answer.set()

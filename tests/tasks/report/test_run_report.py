@@ -1,6 +1,10 @@
 """The run report: what an operator reads on a run's page."""
 
+from uuid import UUID, uuid4
+
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
 from tasks.contracts.artifacts import Artifact
 from tasks.contracts.errors import BadData, BadRecipe, StorageFailed
@@ -24,6 +28,14 @@ def result(run_id):
     return StepResult(artifact=artifact, provenance=provenance)
 
 
+def page_of(run_id: UUID) -> str:
+    """The report on a run's page."""
+    mine = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+    with get_client(sync_client=True) as client:
+        (found,) = client.read_artifacts(artifact_filter=mine)
+    return found.data
+
+
 class TestSections:
     def test_are_shown_in_their_declared_order(self, report):
         for section in reversed(Section):
@@ -40,39 +52,39 @@ class TestSections:
         with pytest.raises(ValueError, match="Harness"):
             report.section("Harness", "results")
 
-    def test_every_title_reaches_the_page(self, monkeypatch):
-        shown = []
-        monkeypatch.setattr(
-            run_report, "create_markdown_artifact", lambda text, **_: shown.append(text)
-        )
+    def test_every_title_reaches_the_page(self, prefect_env):
+        run_id = uuid4()
+        report = RunReport("news", str(run_id), deployed=False)
+        report.status("Running.")
         for section in Section:
-            report = RunReport("news", "run", deployed=False)
             report.section(section, f"about {section}")
-            report.show()
-        assert all(f"about {each}" in text for each, text in zip(Section, shown, strict=True))
+        report.end("Released", "all is well")
+        page = page_of(run_id)
+        assert page.startswith("# news: Released")
+        assert all(f"about {section}" in page for section in Section)
 
 
 class TestFailure:
     def test_says_cause_place_fix_visibility_and_next_command(self, report):
-        report.fail(StorageFailed("s3://b", "503", "an answer", "try again"))
+        report.fail(StorageFailed("s3://b", "503", "an answer", "try again"), "Nothing at all.")
         text = report.markdown()
         for part in (
             "# news: Failed",
             "**Cause:** storage",
             "**Where:** s3://b",
             "**Fix:** try again",
-            "**Visible to consumers:** Nothing was published.",
+            "**Visible to consumers:** Nothing at all.",
             "a retry may help: press Retry on the run's page",
             "`prefect flow-run retry run-2`",
         ):
             assert part in text
 
     def test_says_when_a_retry_alone_does_not_help(self, report):
-        report.fail(BadData("rows.csv:3", "no label", "a label", "add one"))
+        report.fail(BadData("rows.csv:3", "no label", "a label", "add one"), "")
         assert "**Next:** fix the cause, then retry: press Retry" in report.markdown()
 
     def test_caused_by_the_recipe_needs_a_new_run(self, report):
-        report.fail(BadRecipe("lora.r", "0", "1 or more", "raise it"))
+        report.fail(BadRecipe("lora.r", "0", "1 or more", "raise it"), "")
         assert "start a new run: a retry uses the same recipe" in report.markdown()
 
     def test_of_training_shows_the_losses_until_then(self, report):
@@ -81,21 +93,21 @@ class TestFailure:
             progress.update({"step": 1, "loss": 2.0})
             progress.update({"step": 2, "loss": 1.5})
             raise error
-        report.fail(error)
+        report.fail(error, "")
         expected = "## Training\n\nUntil the failure:\n\n![loss](data:image/svg+xml"
         assert expected in report.markdown()
 
     def test_comes_first_in_the_report(self, report):
         report.section(Section.DATA, "rows")
-        report.fail(BadData("rows.csv:3", "no label", "a label", "add one"))
+        report.fail(BadData("rows.csv:3", "no label", "a label", "add one"), "")
         assert report.markdown().index("## What broke") < report.markdown().index("## Data")
 
     def test_to_write_the_report_does_not_fail_the_run(self, monkeypatch):
         def broken(*arguments, **options):
             raise ConnectionError("no server")
 
-        monkeypatch.setattr(run_report, "create_markdown_artifact", broken)
-        RunReport("news", "run", deployed=False).show()
+        monkeypatch.setattr(run_report, "brief_client", broken)
+        RunReport("news", "run", deployed=False).end("Released", "all is well")
 
 
 class TestSteps:
@@ -104,3 +116,28 @@ class TestSteps:
         report.add_step("finetune", result("run-1"), "weights")
         assert "| load | done in 2.0 s | rows |" in report.markdown()
         assert "| finetune | reused from run calm-otter, then | weights |" in report.markdown()
+
+
+class TestCloseReport:
+    @pytest.fixture
+    def written(self, prefect_env):
+        """Writes a report, and returns what its page says after it was closed."""
+
+        def written(end=None):
+            run_id = uuid4()
+            report = RunReport("news", str(run_id), deployed=True)
+            report.status("Training.")
+            if end:
+                report.end(*end)
+            report.writing.flush(30)
+            run_report.close_report(run_id, "Crashed", "- **Cause:** gone")
+            return page_of(run_id)
+
+        return written
+
+    def test_completes_one_that_was_still_running(self, written):
+        text = written()
+        assert text.startswith("# news: Crashed\n\n- **Cause:** gone\n\nBefore: Training.")
+
+    def test_leaves_one_that_names_its_outcome(self, written):
+        assert written(("Cancelled", "by a person")).startswith("# news: Cancelled\n\nby a person")
