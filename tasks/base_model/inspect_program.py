@@ -310,7 +310,7 @@ def _describe_token(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
 
 def _drop_token_types(tokenizer: PreTrainedTokenizerBase) -> None:
     """Make a tokenizer produce no token types, for a model that does not take them: DistilBERT with
-    BERT's tokenizer would fail in training, and for whoever serves it."""
+    BERT's tokenizer would fail in training and in serving."""
     names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
     if names != list(tokenizer.model_input_names):
         # Saved are only the names among the arguments that the tokenizer was made with.

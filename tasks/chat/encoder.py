@@ -142,9 +142,13 @@ class ExampleEncoder:
         return Encoded(ids, mask)
 
     def _doubled_begin(self, ids: list[int], first: int) -> int:
-        """Number of begin tokens to remove: 1 if the tokenizer added one to a text that has its
-        own, as a text does that was formatted before; `first` is the index of the text's first
-        token."""
+        """Number of begin tokens to remove: 1 if the tokenizer added one to a text that starts with
+        its own, because a chat template was applied to it before.
+
+        Args:
+            ids: The text's tokens, with what the tokenizer added.
+            first: Index of the first token of the text itself.
+        """
         begin = self._tokenizer.bos_token_id
         return int(0 < first < len(ids) and ids[first - 1] == ids[first] == begin)
 

@@ -37,11 +37,8 @@ def assistant_turns(messages: list[Message]) -> list[int]:
 
 
 def text_content(message: Message) -> str:
-    """The content of a message as text; the text parts of a list are joined with line breaks."""
-    content = message.get("content") or ""
-    if isinstance(content, str):
-        return content
-    return "\n".join(part.get("text", "") for part in content if isinstance(part, dict))
+    """The content of a message; empty if it has none. Loading has made it one text."""
+    return message.get("content") or ""
 
 
 def roles_of(messages: list[Message]) -> list[str]:

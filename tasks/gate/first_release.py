@@ -1,4 +1,4 @@
-"""What the gate demands of a first classifier, which has no deployed model to be compared with.
+"""What the gate requires of a first classifier, when no model is deployed yet.
 
 Almost anything beats an untrained head, so a first classifier must also be better than always
 answering the most frequent label, and must recognize every label that has enough test examples.
@@ -46,12 +46,12 @@ def _recognized_labels(answers: PairedLabels, rules: GateRecipe) -> list[RuleOut
         if examples < MIN_EXAMPLES:
             continue
         recall = f"recall on the label {label!r}"
-        sentence = f"It recognizes {right} of {examples} test examples of the label {label!r}."
+        sentence = f"{right} of {examples} test examples of the label {label!r} were recognized."
         if not right:
             sentence = (
-                f"It recognizes none of the {phrasing.count(examples, 'test example')} of the "
-                f"label {label!r}: check that the label is not another spelling of a second one, "
-                "and that it has enough training examples."
+                f"None of the {phrasing.count(examples, 'test example')} of the label {label!r} "
+                "was recognized: check that no other label means the same in another spelling, and that "
+                "it has enough training examples."
             )
         found.append(
             RuleOutcome(

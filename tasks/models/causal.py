@@ -13,6 +13,7 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.distributed import DistributedConfig
@@ -71,7 +72,7 @@ def load_causal(
             attention, config, MODEL_FOR_CAUSAL_LM_MAPPING
         )
         if quantization == "nf4":
-            options["quantization_config"] = weights.nf4_config(dtype, [_head_name(folder)])
+            options["quantization_config"] = weights.nf4_config(dtype, [_head_name(config)])
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             output_loading_info=True,
@@ -301,8 +302,7 @@ def _copy_mapped_weights(model: PreTrainedModel) -> None:
             parameter.data = parameter.data.clone()
 
 
-def _head_name(folder: Path) -> str:
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+def _head_name(config: PreTrainedConfig) -> str:
     with torch.device("meta"):
         return head_name(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
 

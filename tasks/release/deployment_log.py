@@ -118,7 +118,7 @@ def _path(name: str, channel: str, number: int) -> str:
 
 def _numbers(store: Store, prefix: str) -> list[int]:
     names = (path.rsplit("/", 1)[1] for path in store.objects.sizes(prefix))
-    # Other files, such as those that a file manager leaves, are no entries.
+    # A file manager may leave other files here.
     return sorted(int(match[1]) for name in names if (match := _ENTRY.fullmatch(name)))
 
 

@@ -91,12 +91,13 @@ class ObjectTarget:
         if self._pointer(release)[0].get("digest") != release.digest:
             return None
         # A release that lost a file is published again.
-        listed = self._listed(release)
+        listed, _ = self._listed(release)
         whole = listed is not None and not self._lost(release, listed)
         return self._publication(release) if whole else None
 
     def stage(self, release: Release, folder: Path) -> None:
-        home, listed = _home(release), self._listed(release)
+        home = _home(release)
+        listed, _ = self._listed(release)
         lost = None if listed is None else {entry.path for entry in self._lost(release, listed)}
         if lost is not None and not lost:
             return
@@ -111,15 +112,8 @@ class ObjectTarget:
         manifest = Manifest(kind="release", digest=release.digest, files=tuple(entries.values()))
         self.objects.write(f"{home}/{MANIFEST}", manifest.model_dump_json(indent=1).encode())
 
-    def _listed(self, release: Release) -> tuple[FileEntry, ...] | None:
-        """The files that the manifest lists; None without a manifest of this release."""
-        try:
-            return self._manifest(release)
-        except StorageFailed:
-            return None
-
     def _lost(self, release: Release, entries: Iterable[FileEntry]) -> list[FileEntry]:
-        """The listed files that are not there, or have another size."""
+        """The listed files that are missing, or have another size."""
         home = _home(release)
         sizes = self.objects.sizes(f"{home}/")
         return [entry for entry in entries if sizes.get(f"{home}/{entry.path}") != entry.size]
@@ -158,27 +152,33 @@ class ObjectTarget:
             self.objects.download(f"{_home(release)}/{entry.path}", folder / entry.path)
 
     def _manifest(self, release: Release) -> tuple[FileEntry, ...]:
-        found = self.objects.read(f"{_home(release)}/{MANIFEST}")
-        problem = "no manifest"
-        if found:
-            try:
-                manifest = Manifest.model_validate_json(found[0])
-                if manifest.digest == release.digest:
-                    return manifest.files
-                problem = "the manifest of another release"
-            except ValidationError:
-                problem = f"{len(found[0])} bytes in {MANIFEST} that are no manifest"
+        listed, problem = self._listed(release)
         # An empty list of files would always pass verification.
-        raise StorageFailed(
-            f"{self.uri}/{_home(release)}",
-            problem,
-            "the manifest of the release that was staged",
-            "remove that version there, and start the run again",
-        )
+        if listed is None:
+            raise StorageFailed(
+                f"{self.uri}/{_home(release)}",
+                problem,
+                "the manifest of the release that was staged",
+                "remove that version there, and start the run again",
+            )
+        return listed
+
+    def _listed(self, release: Release) -> tuple[tuple[FileEntry, ...] | None, str]:
+        """The files that the manifest lists; or None, and what is wrong with the manifest."""
+        found = self.objects.read(f"{_home(release)}/{MANIFEST}")
+        if not found:
+            return None, "no manifest"
+        try:
+            manifest = Manifest.model_validate_json(found[0])
+        except ValidationError:
+            return None, f"{len(found[0])} bytes in {MANIFEST} that are no manifest"
+        if manifest.digest != release.digest:
+            return None, "the manifest of another release"
+        return manifest.files, ""
 
     def _pointer(self, release: Release) -> tuple[dict, str | None]:
-        """The pointer, and what `replace` needs to know of it. The log is the truth: a pointer that
-        cannot be read counts as missing, and is written again."""
+        """The pointer, and its tag for `replace`. The log is the truth: a pointer that cannot be
+        read counts as missing, and is written again."""
         found = self.objects.read(_latest(release))
         if not found:
             return {}, None

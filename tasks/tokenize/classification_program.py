@@ -123,8 +123,8 @@ def tokenize_shard(encoder: Encoder, rows: Path, out: Path) -> None:
     """
     tables, lengths = [], [np.empty((0, 2), np.int32)]
     for batch, (encodings, measured) in _encode_batches(encoder, rows):
-        # For single texts too: some models (GPT-2) compute something else without them, and whoever
-        # serves the model passes them.
+        # For single texts too: some models (GPT-2) compute something else without them, and they
+        # are passed in serving.
         tables.append(_token_table(batch, encodings, measured, encoder.with_types))
         lengths.append(measured)
     pq.write_table(

@@ -42,10 +42,9 @@ class TestConversation:
         with pytest.raises(BadData, match=r"without an assistant turn \(roles: user, tool\)"):
             assistant_turns([ASK, {"role": "tool", "content": "3"}])
 
-    def test_text_parts_are_joined(self):
-        parts = [{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}]
-        assert text_content({"content": parts}) == "a\n\nb"
+    def test_without_content_is_empty_text(self):
         assert text_content({"content": None}) == ""
+        assert text_content({}) == ""
 
 
 class TestMessageVariants:

@@ -83,5 +83,5 @@ class TestRecognizedLabels:
         assert verdict.outcome == outcome
         if outcome == "rejected":
             blind = rule(verdict, "floor", "label=Sport")
-            assert blind.candidate == 0 and "It recognizes none of the 10" in blind.sentence
+            assert blind.candidate == 0 and "None of the 10" in blind.sentence
             assert "recall on the label 'Sport' above 0" in verdict.summary
