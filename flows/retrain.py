@@ -18,7 +18,13 @@ from prefect.states import State
 from flows import endings, stage_inputs
 from flows.score import score_and_decide
 from flows.train import train
-from tasks.contracts.errors import BaselineMoved, BurnishError, CodeFailed, DamagedArtifact
+from tasks.contracts.errors import (
+    BaselineMoved,
+    BurnishError,
+    CodeFailed,
+    DamagedArtifact,
+    describe,
+)
 from tasks.contracts.recipe import Recipe
 from tasks.contracts.release import LogEntry
 from tasks.evaluate.benchmark_step import BenchmarkTasks, check_benchmarks
@@ -94,21 +100,16 @@ def retrain(recipe: Recipe, refresh: Refresh = "nothing") -> State:
     with watch_sigterm():
         try:
             return run_to_verdict(recipe, context, report)
-        except BurnishError as error:
-            return endings.fail(error, recipe, context, report)
         except (TerminationSignal, KeyboardInterrupt) as request:
             if cancelled := endings.stop(request, recipe, context, report):
                 return cancelled
             raise
         except Exception as error:
-            defect = CodeFailed(
-                f"flow {this_run.flow_name}",
-                f"{type(error).__name__}: {error}",
-                "a run that ends with a known cause",
-                "this is a bug in Burnish or in a library: report it with the traceback below",
-            )
-            endings.fail(defect, recipe, context, report)
-            raise
+            known = describe(error)
+            failed = endings.fail(known, recipe, context, report)
+            if type(known) is CodeFailed and known is not error:
+                raise  # A defect: its traceback belongs into the run's log.
+            return failed
 
 
 def run_to_verdict(recipe: Recipe, context: RunContext, report: RunReport) -> State:

@@ -263,11 +263,12 @@ def _typed(error: BaseException) -> BurnishError | None:
         )
     # Errors of Rust and C++ libraries have the errno in their text only.
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
+        where = str(getattr(error, "filename", None) or "the worker's disk")
         return StorageFailed(
-            str(getattr(error, "filename", None) or "disk"),
+            where,
             "no disk space",
-            "room for checkpoints and the model",
-            "free space on the worker's disk, or move its scratch folder",
+            "room for what is being written",
+            "free some space on that disk",
         )
     return None
 

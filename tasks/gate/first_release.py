@@ -50,8 +50,8 @@ def _recognized_labels(answers: PairedLabels, rules: GateRecipe) -> list[RuleOut
         if not right:
             sentence = (
                 f"None of the {phrasing.count(examples, 'test example')} of the label {label!r} "
-                "was recognized: check that no other label means the same in another spelling, and that "
-                "it has enough training examples."
+                "was recognized: check that no other label is the same in another spelling, and "
+                "that it has enough training examples."
             )
         found.append(
             RuleOutcome(

@@ -6,7 +6,6 @@ import difflib
 import importlib.util
 import os
 import shutil
-from pathlib import Path
 
 from tasks.base_model.gguf_step import is_gguf
 from tasks.contracts.artifacts import Source
@@ -27,7 +26,6 @@ from tasks.runtime.gguf_converter import (
     lacks_module,
 )
 from tasks.runtime.hardware import count_gpus
-from tasks.storage.objects import FolderObjects
 from tasks.storage.remote_sources import hub_model
 from tasks.storage.store import open_store
 
@@ -319,21 +317,20 @@ def _refuse_gguf(inputs: PreflightInputs) -> None:
 
 
 def _refuse_disk(inputs: PreflightInputs, context: RunContext) -> None:
-    store = open_store(context.store)
-    if not isinstance(store.objects, FolderObjects):
-        return
-    Path(store.uri).mkdir(parents=True, exist_ok=True)
+    folder = open_store(context.store).scratch_parent
+    folder.mkdir(parents=True, exist_ok=True)
     need = DISK_COPIES * sum(file.size for file in inputs.base.files)
     expected = f"{DISK_COPIES} times the base model"
     if inputs.gguf != "none":
         exported = round(GGUF_BYTES[inputs.gguf] * inputs.inspected.parameters)
         need += GGUF_COPIES * exported
         expected += f" and {GGUF_COPIES} times the GGUF file of {exported / 1e6:.0f} MB"
-    free = shutil.disk_usage(store.uri).free
+    free = shutil.disk_usage(folder).free
     if free < need:
         raise StorageFailed(
-            f"store {store.uri}",
+            f"folder {folder}",
             f"no disk space: {free / 1e6:.0f} MB free",
             f"about {need / 1e6:.0f} MB, {expected}",
-            "free some space, or name another store in the recipe",
+            "free some space. This folder is in the store if that is a folder, else in the "
+            "temporary folder (TMPDIR)",
         )

@@ -23,6 +23,7 @@ from tasks.release.provenance import make_release, publish_settings
 from tasks.release.targets import Target, open_target
 from tasks.runtime.context import RunContext
 from tasks.runtime.logs import run_logger
+from tasks.storage.folders import require_space
 from tasks.storage.store import Store, open_store
 
 
@@ -156,5 +157,11 @@ def release_folder(release: Release, store: Store, folder: Path) -> Path:
 
 
 def copy_files(source: Path, target: Path) -> None:
-    """Copy a folder's files into another, which may exist."""
+    """Copy a folder's files into another, which may exist.
+
+    Raises:
+        StorageFailed: The disk has no room for them.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    require_space(target, sum(file.stat().st_size for file in source.rglob("*") if file.is_file()))
     shutil.copytree(source, target, dirs_exist_ok=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -103,10 +102,7 @@ class ObjectTarget:
             return
         sent = [entry for entry in list_files(folder) if lost is None or entry.path in lost]
         for entry in sent:
-            # A copy: uploading to a folder may move the file away.
-            with tempfile.TemporaryDirectory() as scratch:
-                copy = Path(shutil.copy(folder / entry.path, scratch))
-                self.objects.upload(f"{home}/{entry.path}", copy)
+            self.objects.upload(f"{home}/{entry.path}", folder / entry.path, keep=True)
         # The card of a version may have changed since: what is there is what is listed.
         entries = {entry.path: entry for entry in (*(listed or ()), *sent)}
         manifest = Manifest(kind="release", digest=release.digest, files=tuple(entries.values()))
@@ -200,11 +196,14 @@ class ObjectTarget:
 
     def _verify(self, release: Release) -> None:
         home = _home(release)
-        with tempfile.TemporaryDirectory() as scratch:
-            for entry in self._manifest(release):
-                copy = Path(scratch) / "file"
-                self.objects.download(f"{home}/{entry.path}", copy)
-                _compare(entry, copy, f"{self.uri}/{home}")
+        for entry in self._manifest(release):
+            if self.objects.sha256(f"{home}/{entry.path}") != entry.sha256:
+                raise StorageFailed(
+                    f"{self.uri}/{home}/{entry.path}",
+                    "bytes that differ from what was written",
+                    f"SHA-256 {entry.sha256[:12]}…",
+                    "remove that version there, and start the run again",
+                )
 
 
 class HubTarget:
@@ -338,18 +337,6 @@ def git_blob_id(path: Path) -> str:
     """SHA-1 by which git names a file's content (https://git-scm.com/book, Git Objects)."""
     data = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-
-
-def _compare(entry: FileEntry, copy: Path, where: str) -> None:
-    with open(copy, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if copy.stat().st_size != entry.size or sha256 != entry.sha256:
-        raise StorageFailed(
-            f"{where}/{entry.path}",
-            "bytes that differ from what was written",
-            f"SHA-256 {entry.sha256[:12]}…",
-            "remove that version there, and start the run again",
-        )
 
 
 def _home(release: Release) -> str:

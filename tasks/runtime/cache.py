@@ -19,7 +19,7 @@ from prefect.states import Completed, Failed
 from pydantic import ValidationError
 
 from tasks.contracts.base import Contract, digest_of
-from tasks.contracts.errors import BurnishError
+from tasks.contracts.errors import CodeFailed, describe
 from tasks.contracts.results import Provenance, StepResult
 from tasks.runtime.code_digest import code_digest, library_versions
 from tasks.runtime.context import RunContext
@@ -124,9 +124,12 @@ class Step(Generic[Inputs, Result]):
             return Completed(name="Cached", data=cached, message=_origin(cached))
         try:
             return self._do(inputs, context)
-        except BurnishError as error:
+        except Exception as error:
+            known = describe(error)
+            if type(known) is CodeFailed and known is not error:
+                raise
             # Returned, not raised: the run's page needs no traceback of a known cause.
-            return Failed(message=str(error), data=error)
+            return Failed(message=str(known), data=known)
 
 
 def step(

@@ -8,7 +8,7 @@ import sqlite3
 import time
 from pathlib import Path
 
-from tasks.storage.store import file_sha256
+from tasks.storage.folders import file_sha256
 
 # A file modified more recently could be modified again without a newer time stamp.
 _MIN_AGE_SECONDS = 2.0

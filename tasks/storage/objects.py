@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
+import functools
 import hashlib
 import os
 import shutil
@@ -18,8 +18,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from tasks.contracts.errors import BadRecipe, NoAccess, NotFound, StorageFailed
+from tasks.contracts.errors import BadRecipe, NotFound
+from tasks.storage.folders import (
+    file_sha256,
+    flush,
+    locked,
+    make_folder,
+    rename,
+    sweep,
+    write_errors,
+)
 from tasks.storage.s3 import s3_client, s3_errors
+
+_STAGING = ".staging"
 
 
 class Objects(Protocol):
@@ -44,8 +55,9 @@ class Objects(Protocol):
         whether it was written."""
         ...
 
-    def upload(self, path: str, file: Path) -> None:
-        """Write a local file's bytes atomically. The file may be moved instead of copied."""
+    def upload(self, path: str, file: Path, keep: bool = False) -> None:
+        """Write a local file's bytes atomically. Unless it is to be kept, the file may be moved
+        instead of copied."""
         ...
 
     def download(self, path: str, file: Path) -> None:
@@ -54,6 +66,10 @@ class Objects(Protocol):
         Raises:
             NotFound: The object does not exist.
         """
+        ...
+
+    def sha256(self, path: str) -> str | None:
+        """Return the SHA-256 of an object's bytes, without a copy; None if it does not exist."""
         ...
 
     def sizes(self, prefix: str) -> dict[str, int]:
@@ -81,7 +97,11 @@ def open_objects(uri: str) -> Objects:
 
 
 class FolderObjects:
-    """Objects as files in a folder. Writes are renames, so readers never see a partial object."""
+    """Objects as files in a folder.
+
+    Writes are renames of files from `.staging`, so readers never see a partial object, and whoever
+    lists the objects' folders sees nothing else. A write has reached the disk when it returns.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -95,41 +115,36 @@ class FolderObjects:
         return data, hashlib.sha256(data).hexdigest()
 
     def write(self, path: str, data: bytes) -> None:
-        with self._staged(path) as staged:
-            staged.write_bytes(data)
-            os.replace(staged, self.folder / path)
+        with self._staged(path, data) as staged:
+            rename(staged, self.folder / path)
 
     def create(self, path: str, data: bytes) -> bool:
-        with self._staged(path) as staged:
-            staged.write_bytes(data)
+        target = self.folder / path
+        with self._staged(path, data) as staged:
             try:
                 # A hard link fails if the name is taken. It is the only atomic "create if absent"
                 # that never exposes a partial file.
-                os.link(staged, self.folder / path)
+                os.link(staged, target)
             except FileExistsError:
                 return False
+            flush(target.parent)
         return True
 
     def replace(self, path: str, data: bytes, seen: str | None) -> bool:
-        with self._staged(path) as staged:
-            staged.write_bytes(data)
-            with open(self.folder / f"{path}.lock", "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                now = self.read(path)
-                if (now[1] if now else None) != seen:
-                    return False
-                os.replace(staged, self.folder / path)
+        with self._staged(path, data) as staged, locked(self._staging / "lock", keep=True):
+            now = self.read(path)
+            if (now[1] if now else None) != seen:
+                return False
+            rename(staged, self.folder / path)
         return True
 
-    def upload(self, path: str, file: Path) -> None:
-        with self._staged(path) as staged:
-            try:
-                os.replace(file, staged)
-            except OSError as error:
-                if error.errno != errno.EXDEV:
-                    raise
-                shutil.copyfile(file, staged)
-            os.replace(staged, self.folder / path)
+    def upload(self, path: str, file: Path, keep: bool = False) -> None:
+        target = self.folder / path
+        with write_errors(target, file.stat().st_size):
+            if not keep and _moved(file, target):
+                return
+        with self._staged(path, file) as staged:
+            rename(staged, target)
 
     def download(self, path: str, file: Path) -> None:
         try:
@@ -139,13 +154,21 @@ class FolderObjects:
                 f"{self.root}/{path}", "no such file", "an existing file", "correct the name"
             ) from None
 
+    def sha256(self, path: str) -> str | None:
+        try:
+            return file_sha256(self.folder / path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
     def sizes(self, prefix: str) -> dict[str, int]:
         top = self.folder / prefix.rpartition("/")[0]
         found = {}
-        for folder, _, names in os.walk(top):
+        for folder, folders, names in os.walk(top):
+            if _STAGING in folders:
+                folders.remove(_STAGING)
             for name in names:
                 path = os.path.relpath(os.path.join(folder, name), self.folder)
-                if path.startswith(prefix) and not name.endswith((".lock", ".staged")):
+                if path.startswith(prefix):
                     with contextlib.suppress(FileNotFoundError):
                         found[path] = os.stat(os.path.join(folder, name)).st_size
         return found
@@ -153,32 +176,42 @@ class FolderObjects:
     def delete(self, path: str) -> None:
         (self.folder / path).unlink(missing_ok=True)
 
+    @functools.cached_property
+    def _staging(self) -> Path:
+        folder = self.folder / _STAGING
+        make_folder(folder)
+        sweep(folder, "write-*")
+        return folder
+
     @contextlib.contextmanager
-    def _staged(self, path: str) -> Iterator[Path]:
+    def _staged(self, path: str, content: bytes | Path) -> Iterator[Path]:
+        """A file with the given bytes, or a copy of a file, that is ready to be renamed."""
         target = self.folder / path
-        staged = target.with_name(f".{target.name}.{uuid.uuid4().hex}.staged")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            yield staged
-        except PermissionError as error:
-            raise NoAccess(
-                str(error.filename or target),
-                "no permission to write",
-                "a folder that this user can write to",
-                "change its permissions, or use another folder",
-            ) from error
-        except OSError as error:
-            raise StorageFailed(
-                str(error.filename or target),
-                "no disk space" if error.errno == errno.ENOSPC else str(error.strerror),
-                "a writable folder",
-                "free some space"
-                if error.errno == errno.ENOSPC
-                else "check the disk and its mount",
-            ) from error
-        finally:
-            with contextlib.suppress(OSError):
-                staged.unlink(missing_ok=True)
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        with write_errors(target, size):
+            make_folder(target.parent)
+            staged = self._staging / f"write-{uuid.uuid4().hex}"
+            # The lock shows that the file is still being written.
+            with locked(staged, keep=False):
+                if isinstance(content, bytes):
+                    staged.write_bytes(content)
+                else:
+                    shutil.copyfile(content, staged)
+                flush(staged)
+                yield staged
+
+
+def _moved(file: Path, target: Path) -> bool:
+    """Move a file; False if its disk is another one."""
+    make_folder(target.parent)
+    flush(file)
+    try:
+        rename(file, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        return False
+    return True
 
 
 class S3Objects:
@@ -222,7 +255,7 @@ class S3Objects:
             return self.create(path, data)
         return self._put_if(path, data, IfMatch=seen)
 
-    def upload(self, path: str, file: Path) -> None:
+    def upload(self, path: str, file: Path, keep: bool = False) -> None:
         from boto3.s3.transfer import TransferConfig
 
         with self._errors(path):
@@ -239,6 +272,19 @@ class S3Objects:
     def download(self, path: str, file: Path) -> None:
         with self._errors(path):
             self.client.download_file(self.bucket, self.prefix + path, str(file))
+
+    def sha256(self, path: str) -> str | None:
+        digest = hashlib.sha256()
+        try:
+            with self._errors(path):
+                answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + path)
+                for block in answer["Body"].iter_chunks(1 << 20):
+                    digest.update(block)
+        except NotFound as error:
+            if "bucket" in error.found:
+                raise
+            return None
+        return digest.hexdigest()
 
     def sizes(self, prefix: str) -> dict[str, int]:
         found = {}

@@ -9,14 +9,10 @@ logs/<model>/<channel>/<number>.json      what was deployed
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
-import hashlib
 import os
-import shutil
 import tempfile
-import uuid
-from collections.abc import Iterator
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,6 +21,7 @@ import orjson
 from tasks.contracts.artifacts import Artifact, FileEntry, Manifest
 from tasks.contracts.base import digest_of
 from tasks.contracts.errors import DamagedArtifact, NotFound
+from tasks.storage.folders import file_sha256, scratch_folder
 from tasks.storage.objects import FolderObjects, Objects, open_objects
 
 
@@ -143,7 +140,7 @@ class Store:
     def _fetch(self, artifact: Artifact, manifest: Manifest) -> Path:
         home = f"{_path(artifact.kind, artifact.digest)}/files"
         local = isinstance(self.objects, FolderObjects)
-        folder = Path(self.uri) / home if local else Path(self._downloads.name) / artifact.digest
+        folder = Path(self.uri) / home if local else self._downloads / artifact.digest
         for entry in manifest.files:
             file = folder / entry.path
             if not local:
@@ -159,8 +156,12 @@ class Store:
         return folder
 
     @functools.cached_property
-    def _downloads(self) -> tempfile.TemporaryDirectory:
-        return tempfile.TemporaryDirectory(prefix="burnish-")
+    def _downloads(self) -> Path:
+        used = contextlib.ExitStack()
+        folder = used.enter_context(self.scratch())
+        # Also called when the process ends.
+        weakref.finalize(self, used.close)
+        return folder
 
     def discard(self, kind: str, digest: str) -> None:
         """Delete an artifact, manifest first, so that it is produced again when needed."""
@@ -179,35 +180,17 @@ class Store:
         except orjson.JSONDecodeError:
             return None
 
-    @contextlib.contextmanager
-    def scratch(self) -> Iterator[Path]:
-        """Provide a temporary folder, on the store's own disk if it is local, so that finished
-        files can be moved into place."""
-        parent = Path(tempfile.gettempdir())
+    def scratch(self) -> contextlib.AbstractContextManager[Path]:
+        """A temporary folder, on the store's own disk if it is local, so that finished files can be
+        moved into place."""
+        return scratch_folder(self.scratch_parent)
+
+    @property
+    def scratch_parent(self) -> Path:
+        """The folder of all temporary folders on this machine."""
         if isinstance(self.objects, FolderObjects):
-            parent = Path(self.uri) / "scratch"
-            parent.mkdir(parents=True, exist_ok=True)
-            _sweep(parent)
-        folder = parent / f"work-{uuid.uuid4().hex}"
-        with open(f"{folder}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            # Created under the lock: a concurrent sweep may have held it until now.
-            folder.mkdir(mode=0o700)
-            try:
-                yield folder
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(lock.name)
-
-
-def _sweep(scratch: Path) -> None:
-    """Remove the folders of killed runs: the operating system has released their locks."""
-    for path in scratch.glob("work-*.lock"):
-        with contextlib.suppress(OSError), open(path) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-            path.unlink()
+            return Path(self.uri) / "scratch"
+        return Path(tempfile.gettempdir()) / f"burnish-{os.getuid()}"
 
 
 def list_files(folder: Path) -> list[FileEntry]:
@@ -227,12 +210,6 @@ def list_files(folder: Path) -> list[FileEntry]:
 def manifest_digest(entries: list[FileEntry]) -> str:
     """Return an artifact's digest: SHA-256 over its sorted paths, sizes and hashes."""
     return digest_of(sorted([entry.path, entry.size, entry.sha256] for entry in entries))
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _path(kind: str, digest: str) -> str:

@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,14 +49,14 @@ class DyingObjects:
             monkeypatch.setattr(FolderObjects, name, self._dying(getattr(FolderObjects, name)))
 
     def _dying(self, method):
-        def call(objects, *arguments):
+        def call(objects, *arguments, **options):
             with self._lock:
                 self.count += self.begun
                 due = self.begun and self.count == self.at
                 if self.dead or (due and not self.after):
                     self.dead = True
                     raise Died
-                answer = method(objects, *arguments)
+                answer = method(objects, *arguments, **options)
                 if due:
                     self.dead = True
                     raise Died
@@ -108,28 +107,62 @@ class TestDeathWhilePublishing:
         assert counting.count == WRITES
 
 
+DIE_AFTER_THE_CLAIM = """
+from tasks.release import deployment_log
+claim = deployment_log.claim
+def claim_and_die(*arguments):
+    claim(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+deployment_log.claim = claim_and_die
+"""
+DIE_WHILE_COPYING_WEIGHTS = """
+import shutil
+copyfile = shutil.copyfile
+def half(source, target, **options):
+    if ".staging" in str(target) and str(source).endswith("model.safetensors"):
+        open(target, "wb").write(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return copyfile(source, target, **options)
+shutil.copyfile = half
+"""
+
+
 class TestSigkill:
-    def test_a_flow_killed_after_its_claim_is_finished_by_the_next(self, place):
+    @pytest.mark.parametrize(
+        ("where", "log", "ends"),
+        [
+            (DIE_AFTER_THE_CLAIM, ["revealing"], "Up to date"),
+            (DIE_WHILE_COPYING_WEIGHTS, [], "Released"),
+        ],
+        ids=["after the claim", "while copying weights"],
+    )
+    def test_the_next_run_releases_it_and_leaves_nothing_behind(self, place, where, log, ends):
         recipe = place.folder / "recipe.yaml"
         recipe.write_text(yaml.safe_dump(place.recipe(name=NAME).model_dump(mode="json")))
-        code = textwrap.dedent(
-            f"""
-            import os, signal
-            from tasks.release import deployment_log
-            claim = deployment_log.claim
-            def claim_and_die(*arguments):
-                claim(*arguments)
-                os.kill(os.getpid(), signal.SIGKILL)
-            deployment_log.claim = claim_and_die
-            from flows.cli import main
-            main(["retrain", {str(recipe)!r}])
-            """
-        )
-        ended = subprocess.run([sys.executable, "-c", code], capture_output=True)
+        retrain = f"from flows.cli import main; main(['retrain', {str(recipe)!r}])"
+        dying = f"import os, signal\n{where}\n{retrain}"
+        ended = subprocess.run([sys.executable, "-c", dying], capture_output=True)
         assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
-        assert [entry.kind for entry in place.log(NAME)] == ["revealing"]
-        assert place.run(name=NAME).name == "Up to date"
+        assert [entry.kind for entry in place.log(NAME)] == log
+        # In another process, as the next run is: a store is swept when a process first writes.
+        again = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                f"from flows.cli import main; main(['retrain', {str(recipe)!r}])",
+            ],
+            capture_output=True,
+        )
+        assert f"{NAME}: {ends}" in again.stdout.decode(), again.stderr.decode()
         check_released_once(place)
+        left = [
+            str(path)
+            for path in place.folder.rglob("*")
+            if path.is_file()
+            and (path.parent.name == ".staging" or "scratch" in path.parts)
+            and path.name != "lock"
+        ]
+        assert left == []
 
 
 @pytest.mark.slow
