@@ -1,4 +1,4 @@
-"""The `burnish` command: retrain, check a recipe, follow deployments."""
+"""The `burnish` command: retrain, check a recipe, follow deployments, repair a damaged log."""
 
 from __future__ import annotations
 
@@ -107,6 +107,25 @@ def events(
             return
         sys.stdout.flush()
         time.sleep(2)
+
+
+@app.command()
+def repair(
+    name: Annotated[str, typer.Argument(help="The model: a recipe's name.")],
+    channel: Annotated[str, typer.Option(help="The channel to repair.")] = "production",
+    store: StoreUri = "",
+) -> None:
+    """Repair a model's damaged deployment log or release from what is whole elsewhere.
+
+    Let no run of the model be under way. Exit status: 0 all is whole now, 1 something is not.
+    """
+    from tasks.release.repair import repair as repair_model
+    from tasks.storage.store import default_store, open_store
+
+    findings = repair_model(open_store(store or default_store()), name, channel)
+    for well, sentence in findings:
+        typer.echo(f"{'ok' if well else 'DAMAGED'}  {sentence}")
+    raise typer.Exit(0 if all(well for well, _ in findings) else 1)
 
 
 def checked_recipe(name: str, settings: list[str], store: str) -> Recipe:

@@ -190,8 +190,8 @@ def finish_interrupted(name: str, channel: str, context: RunContext, report: Run
     except BaselineMoved:
         report.status(f"Version {version} was finished or replaced by another run.")
     except BurnishError as error:
-        # This run's own release may replace it; only a damaged store must be repaired first.
-        if isinstance(error, DamagedArtifact):
+        # This run's own release may replace it. Only what a step can make again is made first.
+        if isinstance(error, DamagedArtifact) and error.kind in PRODUCERS:
             raise
         report.add_fact("not finished", f"version {version} of run {claim.run}: {error}")
 
@@ -213,8 +213,15 @@ def up_to_date(deployed: LogEntry, recipe: Recipe, context: RunContext, report: 
     """End a run whose candidate is already deployed: it is published where it is missing."""
     if missing_targets(deployed.release, recipe.publish):
         report.status("Publishing the deployed release where it is missing.")
-        for publication in publish_missing(deployed, recipe.publish, context):
-            report.add_fact("added", publication.uri)
+        try:
+            for publication in publish_missing(deployed, recipe.publish, context):
+                report.add_fact("added", publication.uri)
+        except DamagedArtifact as error:
+            if error.kind in PRODUCERS:
+                raise
+            report.warn(
+                f"The release is missing at a target, and cannot be published there. {error}"
+            )
     verdict = deployed.event.data.verdict
     report.section(Section.GATE, verdict_markdown(verdict))
     report.add_fact("verdict", f"{deployed.at}: {verdict.summary}")

@@ -15,7 +15,7 @@ from tasks.gate.step import gate
 from tasks.load.dataset import texts_by_hash
 from tasks.load.splits import TEST
 from tasks.release import deployment_log
-from tasks.release.provenance import shipped_form
+from tasks.release.provenance import seen_inputs, shipped_form
 from tasks.release.publish import restore
 from tasks.report.markdown import benchmarks_markdown, markdown_table, verdict_markdown
 from tasks.report.run_report import RunReport, Section
@@ -44,8 +44,9 @@ def score_and_decide(
     guard_scored, guard_baseline = score_guard_set(
         recipe, trained, scoring, baseline_scoring, context, report
     )
+    store = open_store(context.store)
     look_number = deployment_log.look_number(
-        open_store(context.store),
+        store,
         recipe.name,
         trained.loaded.test_digest,
         scored.model_digest,
@@ -55,6 +56,7 @@ def score_and_decide(
         recipe,
         trained,
         deployed,
+        baseline_seen=seen_inputs(deployed.release, store) if deployed else None,
         candidate=scored,
         baseline=baseline,
         guard_candidate=guard_scored,

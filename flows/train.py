@@ -31,7 +31,7 @@ from tasks.plan.plan import make_plan
 from tasks.plan.preflight import refuse_adapter, refuse_early, refuse_memory, refuse_small_test
 from tasks.plan.workload import remember_throughput, workload
 from tasks.release import deployment_log
-from tasks.release.provenance import data_report, provenance_of
+from tasks.release.provenance import damage_sentence, data_report, provenance_if_whole
 from tasks.report.loss_curve import loss_curve
 from tasks.report.markdown import data_markdown, forecast_markdown, samples_markdown
 from tasks.report.run_report import RunReport, Section
@@ -110,8 +110,11 @@ def load_data(recipe: Recipe, data: Source, context: RunContext, report: RunRepo
     report.warn(*loaded.warnings)
     store = open_store(context.store)
     deployed = deployment_log.deployed(store, recipe.name, recipe.announce.channel)
-    before = provenance_of(deployed.release, store)["data_report"] if deployed else None
-    report.section(Section.DATA, data_markdown(data_report(loaded, store), before))
+    before = provenance_if_whole(deployed.release, store) if deployed else None
+    if deployed and before is None:
+        report.warn(damage_sentence(deployed.release))
+    data_before = before["data_report"] if before else None
+    report.section(Section.DATA, data_markdown(data_report(loaded, store), data_before))
     return loaded
 
 

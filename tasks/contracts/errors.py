@@ -170,7 +170,10 @@ class DamagedArtifact(BurnishError):
             f"artifact {kind}/{digest[:12]}",
             found,
             "the files that its manifest lists",
-            "start the run again: the step that made it then runs again",
+            # No step makes the provenance of a release again: its run has ended.
+            "run `burnish repair MODEL`, which restores what it finds elsewhere"
+            if kind == "provenance"
+            else "start the run again: the step that made it then runs again",
         )
 
     def __reduce__(self):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from prefect import task
 
-from tasks.contracts.release import Deployment, DeploymentEvent, LogEntry
+from tasks.contracts.release import Deployment, DeploymentEvent, LogEntry, Release
 from tasks.release import deployment_log
 from tasks.release.delivery import deliver_owed
 from tasks.release.provenance import provenance_of
@@ -34,7 +34,8 @@ def announce(claim: LogEntry, context: RunContext) -> LogEntry:
         BaselineMoved: Another publisher took over after the claim.
     """
     store = open_store(context.store)
-    event = make_event(claim, store)
+    before = deployment_log.deployed(store, claim.release.name, claim.release.channel)
+    event = make_event(claim, before, store)
     entry = deployment_log.append(
         store,
         LogEntry(
@@ -51,12 +52,17 @@ def announce(claim: LogEntry, context: RunContext) -> LogEntry:
     return entry
 
 
-def make_event(claim: LogEntry, store: Store) -> DeploymentEvent:
-    """The event of a release, from its provenance alone, so any run can make it."""
+def make_event(claim: LogEntry, before: LogEntry | None, store: Store) -> DeploymentEvent:
+    """The event of a release, from its provenance alone, so any run can make it.
+
+    Args:
+        claim: The log entry that claimed the right to reveal the release.
+        before: The deployment that it replaces; None if it is the first.
+        store: The store with its provenance.
+    """
     release = claim.release
     recorded = provenance_of(release, store)
-    before = deployment_log.deployed(store, release.name, release.channel)
-    source = f"burnish/{release.name}/{release.channel}"
+    source = event_source(release)
     return DeploymentEvent(
         id=DeploymentEvent.make_id(source, "deployed", release.digest, claim.number),
         source=source,
@@ -78,3 +84,8 @@ def make_event(claim: LogEntry, store: Store) -> DeploymentEvent:
             previous=before.release.version if before else None,
         ),
     )
+
+
+def event_source(release: Release) -> str:
+    """The source of a release's events: its model and channel."""
+    return f"burnish/{release.name}/{release.channel}"

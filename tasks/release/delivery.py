@@ -44,7 +44,7 @@ def deliver_owed(name: str, channel: str, context: RunContext) -> list[LogEntry]
                 error,
             )
             break
-        store.objects.write(_marker(entry), deployment_log.utc_now().encode())
+        store.objects.write(_marker(entry.event.id), deployment_log.utc_now().encode())
         delivered.append(entry)
     return delivered
 
@@ -55,14 +55,19 @@ def owed(store: Store, name: str, channel: str) -> list[LogEntry]:
     for entry in deployment_log.newest_first(store, name, channel):
         if entry.kind != "deployed":
             continue
-        if store.objects.read(_marker(entry)):
+        if was_delivered(store, entry.event.id):
             break
         found.append(entry)
     return found[::-1]
 
 
-def _marker(entry: LogEntry) -> str:
-    return f"deliveries/{entry.event.id}/prefect"
+def was_delivered(store: Store, event_id: str) -> bool:
+    """Whether Prefect confirmed an event."""
+    return store.objects.read(_marker(event_id)) is not None
+
+
+def _marker(event_id: str) -> str:
+    return f"deliveries/{event_id}/prefect"
 
 
 def send(entry: LogEntry, context: RunContext) -> None:

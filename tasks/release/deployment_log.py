@@ -6,6 +6,7 @@ consumer needs nothing else to know what to serve.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -45,6 +46,37 @@ def newest_first(store: Store, name: str, channel: str) -> Iterator[LogEntry]:
         yield _read(store, name, channel, number)
 
 
+def readable_entries(store: Store, name: str, channel: str) -> dict[int, LogEntry | None]:
+    """The log's entries by number, in order; None for one that is damaged."""
+    found: dict[int, LogEntry | None] = {}
+    for number in _numbers(store, f"logs/{name}/{channel}/"):
+        found[number] = None
+        with contextlib.suppress(StorageFailed):
+            found[number] = _read(store, name, channel, number)
+    return found
+
+
+def replace_damaged(
+    store: Store, name: str, channel: str, number: int, mended: LogEntry | None
+) -> None:
+    """Replace a damaged entry, or remove it. Its bytes are kept beside it.
+
+    Args:
+        store: The store with the log.
+        name, channel: The model and its channel.
+        number: The entry's number.
+        mended: What it was; None to remove it.
+    """
+    path = entry_path(name, channel, number)
+    damaged = store.objects.read(path)
+    if damaged:
+        store.objects.write(f"{path}.damaged", damaged[0])
+    if mended is None:
+        store.objects.delete(path)
+    else:
+        store.objects.write(path, mended.model_dump_json(indent=1).encode())
+
+
 def append(store: Store, entry: LogEntry) -> LogEntry:
     """Append an entry at its number.
 
@@ -53,7 +85,7 @@ def append(store: Store, entry: LogEntry) -> LogEntry:
     """
     name, channel = entry.release.name, entry.release.channel
     data = entry.model_dump_json(indent=1).encode()
-    if not store.objects.create(_path(name, channel, entry.number), data):
+    if not store.objects.create(entry_path(name, channel, entry.number), data):
         raise moved(name, channel, entry.number)
     return entry
 
@@ -112,7 +144,8 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _path(name: str, channel: str, number: int) -> str:
+def entry_path(name: str, channel: str, number: int) -> str:
+    """The path of an entry in the store."""
     return f"logs/{name}/{channel}/{number:08d}.json"
 
 
@@ -123,7 +156,7 @@ def _numbers(store: Store, prefix: str) -> list[int]:
 
 
 def _read(store: Store, name: str, channel: str, number: int) -> LogEntry:
-    path = _path(name, channel, number)
+    path = entry_path(name, channel, number)
     found = store.objects.read(path)
     try:
         return LogEntry.model_validate(orjson.loads(found[0] if found else b""))
@@ -133,6 +166,5 @@ def _read(store: Store, name: str, channel: str, number: int) -> LogEntry:
             f"{len(found[0]) if found else 0} bytes that are no log entry "
             f"({str(error).splitlines()[0][:200]})",
             "the entry as it was written",
-            "restore this file from a backup; without one, remove it and all entries after it: the "
-            "next run then releases again",
+            f"run `burnish repair {name} --channel {channel}`, or restore this file from a backup",
         ) from error

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from typing import Literal
 
 import orjson
 
+from tasks.contracts.artifacts import Artifact
 from tasks.contracts.base import Contract
 from tasks.contracts.candidate import Candidate, Trained
+from tasks.contracts.errors import DamagedArtifact
 from tasks.contracts.recipe_release import PublishRecipe
 from tasks.contracts.release import VERSION_DIGITS, Release
 from tasks.contracts.results import Loaded, StepResult
@@ -153,18 +156,39 @@ class ShippedForm(Contract):
 
 
 def shipped_form(release: Release, store: Store) -> ShippedForm:
-    """How a release's model is loaded, from its provenance.
+    """How a release's model is loaded, from its provenance, or if that is damaged from its files.
 
     Only these fields of its recipe are read: an older version of Burnish may have written it, whose
     other fields have been renamed since.
+
+    Raises:
+        DamagedArtifact: It is an adapter, and nothing says where its base model is.
     """
-    recorded = provenance_of(release, store)
+    recorded = provenance_if_whole(release, store)
+    if recorded is None:
+        return _form_of_files(release, store)
     recipe = recorded["recipe"]
     return ShippedForm(
         ship=recipe["model"]["ship"],
         quantization=recipe["quantization"],
         base=recorded["sources"]["model"]["pinned"],
     )
+
+
+def _form_of_files(release: Release, store: Store) -> ShippedForm:
+    paths = {entry.path for entry in store.manifest(release.artifact).files}
+    if "adapter_config.json" not in paths:
+        return ShippedForm(ship="merged", quantization="none", base="")
+    config, base = (
+        orjson.loads(store.file(release.artifact, name).read_bytes())
+        for name in ("adapter_config.json", "base.json")
+    )
+    name, revision = base["reference"], config["revision"]
+    if name.startswith("sha256:"):
+        # The base was a local folder, whose path only the provenance has.
+        provenance_of(release, store)
+    uri = name if name.startswith(("s3://", "package:")) else f"hf://{name}@{revision}"
+    return ShippedForm(ship="adapter", quantization=base["quantization"], base=uri)
 
 
 def publish_settings(release: Release, store: Store) -> PublishRecipe:
@@ -174,8 +198,37 @@ def publish_settings(release: Release, store: Store) -> PublishRecipe:
 
 
 def provenance_of(release: Release, store: Store) -> dict:
-    """What `provenance` returned when the release was made."""
+    """What `provenance` returned when the release was made.
+
+    Raises:
+        DamagedArtifact: It is damaged.
+    """
     return orjson.loads(store.file(release.provenance, "provenance.json").read_bytes())
+
+
+def provenance_if_whole(release: Release, store: Store) -> dict | None:
+    """As `provenance_of`; None if it is damaged: a comparison can do without."""
+    with contextlib.suppress(DamagedArtifact):
+        return provenance_of(release, store)
+    return None
+
+
+def seen_inputs(release: Release, store: Store) -> Artifact | None:
+    """The artifact with the hashes of the inputs that a release was trained on; None if it is
+    damaged."""
+    with contextlib.suppress(DamagedArtifact):
+        store.file(release.provenance, "seen.npy")
+        return release.provenance
+    return None
+
+
+def damage_sentence(release: Release) -> str:
+    """The warning of a run that goes on without the deployed release's provenance."""
+    return (
+        f"The provenance of the deployed version {release.version} is damaged: changes since its "
+        "data and its training examples are unknown. `burnish repair "
+        f"{release.name} --channel {release.channel}` restores what it finds elsewhere"
+    )
 
 
 def data_report(loaded: Loaded, store: Store) -> dict:

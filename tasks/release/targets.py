@@ -38,6 +38,10 @@ class Target(Protocol):
         """Where the release can be fetched from this target; None if it is not revealed here."""
         ...
 
+    def find(self, release: Release) -> Publication | None:
+        """As `holds`, also for a release that a later one has replaced."""
+        ...
+
     def stage(self, release: Release, folder: Path) -> None:
         """Upload the files, without revealing them."""
         ...
@@ -87,8 +91,10 @@ class ObjectTarget:
         self.objects.delete(PROBE)
 
     def holds(self, release: Release) -> Publication | None:
-        if self._pointer(release)[0].get("digest") != release.digest:
-            return None
+        revealed = self._pointer(release)[0].get("digest") == release.digest
+        return self.find(release) if revealed else None
+
+    def find(self, release: Release) -> Publication | None:
         # A release that lost a file is published again.
         listed, _ = self._listed(release)
         whole = listed is not None and not self._lost(release, listed)
@@ -233,6 +239,9 @@ class HubTarget:
             )
 
     def holds(self, release: Release) -> Publication | None:
+        return self.find(release)
+
+    def find(self, release: Release) -> Publication | None:
         commit = self._tag(release)
         return self._publication(commit) if commit else None
 

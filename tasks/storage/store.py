@@ -77,12 +77,15 @@ class Store:
                     entries,
                 )
             )
+        self.write_manifest(kind, digest, entries)
+        return artifact
+
+    def write_manifest(self, kind: str, digest: str, entries: list[FileEntry]) -> None:
+        """Declare an artifact complete, whose files are all stored."""
         manifest = Manifest(kind=kind, digest=digest, files=tuple(entries))
         self.objects.write(
-            f"{_path(kind, digest)}/manifest.json",
-            manifest.model_dump_json(indent=1).encode(),
+            f"{_path(kind, digest)}/manifest.json", manifest.model_dump_json(indent=1).encode()
         )
-        return artifact
 
     def manifest(self, artifact: Artifact) -> Manifest:
         """Return an artifact's manifest.
@@ -210,6 +213,11 @@ def list_files(folder: Path) -> list[FileEntry]:
 def manifest_digest(entries: list[FileEntry]) -> str:
     """Return an artifact's digest: SHA-256 over its sorted paths, sizes and hashes."""
     return digest_of(sorted([entry.path, entry.size, entry.sha256] for entry in entries))
+
+
+def artifact_path(artifact: Artifact) -> str:
+    """The path of an artifact's folder in its store."""
+    return _path(artifact.kind, artifact.digest)
 
 
 def _path(kind: str, digest: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from flows import retrain as flow
+from flows.cli import main
 from flows.retrain import retrain
 from tasks.release import publish as publish_
 from tests.flows.conftest import ROWS, report_of, task_states
@@ -100,6 +101,34 @@ class TestDamage:
         assert state.name == "Released", state.message
         first, second = (entry for entry in place.log() if entry.kind == "deployed")
         assert second.event.data.verdict.baseline_digest == first.release.digest
+
+    def test_of_the_deployed_release_s_provenance_is_a_warning(self, place):
+        provenance = place.log()[-1].release.provenance.digest
+        files = place.folder / "store/artifacts/provenance" / provenance / "files"
+        for name in ("provenance.json", "seen.npy"):
+            (files / name).write_bytes(b"")
+        write_jsonl(place.data, easy_rows(ROWS + 200))
+        state = place.run()
+        assert state.name == "Released", state.message
+        report = report_of(state)
+        assert "is damaged: changes since its data and its training examples are unknown" in report
+        assert "`burnish repair tiny --channel production`" in report
+        assert place.log()[-1].event.data.verdict.baseline_seen == "unknown"
+
+    def test_of_a_log_entry_is_named_and_burnish_repair_mends_it(self, place, capsys):
+        entry = place.folder / "store/logs/tiny/production/00000002.json"
+        whole = place.log()[-1].event.id
+        entry.write_bytes(b"")
+        state = place.run()
+        assert state.name == "Storage"
+        assert "run `burnish repair tiny --channel production`" in state.message
+        assert "Unknown, since the log cannot be read" in report_of(state)
+        with pytest.raises(SystemExit) as ended:
+            main(["repair", "tiny", "--store", str(place.folder / "store")])
+        assert ended.value.code == 0
+        assert "ok  Entry 2 is mended" in capsys.readouterr().out
+        assert place.log()[-1].event.id == whole
+        assert place.run().name == "Up to date"
 
     def test_of_a_lost_model_is_repaired_to_the_byte(self, place):
         shutil.rmtree(place.folder / "store/artifacts/model")

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 
+import pytest
+
 from tasks.contracts.artifacts import Artifact
+from tasks.contracts.errors import DamagedArtifact
 from tasks.contracts.recipe_release import PublishRecipe
 from tasks.contracts.release import Release
 from tasks.release.provenance import (
     ShippedForm,
     provenance,
+    provenance_if_whole,
     publish_settings,
     release_digest,
+    seen_inputs,
     shipped_form,
 )
 from tasks.storage.store import list_files, manifest_digest
@@ -122,3 +127,49 @@ class TestAnOldRelease:
     def test_still_says_where_it_is_published(self, store):
         expected = PublishRecipe(targets=("/releases",), private=True)
         assert publish_settings(self.release(store), store) == expected
+
+
+class TestALostProvenance:
+    """What a run needs of it is read from the model's files."""
+
+    def release(self, store, files: dict[str, object]) -> Release:
+        with store.scratch() as scratch:
+            (scratch / "m").mkdir()
+            for name, content in files.items():
+                (scratch / "m" / name).write_text(json.dumps(content))
+            model = store.put("model", scratch / "m")
+        lost = Artifact(kind="provenance", digest="d" * 64, files=1, bytes=1, uri="")
+        return Release(
+            name="tiny",
+            channel="production",
+            version="d" * 12,
+            digest="d" * 64,
+            artifact=model,
+            provenance=lost,
+        )
+
+    def adapter(self, store, reference: str, revision: str | None) -> Release:
+        base = {"reference": reference, "digest": "x", "quantization": "nf4"}
+        return self.release(
+            store, {"adapter_config.json": {"revision": revision}, "base.json": base}
+        )
+
+    def test_of_a_merged_model_needs_nothing_more(self, store):
+        form = shipped_form(self.release(store, {"config.json": {}}), store)
+        assert form == ShippedForm(ship="merged", quantization="none", base="")
+
+    def test_of_an_adapter_names_its_base_by_the_adapter_s_own_files(self, store):
+        form = shipped_form(self.adapter(store, "org/base", "abc"), store)
+        assert form == ShippedForm(ship="adapter", quantization="nf4", base="hf://org/base@abc")
+        form = shipped_form(self.adapter(store, "s3://bucket/base", None), store)
+        assert form.base == "s3://bucket/base"
+
+    def test_of_an_adapter_on_a_local_base_names_the_command_that_restores_it(self, store):
+        release = self.adapter(store, "sha256:x", None)
+        with pytest.raises(DamagedArtifact, match="run `burnish repair MODEL`"):
+            shipped_form(release, store)
+
+    def test_leaves_the_training_data_unknown(self, store):
+        release = self.release(store, {"config.json": {}})
+        assert provenance_if_whole(release, store) is None
+        assert seen_inputs(release, store) is None
