@@ -13,6 +13,12 @@ system message, do not fit this scheme. For them the template's own `{% generati
 Without such marks, each assistant turn becomes a sequence of its own, rendered as a last turn: just
 what a model is given at serving time. If not even the last turn is rendered after its generation
 prompt, prompt and answer are joined (see `tasks.chat.prompt_join`).
+
+A model is served after the tokens of its prompt alone. If they are not the first tokens of prompt
+and answer together (a prompt that ends with a space, an answer that begins with a line break), both
+are tokenized separately, so that training shows the tokens that an answer follows in serving. Only
+in the earlier turns of a conversation these may differ: there, serving has prompt and answer
+together.
 """
 
 from __future__ import annotations
@@ -39,10 +45,27 @@ class Encoded(NamedTuple):
         ids: Token ids.
         loss_mask: For each token, 1 if it is a target of the loss, else 0. The first is always 0,
             because nothing predicts it.
+        as_served: Whether every answer follows the tokens that its prompt is served with.
     """
 
     ids: list[int]
     loss_mask: list[int]
+    as_served: bool = True
+
+
+class Tokens(NamedTuple):
+    """The tokens of a text, with those that the tokenizer adds around it.
+
+    Attributes:
+        ids: Token ids.
+        offsets: Range of characters of each token.
+        first, last: The range of tokens that encode the text.
+    """
+
+    ids: list[int]
+    offsets: list[Span]
+    first: int
+    last: int
 
 
 class ExampleEncoder:
@@ -91,11 +114,17 @@ class ExampleEncoder:
         """Tokenize many sequences, on all cores."""
         if not renderings:
             return []
-        found = self._backend.encode_batch(
-            [each.text for each in renderings],
-            add_special_tokens=renderings[0].add_special_tokens,
+        special = renderings[0].add_special_tokens
+        whole = self._token_batch([each.text for each in renderings], special)
+        prompts = iter(
+            self._token_batch(
+                [each.text[:start] for each in renderings for start in each.answer_starts], special
+            )
         )
-        return [self._encoded(*pair) for pair in zip(found, renderings, strict=True)]
+        return [
+            self._encoded(tokens, [next(prompts) for _ in each.answer_starts], each)
+            for tokens, each in zip(whole, renderings, strict=True)
+        ]
 
     def decode(self, ids: list[int]) -> str:
         """The text of token ids, including special tokens."""
@@ -123,10 +152,32 @@ class ExampleEncoder:
             self._templates[with_tools] = template_of(self._tokenizer, with_tools)
         return self._templates[with_tools]
 
-    def _encoded(self, found: Any, rendering: Rendering) -> Encoded:
-        ids = found.ids
-        first, last = _text_token_range(found) if rendering.add_special_tokens else (0, len(ids))
-        mask = _loss_mask(found.offsets, rendering.target_spans, first, last)
+    def _token_batch(self, texts: list[str], special: bool) -> list[Tokens]:
+        """The tokens of texts, with or without those that the tokenizer adds."""
+        found = self._backend.encode_batch(texts, add_special_tokens=special)
+        return [
+            Tokens(
+                each.ids,
+                each.offsets,
+                *(_text_token_range(each) if special else (0, len(each.ids))),
+            )
+            for each in found
+        ]
+
+    def _encoded(self, whole: Tokens, prompts: list[Tokens], rendering: Rendering) -> Encoded:
+        """A sequence, from its tokens and those of each of its prompts alone."""
+        merged = [
+            start
+            for start, prompt in zip(rendering.answer_starts, prompts, strict=True)
+            if whole.ids[: prompt.last] != prompt.ids[: prompt.last]
+        ]
+        apart = None
+        if merged:
+            head = prompts[rendering.answer_starts.index(merged[0])]
+            apart = self._apart(whole, head, rendering.text, merged)
+        tokens, as_served = apart or whole, bool(apart) or not merged
+        ids, (first, last) = tokens.ids, tokens[2:]
+        mask = _loss_mask(tokens.offsets, rendering.target_spans, first, last)
         if rendering.add_special_tokens:
             mask[last:] = [int(rendering.append_end)] * (len(ids) - last)
         elif rendering.append_end:
@@ -139,7 +190,36 @@ class ExampleEncoder:
             ids, mask = ids[doubled:], mask[doubled:]
         if mask:
             mask[0] = 0
-        return Encoded(ids, mask)
+        return Encoded(ids, mask, as_served)
+
+    def _apart(self, whole: Tokens, head: Tokens, text: str, starts: list[int]) -> Tokens | None:
+        """The tokens of a text whose answers are tokenized separately.
+
+        Args:
+            whole: The tokens of the text in one piece.
+            head: The tokens of the text up to the first of these answers.
+            text: The text.
+            starts: Where the answers start.
+
+        Returns:
+            None if these tokens would be another text: some tokenizers write a space before every
+            text.
+        """
+        end = self._tokenizer.eos_token
+        for marker in ("", end):
+            ids, offsets = head.ids[: head.last], head.offsets[: head.last]
+            for start, stop in zip(starts, [*starts[1:], len(text)], strict=True):
+                piece = self._backend.encode(marker + text[start:stop], add_special_tokens=False)
+                # After the marker, the tokenizer takes the piece for a continuation.
+                skipped = 1 if marker else 0
+                ids = ids + piece.ids[skipped:]
+                shift = start - len(marker)
+                offsets = offsets + [(a + shift, b + shift) for a, b in piece.offsets[skipped:]]
+            last = len(ids)
+            ids, offsets = ids + whole.ids[whole.last :], offsets + whole.offsets[whole.last :]
+            if self.decode(ids) == self.decode(whole.ids):
+                return Tokens(ids, offsets, head.first, last)
+        return None
 
     def _doubled_begin(self, ids: list[int], first: int) -> int:
         """Number of begin tokens to remove: 1 if the tokenizer added one to a text that starts with

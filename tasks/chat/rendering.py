@@ -27,6 +27,11 @@ class Rendering(NamedTuple):
     add_special_tokens: bool
     append_end: bool
 
+    @property
+    def answer_starts(self) -> tuple[int, ...]:
+        """Where the answers start that follow a prompt."""
+        return tuple(start for start, _ in self.target_spans if start)
+
 
 def render_turns(
     template: Template, messages: list[Message], example: dict[str, Any]

@@ -7,9 +7,10 @@ was split into several sequences), `side` (uint8: 0; for preference pairs first 
 1, rejected), `hash_hi`, `hash_lo` (uint64), `input_ids` (list of int32), `loss_mask` (list of uint8
 of the same length: 1 for target tokens of the loss), `length` (int32, tokens), `truncated` (bool:
 the sequence is part of a longer one);
-`lengths.npy`: int32, shape (rows of the shard, 4): tokens kept (of all parts and sides; 0 if the
-row was left out), tokens before truncation, target tokens kept, and tokens of the row's longest
-sequence before truncation;
+`lengths.npy`: int32, shape (rows of the shard, 5): tokens kept (of all parts and sides; 0 if the
+row was left out), tokens before truncation, target tokens kept, tokens of the row's longest
+sequence before truncation, and 1 if an answer does not follow the tokens that its prompt is served
+with;
 `samples.json`: the kept rows with the smallest hashes, for the report: a list, ordered by hash, of
 `hash` (32 hexadecimal digits), `row`, `side`, and `segments`, a list of `target` (bool) and `text`.
 
@@ -120,9 +121,9 @@ def tokenize_shard(encoder: ExampleEncoder, task: str, limit: Limit, shard: RowS
     first = 0
     samples: list[Sample] = []
     tables = [_token_table([], 0, np.empty((0, 2), np.uint64))]
-    lengths = [np.empty((0, 4), np.int32)]
+    lengths = [np.empty((0, 5), np.int32)]
     for rows, groups in _encode_batches(encoder, task, shard):
-        sequences, measured = [], np.zeros((len(groups), 4), np.int32)
+        sequences, measured = [], np.zeros((len(groups), 5), np.int32)
         for row, group in enumerate(groups):
             kept = apply_limit(row, group, limit)
             sequences += kept
@@ -132,6 +133,7 @@ def tokenize_shard(encoder: ExampleEncoder, task: str, limit: Limit, shard: RowS
                 sum(before),
                 sum(sum(each.loss_mask) for each in kept),
                 max(before),
+                not all(each.as_served for each in group),
             )
         hashes = np.stack([rows.column(name).to_numpy() for name in ("hash_hi", "hash_lo")], 1)
         tables.append(_token_table(sequences, first, hashes))

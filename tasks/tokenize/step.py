@@ -238,7 +238,7 @@ def _language_facts(
     """Return facts about the rows in use, and samples of the first training rows by hash."""
     facts = dict.fromkeys(("tokens", "target_tokens", "truncated", "left_out", "longest"), 0)
     rows = {TRAIN: 0, VALIDATION: 0}
-    remaining, total = dict(rows), 0
+    remaining, total, differing = dict(rows), 0, 0
     candidates: list[tuple[str, str, dict[str, Any]]] = []
     for artifact, splits, measured in _shard_lengths(store, inputs, tokens):
         samples = orjson.loads(store.file(artifact, "samples.json").read_bytes())
@@ -250,18 +250,25 @@ def _language_facts(
         for split in rows:
             rows[split] += int((splits == split).sum())
             remaining[split] += int(((splits == split) & (measured[:, 0] > 0)).sum())
-        kept, _, targets, longest = measured[splits > 0].T.astype(np.int64)
+        kept, _, targets, longest, unserved = measured[splits > 0].T.astype(np.int64)
         facts["tokens"] += int(kept.sum())
         facts["target_tokens"] += int(targets.sum())
         facts["truncated"] += int(((kept > 0) & (longest > inputs.max_length)).sum())
         facts["left_out"] += int((kept == 0).sum())
         facts["longest"] = max(facts["longest"], int(longest.max(initial=0)))
         total += len(kept)
+        differing += int((unserved[kept > 0] > 0).sum())
     _refuse_empty_splits(inputs, rows, remaining, facts["longest"])
-    warnings = ()
+    warnings: tuple[str, ...] = ()
     if facts["left_out"]:
         reason = _left_out_reason(inputs)
-        warnings = (f"{facts['left_out']:,} of {total:,} examples are left out: {reason}",)
+        warnings += (f"{facts['left_out']:,} of {total:,} examples are left out: {reason}",)
+    if differing:
+        warnings += (
+            f"{differing:,} of {total:,} examples have an answer that changes the last tokens of "
+            "its prompt, so they are trained differently from how they are served: end prompts, "
+            "and the chat template's generation prompt, without a space or line break",
+        )
     return {**facts, "warnings": warnings}, _first_samples(candidates)
 
 

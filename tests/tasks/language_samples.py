@@ -3,6 +3,11 @@
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.decoders import Metaspace as MetaspaceDecoder
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace
+from transformers import PreTrainedTokenizerFast
 
 COLORS = ("red", "green", "blue", "yellow", "black", "white", "brown", "pink")
 
@@ -42,3 +47,16 @@ def mean_loss(model, examples):
             wanted = torch.tensor(part.loss_mask[1:]) > 0
             total, count = total + nats[wanted].sum(), count + int(wanted.sum())
     return total / count
+
+
+def metaspace_tokenizer(prepend: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer like SentencePiece's, in which a line break merges with what follows.
+
+    Args:
+        prepend: Where it writes a space before a text: `first` or `always`.
+    """
+    words = ["<unk>", "</s>", "▁car\nr", "ed", "▁red", "red", "▁car", "▁car\n", "▁", "\n"]
+    backend = Tokenizer(Unigram([(word, -1.0 - 0.1 * n) for n, word in enumerate(words)], 0))
+    backend.pre_tokenizer = Metaspace(prepend_scheme=prepend)
+    backend.decoder = MetaspaceDecoder(prepend_scheme=prepend)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")

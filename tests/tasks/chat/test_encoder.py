@@ -23,6 +23,7 @@ from tests.tasks.chat.conversations import (
     masked_runs,
     target_texts,
 )
+from tests.tasks.language_samples import metaspace_tokenizer
 
 
 class TestText:
@@ -48,29 +49,67 @@ class TestText:
 
 class TestCompletion:
     @pytest.mark.parametrize(
-        ("prompt", "completion", "shown"),
+        ("prompt", "completion"),
         [
-            ("Q: 2?\nA:", " two", " two<|im_end|>"),
-            (
-                "Q: 2?\nA: ",
-                "two",
-                " two<|im_end|>",
-            ),  # a token that straddles is a target
-            ("Q:\n", "two  \n\n  lines", "two  \n\n  lines<|im_end|>"),
-            ("Q: 👍", "🏽 ja", None),
+            ("Q: 2?\nA:", " two"),
+            ("Q: 2?\nA: ", "two"),
+            ("Q:\n", "two  \n\n  lines"),
+            ("Q:\n\n", "two"),
+            ("Q: 👍", "🏽 ja"),
         ],
     )
-    def test_only_the_completion_is_a_target(self, smol, prompt, completion, shown):
+    def test_only_the_completion_is_a_target_and_follows_the_prompt_as_served(
+        self, smol, prompt, completion
+    ):
         example = {"prompt": prompt, "completion": completion}
         [encoded] = encode_example(smol, example, "completion")
-        assert encoded.ids == [*smol.encode(prompt + completion), smol.eos_token_id]
-        text = "".join(target_texts(smol, encoded))
-        assert text == shown or (shown is None and text.endswith(completion[1:] + "<|im_end|>"))
+        served = encode_prompt(smol, example, "completion")
+        assert encoded.ids[: len(served)] == served == smol.encode(prompt)
+        assert encoded.as_served
+        assert target_texts(smol, encoded) == [completion + "<|im_end|>"]
+        assert smol.decode(encoded.ids) == prompt + completion + "<|im_end|>"
         assert reference_answer(example, "completion") == completion
 
     def test_without_tokens_is_refused(self, smol):
         with pytest.raises(BadData, match="without target tokens"):
             encode_example(smol, {"prompt": "Hello", "completion": ""}, "completion")
+
+
+class TestServedPrompt:
+    """An answer follows the tokens that its prompt has alone (trl#6105)."""
+
+    TEMPLATE = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}"
+        "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+
+    def test_of_a_template_that_ends_with_a_space(self, smol):
+        smol.chat_template = self.TEMPLATE
+        example = {"messages": [ASK, SAY]}
+        [encoded] = encode_example(smol, example, "instruction")
+        served = encode_prompt(smol, example, "instruction")
+        assert encoded.ids[: len(served)] == served
+        assert encoded.as_served
+
+    def test_of_every_turn_has_its_own_tokens(self, smol):
+        smol.chat_template = self.TEMPLATE
+        [encoded] = encode_example(smol, {"messages": TALK}, "instruction")
+        space = smol.encode(" ")[0]
+        starts = [n for n, now in enumerate(encoded.loss_mask) if now > encoded.loss_mask[n - 1]]
+        assert len(starts) == 2
+        assert [encoded.ids[start - 1] for start in starts] == [space, space]
+
+    @pytest.mark.parametrize("legacy", [False, True])
+    def test_of_a_tokenizer_that_writes_a_space_before_every_text(self, legacy):
+        """It takes an answer alone for the beginning of a text."""
+        tokenizer = metaspace_tokenizer("always" if legacy else "first")
+        example = {"prompt": "red car\n", "completion": "red"}
+        [encoded] = encode_example(tokenizer, example, "completion")
+        joined = tokenizer.decode(tokenizer.encode("red car\nred"))
+        assert tokenizer.decode(encoded.ids[:-1]) == joined
+        served = encode_prompt(tokenizer, example, "completion")
+        assert encoded.as_served == (encoded.ids[: len(served)] == served) == (not legacy)
 
 
 class TestPreference:

@@ -116,11 +116,11 @@ class TestTokens:
     def test_are_counted(self, tokenize, tokenizer):
         [long] = encode_example(tokenizer, {"messages": TALK}, "instruction")
         [counted] = lengths_of(tokenize([{"messages": TALK}]))
-        assert counted == [len(long.ids), len(long.ids), sum(long.loss_mask), len(long.ids)]
+        assert counted == [len(long.ids), len(long.ids), sum(long.loss_mask), len(long.ids), 0]
         sides = encode_example(tokenizer, PAIR, "preference")
         total, longest = sum(len(each.ids) for each in sides), len(sides[0].ids)
         [counted] = lengths_of(tokenize([PAIR], "preference"))
-        assert counted == [total, total, sum(sum(each.loss_mask) for each in sides), longest]
+        assert counted == [total, total, sum(sum(each.loss_mask) for each in sides), longest, 0]
 
 
 class TestLongExample:
@@ -138,13 +138,19 @@ class TestLongExample:
         assert first["input_ids"] == whole.ids[:60]
         assert first["loss_mask"] == whole.loss_mask[:60]
         assert (first["length"], first["truncated"], second["truncated"]) == (60, True, False)
-        assert lengths_of(out)[0] == [60, len(whole.ids), sum(whole.loss_mask[:60]), len(whole.ids)]
+        assert lengths_of(out)[0] == [
+            60,
+            len(whole.ids),
+            sum(whole.loss_mask[:60]),
+            len(whole.ids),
+            0,
+        ]
 
     def test_is_left_out_if_nothing_of_its_answer_remains(self, tokenize, whole):
         start = whole.loss_mask.index(1)
         out = tokenize([{"messages": TALK}, {"messages": SHORT}], max_length=start)
         assert table_of(out)["row"].to_pylist() == [1]
-        assert lengths_of(out)[0] == [0, len(whole.ids), 0, len(whole.ids)]
+        assert lengths_of(out)[0] == [0, len(whole.ids), 0, len(whole.ids), 0]
 
     def test_can_be_dropped(self, tokenize, whole):
         examples = [{"messages": TALK}, {"messages": SHORT}]

@@ -18,6 +18,7 @@ from tasks.runtime.context import RunContext
 from tasks.storage.store import open_store
 from tasks.tokenize import step as tokenize_step
 from tasks.tokenize.step import TokenizeInputs, tokenize
+from tests.tasks.language_samples import metaspace_tokenizer
 from tests.tasks.samples import load_data, read_json, run_context, some_rows, write_jsonl
 
 ROWS = some_rows(150)
@@ -176,15 +177,16 @@ class TestLanguageModel:
         The last row of each shard is for validation, the others have split `keep`.
         """
 
-        def make(language, *shards, keep=1, **settings) -> TokenizeInputs:
+        def counting(n: int) -> dict[str, str]:
+            return {"prompt": f"{n} and", "completion": " more" * n}
+
+        def make(language, *shards, keep=1, texts=counting, **settings) -> TokenizeInputs:
             store = open_store(context.store)
             listed, kept = [], {}
             for number, counts in enumerate(shards):
                 folder = tmp_path / f"shard{number}"
                 folder.mkdir()
-                examples = [
-                    json.dumps({"prompt": f"{n} and", "completion": " more" * n}) for n in counts
-                ]
+                examples = [json.dumps(texts(n)) for n in counts]
                 table = {
                     "text": [f"{n} and" for n in counts],
                     "example": examples,
@@ -222,6 +224,19 @@ class TestLanguageModel:
             "2 of 5 examples are left out: they are longer than 16 tokens (training.max_length, "
             "training.too_long: drop)",
         )
+
+    def test_warns_of_answers_that_are_trained_after_other_tokens_than_served(
+        self, dataset, context, tmp_path
+    ):
+        metaspace_tokenizer("always").save_pretrained(tmp_path / "tokenizer")
+        tokenizer = open_store(context.store).put("tokenizer", tmp_path / "tokenizer")
+
+        def merging(n: int) -> dict[str, str]:
+            return {"prompt": "red car\n" if n < 3 else "red", "completion": "red" * n}
+
+        found = tokenize.once(dataset(tokenizer, [1, 2, 3, 4], texts=merging), context)
+        assert len(found.warnings) == 1
+        assert found.warnings[0].startswith("2 of 4 examples have an answer that changes the last")
 
     def test_is_refused_if_no_example_is_left(self, dataset, language, context):
         with pytest.raises(
