@@ -67,6 +67,7 @@ PRODUCERS = {
     "tokens": "tokenize",
     "forecast": "forecast",
     "model": "finetune",
+    "loss-check": "finetune",
     "gguf": "gguf-export",
     "scores": "evaluate",
     "comparisons": "llm-judge",

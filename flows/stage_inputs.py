@@ -194,6 +194,8 @@ def candidate_score_inputs(recipe: Recipe, trained: Trained) -> ScoreInputs:
         base=trained.model if adapter else None,
         quantization=recipe.quantization if adapter else "none",
         labels=(),
+        check=trained.finetuned.check,
+        check_loss=trained.finetuned.check_loss,
         **_test_set(recipe, trained),
     )
 
@@ -267,6 +269,7 @@ def guard_score_inputs(scoring: ScoreInputs, guard: GuardSet) -> ScoreInputs:
             "must_match": "",
             "must_not_contain": (),
             "json_schema": "",
+            "check": None,
         }
     )
 

@@ -224,12 +224,15 @@ class FinetuneJob(Job):
     """The checkpoint to resume from. An incomplete one is ignored."""
     out: Path
     """Folder for the files that ship."""
+    check_out: Path
+    """File for the validation examples of `FinetuneResult.check_loss`."""
 
 
 class FinetuneResult(Result):
     """The fields of `tasks.contracts.results.Finetuned` that the program finds."""
 
     metrics: dict[str, float]
+    check_loss: float
     history: tuple[dict[str, float], ...]
     best_epoch: float
     steps: int
@@ -289,6 +292,15 @@ class ModelJob(Job):
     device: Literal["cpu", "cuda"]
 
 
+class LossCheckJob(Contract):
+    """What shows that the files that ship are the model that was trained."""
+
+    examples: Path
+    """Parquet file; see `tasks.training.loss_check`."""
+    loss: float
+    """Of the best epoch on them, as training computed it."""
+
+
 class ScoreJob(ModelJob):
     """What scoring has in common for all tasks."""
 
@@ -298,6 +310,8 @@ class ScoreJob(ModelJob):
     """Parquet file."""
     batch_size: int
     measure_latency: bool
+    check: LossCheckJob | None
+    """Only of a candidate: it is also tried as a consumer uses it."""
     out: Path
     """Path of `scores.parquet`."""
 

@@ -108,6 +108,10 @@ class Finetuned(StepResult):
 
     metrics: dict[str, float]
     """On the validation split, of the best epoch."""
+    check: Artifact | None = None
+    """Artifact (kind `loss-check`) with `examples.parquet`: a few validation examples."""
+    check_loss: float = 0.0
+    """Of the best epoch on them."""
     history: tuple[dict[str, float], ...]
     """One entry per logged step or epoch, for the loss curve."""
     best_epoch: float

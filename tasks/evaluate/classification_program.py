@@ -22,8 +22,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging
 
-from tasks.contracts.jobs import ScoreClassificationJob, ScoreResult
-from tasks.evaluate import released_model
+from tasks.contracts.jobs import LossCheckJob, ScoreClassificationJob, ScoreResult
+from tasks.evaluate import release_check, released_model
 from tasks.models import classifier
 from tasks.models.load_errors import release_load_errors
 from tasks.runtime.program import Reporter, run
@@ -44,6 +44,9 @@ def main(job: ScoreClassificationJob, reporter: Reporter) -> ScoreResult:
     scorer = Scorer(job)
     examples = pq.read_table(job.examples, memory_map=True)
     scorer.smoke_test(examples)
+    if job.check:
+        reporter.progress(always=True, stage="checking the release")
+        scorer.check_release(job.check)
     encoded = scorer.encode(examples)
     logits = scorer.logits(encoded, job.batch_size, reporter)
     table = _scores(examples, logits, encoded["full_length"], scorer.labels)
@@ -72,7 +75,7 @@ class Scorer:
         Raises:
             BadModel: Model or tokenizer cannot be loaded, or the model names no labels.
         """
-        self._device = job.device
+        self._folder, self._device = job.model, job.device
         self._tokenizer = classifier.load_tokenizer(job.tokenizer or job.model)
         self._model = _load(job).eval()
         config = self._model.config
@@ -96,6 +99,21 @@ class Scorer:
             raise released_model.wrong_answer(
                 what, f"finite logits of shape (1, {len(self.labels)})"
             )
+
+    def check_release(self, check: LossCheckJob) -> None:
+        """Check that the model is the one that was trained, and works for a consumer.
+
+        Raises:
+            BadModel: It is not, or does not.
+        """
+        table = pq.read_table(check.examples)
+        encoded = table.drop_columns("labels").to_pydict()
+        encoded["attention_mask"] = [[1] * len(ids) for ids in encoded["input_ids"]]
+        logits = torch.from_numpy(self._forward(encoded, np.arange(len(table))))
+        labels = torch.tensor(table.column("labels").to_pylist())
+        loss = torch.nn.functional.cross_entropy(logits, labels).item()
+        release_check.check_loss(loss, check.loss, len(table))
+        release_check.try_classifier(self._model, self._folder, self._device)
 
     def encode(self, examples: pa.Table) -> dict[str, Any]:
         """Token ids of each example, truncated to the model's length, and the full lengths."""

@@ -43,8 +43,8 @@ from transformers.utils import logging
 from tasks.chat import encoder
 from tasks.chat.stop_tokens import stop_token_ids, training_tokenizer
 from tasks.contracts.errors import BadRecipe
-from tasks.contracts.jobs import ScoreLanguageJob, ScoreResult
-from tasks.evaluate import answer_metrics, released_model
+from tasks.contracts.jobs import LossCheckJob, ScoreLanguageJob, ScoreResult
+from tasks.evaluate import answer_metrics, release_check, released_model
 from tasks.evaluate.generation import Generator
 from tasks.evaluate.language_inputs import (
     Input,
@@ -54,7 +54,6 @@ from tasks.evaluate.language_inputs import (
     with_prompt,
 )
 from tasks.models import causal
-from tasks.models.load_errors import one_line
 from tasks.runtime.program import Reporter, run
 from tasks.training import losses
 
@@ -97,6 +96,9 @@ def main(job: ScoreLanguageJob, reporter: Reporter) -> ScoreResult:
     examples = pq.read_table(job.examples, memory_map=True)
     inputs = distinct_inputs(examples)
     scorer.smoke_test(inputs)
+    if job.check:
+        reporter.progress(always=True, stage="checking the release")
+        scorer.check_release(job.check)
     scores = scorer.likelihoods(inputs, reporter)
     if job.generate_tokens:
         scores |= scorer.answers(inputs, checks, reporter)
@@ -156,19 +158,26 @@ class Scorer:
             )
         if self._job.generate_tokens:
             self._generator.generate([self._prompt(shortest)[0]], 1, 1)
-        if self._job.kind != "untrained":
-            self._try_generate()
 
-    def _try_generate(self) -> None:
-        """Call `generate` as a consumer does, with the configuration that ships."""
-        prompt = self._tokenizer("A", return_tensors="pt")["input_ids"].to(self._device)
-        try:
-            self._model.generate(prompt, max_new_tokens=1)
-        except ValueError as error:
-            raise released_model.wrong_answer(
-                f"generate(), which raises {one_line(error)}",
-                "a model that generates with its own generation_config.json",
-            ) from error
+    def check_release(self, check: LossCheckJob) -> None:
+        """Check that the model is the one that was trained, and works for a consumer.
+
+        Raises:
+            BadModel: It is not, or does not.
+        """
+        rows = pq.read_table(check.examples).to_pylist()
+        sequences = [
+            Sequence(0, row["input_ids"], [0, *row["loss_mask"][1:]], len(row["input_ids"]))
+            for row in rows
+        ]
+        targets = sum(sum(sequence.loss_mask) for sequence in sequences)
+        loss = float(self._nats(sequences).sum()) / targets
+        examples = len(rows) // 2 if self._task == "preference" else len(rows)
+        release_check.check_loss(loss, check.loss, examples)
+        # An adapter ships without a generation configuration of its own: its base's is not tried.
+        if self._job.kind == "merged":
+            chat = self._task != "completion"
+            release_check.try_language_model(self._model, self._job.model, self._device, chat)
 
     def likelihoods(self, inputs: list[Input], reporter: Reporter) -> dict[str, pa.Array]:
         """Columns of the score table on the likelihood of the known answers."""

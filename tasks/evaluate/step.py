@@ -11,7 +11,12 @@ from typing import Any, Literal
 
 from tasks.contracts.artifacts import Artifact, Source
 from tasks.contracts.base import Contract, digest_of
-from tasks.contracts.jobs import ScoreClassificationJob, ScoreLanguageJob, ScoreResult
+from tasks.contracts.jobs import (
+    LossCheckJob,
+    ScoreClassificationJob,
+    ScoreLanguageJob,
+    ScoreResult,
+)
 from tasks.contracts.recipe_data import Task
 from tasks.contracts.results import Scored
 from tasks.load.dataset import write_examples
@@ -20,7 +25,7 @@ from tasks.runtime.cache import step
 from tasks.runtime.context import RunContext
 from tasks.runtime.run_program import run_program
 from tasks.storage.sources import fetch_folder
-from tasks.storage.store import open_store
+from tasks.storage.store import Store, open_store
 
 
 class ScoreInputs(Contract):
@@ -48,9 +53,11 @@ class ScoreInputs(Contract):
         generate_tokens: Maximum tokens of a generated answer; 0: no answers are generated.
         must_match, must_not_contain, json_schema: Checks on every generated answer.
         beta: Of the preference loss.
+        check, check_loss: Of a candidate, from `Finetuned`; None for a model that was released. A
+            check changes no score.
     """
 
-    cache_key_excludes = frozenset({"dataset", "batch_size"})
+    cache_key_excludes = frozenset({"dataset", "batch_size", "check", "check_loss"})
 
     kind: Literal["merged", "adapter", "untrained"]
     model: Artifact | None
@@ -71,6 +78,8 @@ class ScoreInputs(Contract):
     must_not_contain: tuple[str, ...] = ()
     json_schema: str = ""
     beta: float = 0.1
+    check: Artifact | None = None
+    check_loss: float = 0.0
 
 
 @step(
@@ -95,7 +104,8 @@ def score(inputs: ScoreInputs, context: RunContext) -> Scored:
     """Score a model in a process of its own, loaded the way a consumer loads it.
 
     Raises:
-        BadModel: The files cannot be loaded, or the model's output is not a number.
+        BadModel: The files cannot be loaded, the model's output is not a number, or a candidate is
+            not the model that was trained or cannot be used as a consumer does.
     """
     import pyarrow.parquet as pq
 
@@ -120,6 +130,7 @@ def score(inputs: ScoreInputs, context: RunContext) -> Scored:
             "examples": examples,
             "batch_size": inputs.batch_size,
             "measure_latency": bool(inputs.hardware),
+            "check": _check_job(inputs, store),
             "out": out / "scores.parquet",
         }
         program = (
@@ -136,6 +147,13 @@ def score(inputs: ScoreInputs, context: RunContext) -> Scored:
             metrics=metrics,
             **dict(found),
         )
+
+
+def _check_job(inputs: ScoreInputs, store: Store) -> LossCheckJob | None:
+    if inputs.check is None:
+        return None
+    examples = store.file(inputs.check, "examples.parquet")
+    return LossCheckJob(examples=examples, loss=inputs.check_loss)
 
 
 def _classification_job(inputs: ScoreInputs, shared: dict[str, Any]) -> ScoreClassificationJob:

@@ -63,6 +63,9 @@ class Task(Protocol):
     def merge(self, model: Any) -> Any:
         """Return the model with its adapter merged, in the dtype of the base model's files."""
 
+    def write_check(self, validation: Any, file: Path) -> None:
+        """Write the examples of the loss check; see `tasks.training.loss_check`."""
+
     def finish(self, model: Any, out: Path) -> None:
         """Write the files that ship with the weights, such as the tokenizer."""
 
@@ -98,10 +101,12 @@ def main(job: FinetuneJob, reporter: Reporter) -> FinetuneResult | None:
         return None
     _free_training_memory()
     reporter.progress(always=True, stage="writing model")
+    task.write_check(validation, job.check_out)
     ship(job, best.adapter)
     logged = history(state, task.names)
     return FinetuneResult(
         metrics={name: best.metrics[name] for name in task.names},
+        check_loss=best.check_loss,
         history=tuple(logged),
         best_epoch=best.epoch,
         steps=state.global_step,

@@ -113,6 +113,7 @@ def finetune(inputs: FinetuneInputs, context: RunContext) -> Finetuned:
             work=scratch / "checkpoints",
             resume_from=None,
             out=out,
+            check_out=scratch / "check" / "examples.parquet",
         )
         result = run_program(
             "tasks.finetune.program",
@@ -126,6 +127,7 @@ def finetune(inputs: FinetuneInputs, context: RunContext) -> Finetuned:
         )
         return Finetuned(
             artifact=store.put("model", out),
+            check=store.put("loss-check", job.check_out.parent),
             **dict(result),
             tokens_per_second=progress.tokens_per_second,
         )

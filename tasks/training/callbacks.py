@@ -99,12 +99,13 @@ class BestEpoch(TrainerCallback):
         self.names = names
         self.epoch, self.worse, self.ended = 0.0, 0, False
         self.metrics: dict[str, float] = {}
+        self.check_loss = 0.0
         self._first = ranks.rank() == 0
         before = resume / "best" if resume else None
         if before and (before / "best.json").is_file():
             facts = json.loads((before / "best.json").read_text())
-            self.epoch, self.worse, self.metrics = (
-                facts[name] for name in ("epoch", "worse", "metrics")
+            self.epoch, self.worse, self.metrics, self.check_loss = (
+                facts[name] for name in ("epoch", "worse", "metrics", "check_loss")
             )
         if self._first:
             shutil.rmtree(folder, ignore_errors=True)
@@ -132,6 +133,7 @@ class BestEpoch(TrainerCallback):
             raise diverged(f"validation loss {found['loss']} after step {state.global_step}")
         if self._better(found):
             self.metrics, self.epoch, self.worse = found, round(state.epoch, 4), 0
+            self.check_loss = metrics["eval_check_loss"]
             if self._first:
                 adapter_.save_adapter(model, self.adapter)
         else:
@@ -139,7 +141,12 @@ class BestEpoch(TrainerCallback):
             if self._patience and self.worse >= self._patience:
                 self.ended = control.should_training_stop = True
         if self._first:
-            facts = {"epoch": self.epoch, "worse": self.worse, "metrics": self.metrics}
+            facts = {
+                "epoch": self.epoch,
+                "worse": self.worse,
+                "metrics": self.metrics,
+                "check_loss": self.check_loss,
+            }
             (self._folder / "best.json").write_text(json.dumps(facts, sort_keys=True))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:

@@ -27,6 +27,7 @@ from tasks.training.classification_batches import (
     PadCollator,
     gather,
 )
+from tasks.training.loss_check import CHECK_EXAMPLES, write_classifications
 from tasks.training.validation_metrics import ClassificationMetrics
 
 
@@ -108,6 +109,10 @@ class Classification:
         """Merge the adapter into its base, in the dtype of the base's files."""
         return merge(model, weights.stored_dtype(self._job.base))
 
+    def write_check(self, validation: Examples, file: Path) -> None:
+        """Write the examples of the loss check."""
+        write_classifications(validation, file)
+
     def finish(self, model: Any, out: Path) -> None:
         """Write the files that ship with the weights."""
         classifier.save_tokenizer(self._tokenizer(), out, self._job.training.max_length)
@@ -178,7 +183,8 @@ class ClassifierTrainer(Trainer):
         data = self.eval_dataset if eval_dataset is None else eval_dataset
         # Prediction and label of each example, and the sum of losses.
         table = torch.zeros(2, len(data), dtype=torch.int64, device=self.args.device)
-        total = torch.zeros(1, dtype=torch.float64, device=self.args.device)
+        # Sums of losses: of all examples, and of those that the release is checked on.
+        total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         self.model.eval()
         for numbers in self._share(data):
             batch = self.data_collator([data[number] for number in numbers])
@@ -187,11 +193,18 @@ class ClassifierTrainer(Trainer):
             with self.compute_loss_context_manager():
                 logits = self.model(**batch).logits.float()
             table[:, numbers] = torch.stack([logits.argmax(dim=-1), labels])
-            total += F.cross_entropy(logits, labels, reduction="sum").double()
+            losses = F.cross_entropy(logits, labels, reduction="none").double()
+            checked = torch.tensor(numbers, device=losses.device) < CHECK_EXAMPLES
+            total += torch.stack([losses.sum(), losses[checked].sum()])
         table, total = (self.accelerator.reduce(part, "sum") for part in (table, total))
         predicted, truth = table.cpu().numpy()
         metrics = self.validation_metrics.compute(predictions=predicted, references=truth)
-        found = {"loss": total.item() / len(data), **metrics}
+        loss, check_loss = total.tolist()
+        found = {
+            "loss": loss / len(data),
+            **metrics,
+            "check_loss": check_loss / min(CHECK_EXAMPLES, len(data)),
+        }
         found = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(found)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)

@@ -26,6 +26,7 @@ from tasks.runtime import ranks
 from tasks.training.callbacks import diverged, training_arguments
 from tasks.training.forward import Forward
 from tasks.training.language_batches import Batch, Example, TokenExamples, gather_tokens, make_batch
+from tasks.training.loss_check import target_sums, write_sequences
 from tasks.training.micro_batches import Steps, fill, in_order
 
 CPU_TOKENS = 4096
@@ -126,6 +127,10 @@ class Language:
         self._set_generation_config(merged)
         return merged
 
+    def write_check(self, validation: TokenExamples, file: Path) -> None:
+        """Write the examples of the loss check."""
+        write_sequences(validation, file)
+
     def finish(self, model: Any, out: Path) -> None:
         """Write the files that ship with the weights."""
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -224,10 +229,11 @@ class LanguageTrainer(Trainer):
     ) -> dict[str, float]:
         """Metrics of the validation split; only sums are kept in memory."""
         data = self.eval_dataset if eval_dataset is None else eval_dataset
-        total = torch.zeros(4, dtype=torch.float64, device=self.args.device)
+        total = torch.zeros(6, dtype=torch.float64, device=self.args.device)
         for batch in self.batches(data):
             total += self._sums(batch)
-        metrics = self._metrics(self.accelerator.reduce(total, "sum").tolist())
+        *sums, check_nats, check_tokens = self.accelerator.reduce(total, "sum").tolist()
+        metrics = self._metrics(sums) | {"check_loss": check_nats / check_tokens}
         found = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(found)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
@@ -307,10 +313,12 @@ class LanguageTrainer(Trainer):
         return self.forward(model, batch).nats.sum()
 
     def _sums(self, batch: Batch) -> torch.Tensor:
-        """The four numbers that are summed over the validation split for `_metrics`."""
+        """The numbers that are summed over the validation split: four for `_metrics`, and two of
+        `target_sums`."""
         nats, right = self.forward(self.model, batch, predict=True)
         count = nats.new_tensor(len(nats), dtype=torch.float64)
-        return torch.stack([nats.double().sum(), right.double().sum(), count, count * 0])
+        sums = torch.stack([nats.double().sum(), right.double().sum(), count, count * 0])
+        return torch.cat([sums, target_sums(nats, batch.sequence_ids, batch.numbers, 1)])
 
     def _metrics(self, sums: list[float]) -> dict[str, float]:
         nats, right, count, _ = sums

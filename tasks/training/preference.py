@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from tasks.training.language import Language, LanguageTrainer
 from tasks.training.language_batches import Batch, Example, TokenExamples
+from tasks.training.loss_check import target_sums
 from tasks.training.losses import preference_loss
 
 
@@ -64,31 +65,35 @@ class PreferenceTrainer(LanguageTrainer):
         """
         table = torch.zeros(len(data), 2, device=self.args.device)
         for batch in self.batches(data):
-            table[batch.numbers] = self._log_likelihoods(self.model, batch)
+            nats = self.forward(self.model, batch).nats
+            table[batch.numbers] = self._log_likelihoods(nats, batch)
         return self.accelerator.reduce(table, "sum")
 
     def _denominator(self, examples: list[Example]) -> int:
         return len(examples)
 
     def batch_loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        return self._dpo_loss(model, batch, self.train_reference)[0].sum()
+        nats = self.forward(model, batch).nats
+        return self._dpo_loss(nats, batch, self.train_reference)[0].sum()
 
     def _sums(self, batch: Batch) -> torch.Tensor:
-        loss, margin = self._dpo_loss(self.model, batch, self.validation_reference)
-        sums = [loss.double().sum(), (margin > 0).double().sum(), margin.double().sum()]
-        return torch.stack([*sums, margin.new_tensor(len(margin), dtype=torch.float64)])
+        nats = self.forward(self.model, batch).nats
+        loss, margin = self._dpo_loss(nats, batch, self.validation_reference)
+        count = margin.new_tensor(len(margin), dtype=torch.float64)
+        sums = [loss.double().sum(), (margin > 0).double().sum(), margin.double().sum(), count]
+        checked = target_sums(nats, batch.sequence_ids, batch.numbers, 2)
+        return torch.cat([torch.stack(sums), checked])
 
     def _metrics(self, sums: list[float]) -> dict[str, float]:
         loss, right, margin, count = sums
         return {"loss": loss / count, "accuracy": right / count, "margin": margin / count}
 
     def _dpo_loss(
-        self, model: torch.nn.Module, batch: Batch, reference: torch.Tensor
+        self, nats: torch.Tensor, batch: Batch, reference: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        own, theirs = self._log_likelihoods(model, batch), reference[batch.numbers]
+        own, theirs = self._log_likelihoods(nats, batch), reference[batch.numbers]
         return preference_loss(*own.unbind(1), *theirs.unbind(1), self.beta)
 
-    def _log_likelihoods(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        nats = self.forward(model, batch).nats
+    def _log_likelihoods(self, nats: torch.Tensor, batch: Batch) -> torch.Tensor:
         sums = nats.new_zeros(2 * len(batch.numbers)).index_add(0, batch.sequence_ids, -nats)
         return sums.view(-1, 2)

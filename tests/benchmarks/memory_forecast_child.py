@@ -171,6 +171,7 @@ def make_job(spec: dict[str, Any], device: str, data: dict[str, Any]) -> Finetun
         work=work / "work",
         resume_from=None,
         out=work / "out",
+        check_out=work / "check" / "examples.parquet",
     )
 
 

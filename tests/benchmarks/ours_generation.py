@@ -58,6 +58,7 @@ def make_job(spec: dict[str, Any]) -> ScoreLanguageJob:
         beta=0.1,
         batch_size=spec["batch_size"],
         measure_latency=False,
+        check=None,
         out=Path(spec["scratch"]) / "scores.parquet",
         device="cpu",
     )

@@ -96,6 +96,7 @@ def make_job(spec: dict[str, Any]) -> FinetuneJob:
         work=folder / "work",
         resume_from=None,
         out=folder / "model",
+        check_out=folder / "check" / "examples.parquet",
     )
 
 

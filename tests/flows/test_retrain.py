@@ -94,7 +94,12 @@ class TestFirstRun:
 
 class TestNothingChanged:
     def test_ends_up_to_date_with_everything_cached_and_nothing_published(self, place):
-        before = {path: path.stat().st_mtime_ns for path in (place.folder / "releases").rglob("*")}
+        def files():
+            # The check of access passes through the staging folder, which no consumer lists.
+            found = (place.folder / "releases").rglob("*")
+            return {path: path.stat().st_mtime_ns for path in found if path.name != ".staging"}
+
+        before = files()
         state = place.run()
         assert state.name == "Up to date"
         assert task_states(state) == {
@@ -104,8 +109,7 @@ class TestNothingChanged:
             "finetune": "Cached",
         }
         assert len(place.log()) == 2
-        after = {path: path.stat().st_mtime_ns for path in (place.folder / "releases").rglob("*")}
-        assert after == before
+        assert files() == before
 
     def test_the_report_carries_the_stored_verdict(self, place):
         report = report_of(place.run())

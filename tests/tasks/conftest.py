@@ -127,6 +127,7 @@ def train_job(tiny_base, shards, news, tmp_path):
             "work": place / "work",
             "resume_from": None,
             "out": place / "out",
+            "check_out": place / "check" / "examples.parquet",
         }
         return FinetuneJob(**fields | changes)
 
@@ -234,6 +235,7 @@ def lm_job(tiny_lm, lm_data, tmp_path):
             "work": place / "work",
             "resume_from": None,
             "out": place / "out",
+            "check_out": place / "check" / "examples.parquet",
         }
         return FinetuneJob(**fields | changes)
 

@@ -41,6 +41,7 @@ FINETUNE = jobs.FinetuneJob(
     work=Path("work"),
     resume_from=None,
     out=Path("out"),
+    check_out=Path("check"),
 )
 
 
@@ -78,6 +79,7 @@ class TestAResult:
     def test_keeps_numbers_that_are_not_finite(self):
         result = jobs.FinetuneResult(
             metrics={"loss": math.nan, "perplexity": math.inf},
+            check_loss=math.nan,
             history=({"loss": 0.1 + 0.2},),
             best_epoch=1.0,
             steps=3,

@@ -54,6 +54,7 @@ def scored(tmp_path):
             "examples": examples,
             "batch_size": 7,
             "measure_latency": False,
+            "check": None,
             "out": tmp_path / "scores.parquet",
         }
         result = classification_program.main(ScoreClassificationJob(**fields | changes), Notes())

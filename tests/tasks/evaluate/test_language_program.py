@@ -111,6 +111,7 @@ def scored(tmp_path, tiny_lm, write_examples):
             "beta": 0.1,
             "batch_size": 4,
             "measure_latency": False,
+            "check": None,
             "out": tmp_path / "scores.parquet",
         }
         result = language_program.main(ScoreLanguageJob(**fields | changes), Notes())

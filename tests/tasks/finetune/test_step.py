@@ -14,6 +14,7 @@ from tests.tasks.samples import run_context
 CPU = Plan(device="cpu", precision="fp32")
 RESULT = FinetuneResult(
     metrics={"loss": 0.5},
+    check_loss=0.25,
     history=({"loss": 0.5},),
     best_epoch=1.0,
     steps=3,
@@ -95,6 +96,8 @@ class TestFinetune:
             options["on_progress"]({"tokens_per_second": 250.0})
             job.out.mkdir()
             (job.out / "model.safetensors").write_bytes(b"weights")
+            job.check_out.parent.mkdir()
+            job.check_out.write_bytes(b"examples")
             return RESULT
 
         monkeypatch.setattr(finetune_step, "run_program", run_program)
@@ -104,6 +107,8 @@ class TestFinetune:
         assert trained.tokens_per_second == 250.0
         stored = open_store(context.store).open(trained.artifact)
         assert [file.name for file in stored.iterdir()] == ["model.safetensors"]
+        examples = open_store(context.store).file(trained.check, "examples.parquet")
+        assert (examples.read_bytes(), trained.check_loss) == (b"examples", 0.25)
         [(module, job, options)] = calls
         assert module == "tasks.finetune.program"
         assert (job.labels, job.head_modules) == (given.labels, given.head_modules)

@@ -71,7 +71,7 @@ COVERED = {
         kernels: packed_attention
         models: adapter causal classifier distributed liger load_errors merge weights
         training: allocator callbacks classification classification_batches classification_metrics
-            forward history language language_batches losses micro_batches preference
+            forward history language language_batches loss_check losses micro_batches preference
             validation_metrics
     """,
     "gguf-export": """
@@ -82,7 +82,7 @@ COVERED = {
             tokenizer
         contracts: task_tables
         evaluate: answer_metrics classification_program generation language_inputs language_metrics
-            language_program metrics released_model score_table step
+            language_program metrics release_check released_model score_table step
         kernels: packed_attention
         load: dataset json_values splits
         models: adapter causal classifier load_errors weights

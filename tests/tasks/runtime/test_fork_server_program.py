@@ -105,6 +105,7 @@ def language_job(tmp_path, tiny_lm):
                     beta=0.1,
                     batch_size=8,
                     measure_latency=False,
+                    check=None,
                     out=out / "out" / "scores.parquet",
                 ),
                 jobs.ScoreResult,

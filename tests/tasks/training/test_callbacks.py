@@ -24,6 +24,7 @@ class TestBestEpoch:
                 control = TrainerControl()
                 found = dict.fromkeys(("eval_precision", "eval_recall", "eval_f1"), 0.5)
                 found |= {"eval_accuracy": 0.5, "eval_loss": 1.0, f"eval_{metric}": value}
+                found["eval_check_loss"] = 1.0
                 state = SimpleNamespace(epoch=float(epoch), global_step=epoch)
                 best.on_evaluate(None, state, control, found, f"weights of {epoch}")
                 if control.should_training_stop:

@@ -118,7 +118,7 @@ class TestResult:
     def test_has_the_fields_of_the_contract(self, lm_job):
         notes = Notes()
         result = finetune_program.main(lm_job(), notes)
-        own = {"schema_version", "artifact", "key", "provenance", "tokens_per_second"}
+        own = {"schema_version", "artifact", "key", "provenance", "tokens_per_second", "check"}
         assert set(type(result).model_fields) == set(Finetuned.model_fields) - own
         assert set(result.metrics) == {"loss", "perplexity", "accuracy"}
         assert result.metrics["perplexity"] == pytest.approx(math.exp(result.metrics["loss"]))

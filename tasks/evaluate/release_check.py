@@ -1,0 +1,107 @@
+"""Check a candidate before it is released: it is the model that was trained, and it works for a
+consumer.
+
+A consumer calls transformers' `pipeline` with the files that ship, as the model card says, also
+with texts that are far too long, and a language model with its own generation configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tasks.contracts.errors import BadModel
+from tasks.evaluate import released_model
+from tasks.models.load_errors import one_line
+
+MAX_DIFFERENCE, MAX_RELATIVE_DIFFERENCE = 0.02, 0.02
+"""How far the losses of training and of the files that ship may be apart, in nats and relative to
+the loss. Both round differently: training computes with a quantized base or in bf16, and what ships
+was merged and stored in the dtype of the base's files."""
+_LONGEST_TRIAL = 20_000
+
+
+def check_loss(shipped: float, trained: float, examples: int) -> None:
+    """Compare the loss of the files that ship with that of the best epoch in training.
+
+    Args:
+        shipped, trained: Nats per target token, or per example of a classifier.
+        examples: How many validation examples they were computed on.
+
+    Raises:
+        BadModel: They differ by more than rounding does.
+    """
+    allowed = max(MAX_DIFFERENCE, MAX_RELATIVE_DIFFERENCE * abs(trained))
+    if np.isfinite(shipped) and abs(shipped - trained) <= allowed:
+        return
+    raise BadModel(
+        "the model that ships",
+        f"a loss of {shipped:.4f} on {examples} validation examples",
+        f"{trained:.4f}, as at the best epoch of its training, give or take {allowed:.4f}",
+        "try another model.ship or quantization: none, and report this base model: its files do "
+        "not hold what was trained",
+    )
+
+
+def try_classifier(model: Any, folder: Path, device: str) -> None:
+    """Classify a short text and one that is far too long, as a consumer does.
+
+    Raises:
+        BadModel: A call fails.
+    """
+    labels = set(model.config.id2label.values())
+
+    def call(pipeline: Any, tokenizer: Any) -> None:
+        for text in ("A text.", _long_text(tokenizer)):
+            found = pipeline(text, truncation=True)[0]
+            if found["label"] not in labels or not np.isfinite(found["score"]):
+                raise ValueError(f"{found}, not one of its labels")
+
+    _try("text-classification", model, folder, device, call)
+
+
+def try_language_model(model: Any, folder: Path, device: str, chat: bool) -> None:
+    """Generate a token after a short text and one that is far too long, as a consumer does.
+
+    Args:
+        model: The language model, with the generation configuration that ships.
+        folder: The files that ship.
+        device: The model's device.
+        chat: Whether it is given conversations.
+
+    Raises:
+        BadModel: A call fails.
+    """
+
+    def call(pipeline: Any, tokenizer: Any) -> None:
+        pipeline(
+            [{"role": "user", "content": "A question?"}] if chat else "A text", max_new_tokens=1
+        )
+        # A text has more tokens than the model takes; conversations are cut by whoever has them.
+        ids = tokenizer(_long_text(tokenizer), truncation=True, return_tensors="pt").to(device)
+        model.generate(**ids, max_new_tokens=1)
+
+    _try("text-generation", model, folder, device, call)
+
+
+def _try(
+    task: str, model: Any, folder: Path, device: str, call: Callable[[Any, Any], None]
+) -> None:
+    from transformers import AutoTokenizer, pipeline
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        call(pipeline(task, model=model, tokenizer=tokenizer, device=device), tokenizer)
+    except Exception as error:
+        raise released_model.wrong_answer(
+            f"pipeline({task!r}), which raises {type(error).__name__}: {one_line(error)}",
+            "a model that a consumer can use with its own files",
+        ) from error
+
+
+def _long_text(tokenizer: Any) -> str:
+    """A text that is longer than the tokenizer's limit."""
+    return "A text. " * min(int(tokenizer.model_max_length), _LONGEST_TRIAL)
