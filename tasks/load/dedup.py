@@ -16,6 +16,7 @@ import numpy as np
 
 from tasks.load.shards import INDEX
 from tasks.load.splits import TEST, TRAIN
+from tasks.storage.folders import write_errors
 
 ROWS_AT_ONCE = 200_000
 """Approximate number of rows in one range of hashes."""
@@ -94,10 +95,12 @@ def deduplicate(
     result = Deduplicated(np.zeros(int(starts[-1]), np.uint8), starts)
     test = hashlib.sha256()
     raw_seen = seen.with_suffix(".raw")
-    with open(raw_seen, "wb") as out:
-        for rows, row_numbers in _ranges(indexes, starts, rows_at_once):
-            _deduplicate_range(rows, row_numbers, result, count_labels, conflicts, test, out)
-    _write_array(raw_seen, seen)
+    # Two hashes of 8 bytes per row, in both files for a moment.
+    with write_errors(seen, 2 * 16 * int(starts[-1])):
+        with open(raw_seen, "wb") as out:
+            for rows, row_numbers in _ranges(indexes, starts, rows_at_once):
+                _deduplicate_range(rows, row_numbers, result, count_labels, conflicts, test, out)
+        _write_array(raw_seen, seen)
     result.test_digest = test.hexdigest()
     return result
 
@@ -217,6 +220,13 @@ def find_near_duplicates(
         at_once: Approximate number of band entries compared at a time.
     """
     columns = np.load(bands[0], mmap_mode="r").shape[1] if bands else 0
+    with write_errors(scratch, 16 * columns * int(result.starts[-1])):
+        _count_near_duplicates(bands, columns, result, scratch, at_once)
+
+
+def _count_near_duplicates(
+    bands: list[Path], columns: int, result: Deduplicated, scratch: Path, at_once: int
+) -> None:
     count = max(1, min(_MAX_FILES, -(-int(result.starts[-1]) * columns // at_once)))
     files = [open(scratch / f"bands-{number}", "w+b") for number in range(count)]  # noqa: SIM115
     try:

@@ -38,6 +38,8 @@ def _memory_sentence(forecast: Forecast) -> str:
         sentence += f" Merging the adapter afterwards takes {merge} of the machine's own memory."
     if not forecast.memory:
         return f"{sentence} The device's memory is unknown."
+    if forecast.device != "cuda":
+        sentence += " The libraries that the process loads come on top."
     where = "card" if forecast.device == "cuda" else "machine"
     sentence += (
         f" The {where} has {size_words(forecast.memory)}, with a reserve of "

@@ -78,7 +78,8 @@ def progress_sentence(line: dict[str, Any]) -> str:
         "eval_accuracy": "accuracy {:.4f}",
         "eval_f1": "F1 {:.4f}",
         "tokens_per_second": "{:.0f} tokens/s",
-        "memory_mb": "{:.0f} MB",
+        "gpu_memory_mb": "at most {:.0f} MB of GPU memory",
+        "process_memory_mb": "at most {:.0f} MB in the process, libraries included",
     }
     parts = [text.format(line[name]) for name, text in names.items() if line.get(name) is not None]
     if not parts:

@@ -217,7 +217,7 @@ class CheckpointCallback(TrainerCallback):
             tokens_per_second=round(
                 (state.num_input_tokens_seen - self._tokens_before) / seconds, 1
             ),
-            memory_mb=peak_memory_mb(),
+            **peak_memory(),
         )
 
     def on_epoch_end(
@@ -248,7 +248,7 @@ class CheckpointCallback(TrainerCallback):
             steps=state.max_steps,
             epoch=round(state.epoch, 3),
             best_epoch=self._best.epoch,
-            memory_mb=peak_memory_mb(),
+            **peak_memory(),
             **found,
         )
 
@@ -271,11 +271,13 @@ def checkpoint(folder: Path | None) -> Path | None:
     return folder if folder and (folder / _COMPLETE).is_file() else None
 
 
-def peak_memory_mb() -> float:
-    """Peak memory in MiB so far: of the GPU if there is one, else of this process."""
+def peak_memory() -> dict[str, float]:
+    """Peak memory so far, in MB as the forecast counts them: `gpu_memory_mb`, of the tensors on the
+    GPU, or `process_memory_mb`, of this process with the libraries that it has loaded."""
     if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+        return {"gpu_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6, 1)}
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"process_memory_mb": round(peak_kib * 1024 / 1e6, 1)}
 
 
 def diverged(found: str) -> TrainingDiverged:

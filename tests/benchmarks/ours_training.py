@@ -122,7 +122,7 @@ class Watch:
         """Take one line."""
         now = time.perf_counter()
         self.lines.append(line)
-        self.peak_mb = max(self.peak_mb, line.get("memory_mb", 0.0))
+        self.peak_mb = max(self.peak_mb, line.get("process_memory_mb", 0.0) * 1e6 / 2**20)
         if line.get("stage") != "training":
             return
         used = program_seconds()

@@ -167,7 +167,9 @@ class TestResult:
         notes = Notes()
         finetune_program.main(train_job(training={"epochs": 1}), notes)
         steps = [line for line in notes.lines if "tokens_per_second" in line]
-        assert {"step", "steps", "epoch", "loss", "learning_rate", "memory_mb"} <= set(steps[0])
+        assert {"step", "steps", "epoch", "loss", "learning_rate", "process_memory_mb"} <= set(
+            steps[0]
+        )
         assert 0 < steps[0]["tokens_per_second"] < 1e7
         assert any("eval_accuracy" in line for line in notes.lines)
 

@@ -14,6 +14,11 @@ class TestProgressSentence:
         line = {"step": 3, "steps": 9, "loss": 0.5, "tokens_per_second": 1234.5}
         assert progress_sentence(line) == "step 3 of 9: loss 0.5000, 1234 tokens/s"
 
+    def test_says_what_memory_is_counted(self):
+        assert progress_sentence({"step": 1, "process_memory_mb": 1545.0}) == (
+            "step 1 of ?: at most 1545 MB in the process, libraries included"
+        )
+
 
 class TestTrainingProgress:
     def test_does_not_wait_for_an_api_that_is_away(self, monkeypatch):

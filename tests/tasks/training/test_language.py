@@ -125,7 +125,9 @@ class TestResult:
         assert result.warnings == ()
         json.dumps(result.model_dump(mode="json"), allow_nan=False)
         steps = [line for line in notes.lines if "tokens_per_second" in line]
-        assert {"step", "steps", "epoch", "loss", "learning_rate", "memory_mb"} <= set(steps[0])
+        assert {"step", "steps", "epoch", "loss", "learning_rate", "process_memory_mb"} <= set(
+            steps[0]
+        )
         assert 0 < steps[0]["tokens_per_second"] < 1e7
         assert any("eval_perplexity" in line for line in notes.lines)
 
