@@ -242,6 +242,10 @@ def _chain(problem: BaseException | None) -> Iterator[BaseException]:
         problem = problem.__cause__
 
 
+# What torch says of code that mixes fp32 with the bf16 of autocast.
+_NOT_IN_BF16 = ("cannot be converted to type c10::BFloat16", "mixed dtype (CPU)")
+
+
 def _typed(error: BaseException) -> BurnishError | None:
     if isinstance(error, BurnishError):
         return error
@@ -263,6 +267,13 @@ def _typed(error: BaseException) -> BurnishError | None:
             text.splitlines()[0] if text else "no free memory",
             "enough memory for the model and its batches",
             "give the worker more memory, or lower the batch size or training.max_length",
+        )
+    if any(sign in text for sign in _NOT_IN_BF16):
+        return BadRecipe(
+            "training.precision",
+            f"bf16, in which this architecture cannot compute ({text.splitlines()[0]})",
+            "a precision that it computes in",
+            "set training.precision to fp32",
         )
     # Errors of Rust and C++ libraries have the errno in their text only.
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from tasks.contracts.errors import BadRecipe
 from tasks.contracts.jobs import PinnedBase
 from tasks.contracts.recipe_training import LoraRecipe
+from tasks.models.load_errors import one_line
 from tasks.models.weights import disable_base_dropout
 
 
@@ -55,7 +56,7 @@ def attach_lora(
         exclude: More modules that get no adapter.
 
     Raises:
-        BadRecipe: A target or module to save does not exist.
+        BadRecipe: A target or module to save does not exist, or peft does not support a setting.
     """
     # peft takes seconds to import, and programs that only inspect or score do not need it.
     from peft import LoraConfig, get_peft_model
@@ -74,7 +75,16 @@ def attach_lora(
     disable_base_dropout(model)
     # Seeded separately: random numbers drawn for the head must not change the adapter.
     torch.manual_seed(seed)
-    wrapped = get_peft_model(model, config)
+    try:
+        wrapped = get_peft_model(model, config)
+    except ValueError as error:
+        # Such as dropout on the experts of a mixture.
+        raise BadRecipe(
+            "lora.dropout" if "dropout" in str(error) else "lora",
+            f"what peft does not support for this architecture: {one_line(error)}",
+            "settings that it supports",
+            "set lora.dropout to 0" if "dropout" in str(error) else "change them as it says",
+        ) from error
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -11,6 +11,7 @@ import torch
 from tasks.contracts import errors
 from tasks.contracts.errors import (
     BadData,
+    BadRecipe,
     BurnishError,
     CodeFailed,
     DamagedArtifact,
@@ -69,6 +70,10 @@ class TestDescribe:
             (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), None),
             (RuntimeError("CUDA error: out of memory"), None),
             (MemoryError(), OutOfHostMemory),
+            (
+                RuntimeError("value cannot be converted to type c10::BFloat16 without overflow"),
+                BadRecipe,
+            ),
             (RuntimeError("DefaultCPUAllocator: can't allocate memory"), OutOfHostMemory),
             (OSError(errno.ENOSPC, "No space left on device", "/scratch/x"), StorageFailed),
             (RuntimeError("I/O error: No space left on device (os error 28)"), StorageFailed),

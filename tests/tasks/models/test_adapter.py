@@ -17,3 +17,11 @@ class TestTargets:
         adapted = {n.rpartition(".lora_A")[0] for n, _ in model.named_parameters() if "lora_A" in n}
         assert len(adapted) == 2 * 6 + 1
         assert not any("classifier" in name for name in adapted)
+
+    def test_that_peft_does_not_support_are_refused_by_its_reason(self, train_job, monkeypatch):
+        def refuse(*_):
+            raise ValueError("lora.ParamWrapper does not work with lora_dropout != 0.")
+
+        monkeypatch.setattr("peft.get_peft_model", refuse)
+        with pytest.raises(BadRecipe, match=r"^lora\.dropout.*Fix: set lora\.dropout to 0"):
+            finetune_program.make_task(train_job()).model()
