@@ -23,6 +23,16 @@ class PublishRecipe(Contract):
     private: bool = Field(
         True, title="Private", description="Whether a Hub repository that is created is private."
     )
+    license: str = Field(
+        "",
+        title="License",
+        description="For the model card, such as apache-2.0. Empty: as the base model's card says.",
+    )
+    languages: tuple[str, ...] = Field(
+        (),
+        title="Languages",
+        description="Of the texts, for the model card: codes such as en or de.",
+    )
 
 
 class AnnounceRecipe(Contract):

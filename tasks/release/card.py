@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -29,23 +30,31 @@ PURPOSES = {
 TOO_LONG = {"truncate": "truncated", "drop": "left out", "split": "split"}
 
 
-def model_card(inputs: ReleaseInputs) -> str:
+def model_card(inputs: ReleaseInputs, base_license: str) -> str:
     """A model card in the Hub's format (https://huggingface.co/docs/hub/model-cards).
 
     It does not say when or where it was written: the same release has the same card.
+
+    Args:
+        inputs: What the release is made of.
+        base_license: As the base model's card states it; empty if unknown.
     """
-    front = yaml.safe_dump(_front_matter(inputs), sort_keys=False)
+    front = yaml.safe_dump(_front_matter(inputs, base_license), sort_keys=False)
     return f"---\n{front}---\n\n{_body(inputs)}"
 
 
-def _front_matter(inputs: ReleaseInputs) -> dict:
-    front = {
+def _front_matter(inputs: ReleaseInputs, base_license: str) -> dict:
+    front: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": PIPELINES[inputs.task],
         "tags": ["burnish", "lora" if inputs.quantization == "none" else "qlora"],
     }
     if base := hub_model(inputs.base.uri):
         front["base_model"] = base[0]
+    if known := inputs.publish.license or base_license:
+        front["license"] = known
+    if inputs.publish.languages:
+        front["language"] = list(inputs.publish.languages)
     metrics = inputs.candidate.scored.metrics
     front["model-index"] = [
         {

@@ -17,6 +17,7 @@ from tasks.contracts.release import VERSION_DIGITS, Release
 from tasks.contracts.results import Loaded, StepResult
 from tasks.release.card import model_card
 from tasks.release.inputs import ReleaseInputs
+from tasks.storage.sources import stated_license
 from tasks.storage.store import Store, manifest_digest
 
 OPTIONS = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS
@@ -33,7 +34,9 @@ def make_release(inputs: ReleaseInputs, store: Store) -> Release:
         (folder / "card").mkdir(parents=True)
         described = provenance(inputs, store)
         (folder / "provenance.json").write_bytes(orjson.dumps(described, option=OPTIONS))
-        (folder / "card" / "README.md").write_text(model_card(inputs))
+        (folder / "card" / "README.md").write_text(
+            model_card(inputs, stated_license(candidate.model))
+        )
         shutil.copy(store.file(candidate.loaded.artifact, "seen.npy"), folder)
         artifact = store.put("provenance", folder)
     return Release(

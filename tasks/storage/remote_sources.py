@@ -291,6 +291,21 @@ def fetch_hub(file: SourceFile) -> Path:
         )
 
 
+def hub_license(file: SourceFile) -> str:
+    """Return the license that a repository's card states; empty if it states none.
+
+    Args:
+        file: A file of the repository, from `list_hub`.
+
+    Raises:
+        NotFound, NoAccess, HubFailed: The repository cannot be read.
+    """
+    _, name, commit, _ = _parse_location(file.location)
+    with hub_errors(file.location):
+        card = hub_api().model_info(name, revision=commit).card_data
+    return str((card and card.get("license")) or "")
+
+
 def pin_hub(uri: str, kind: Kind, file: SourceFile) -> str:
     """Return a Hub URI with its revision replaced by the commit of a listed file."""
     repo = _parse_hub(uri, kind, uri)

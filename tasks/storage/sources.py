@@ -7,6 +7,7 @@ current content before a cache key uses it, and a file that changed since is ref
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from tasks.storage.remote_sources import (
     Kind,
     fetch_hub,
     fetch_s3,
+    hub_license,
     list_hub,
     list_s3,
     pin_hub,
@@ -133,6 +135,25 @@ def fetch_folder(source: Source, scratch: Path) -> Path:
             f"model.uri {source.uri}", f"files in {len(roots)} folders", "one folder", "select one"
         )
     return roots.pop()
+
+
+def stated_license(model: Source) -> str:
+    """Return the license that a model's own card states; empty if it has no card that can be read.
+
+    Args:
+        model: A resolved model.
+    """
+    # A license is not worth a failed release.
+    with contextlib.suppress(Exception):
+        first = model.files[0]
+        if first.location.startswith("hf://"):
+            return hub_license(first)
+        if not first.location.startswith("s3://"):
+            from huggingface_hub import ModelCard
+
+            folder = Path(first.location).parents[first.path.count("/")]
+            return str(ModelCard.load(folder / "README.md").data.get("license") or "")
+    return ""
 
 
 def _list(uri: str, kind: Kind) -> list[SourceFile]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 
 import pytest
+from huggingface_hub import HfApi
 
 from tasks.contracts.errors import BadModel, BadRecipe, NotFound
-from tasks.storage.sources import fetch_folder, resolve
+from tasks.storage.sources import fetch_folder, resolve, stated_license
 from tests.tasks.samples import DATA_FILES, MODEL_FILES, source_paths, write_files
 
 
@@ -154,3 +155,30 @@ class TestModels:
         for number in (1, 2):
             (tmp_path / f"m-0000{number}-of-00002.gguf").write_text("")
         assert len(resolve(str(tmp_path), "model").files) == 2
+
+
+class TestStatedLicense:
+    CARD = b"---\nlicense: apache-2.0\n---\n# A model\n"
+
+    def test_of_a_folder_is_in_its_card(self, tmp_path):
+        write_files(tmp_path / "base", {**MODEL_FILES, "README.md": self.CARD})
+        assert stated_license(resolve(str(tmp_path / "base"), "model")) == "apache-2.0"
+
+    def test_without_a_card_is_unknown(self, tmp_path):
+        write_files(tmp_path / "base", MODEL_FILES)
+        assert stated_license(resolve(str(tmp_path / "base"), "model")) == ""
+
+    @pytest.mark.parametrize("card", [b"", b"no metadata", b"---\nlicense: [\n---\n"])
+    def test_of_a_card_that_cannot_be_read_is_unknown(self, tmp_path, card):
+        write_files(tmp_path / "base", {**MODEL_FILES, "README.md": card})
+        assert stated_license(resolve(str(tmp_path / "base"), "model")) == ""
+
+    def test_of_a_repository_is_in_its_card(self, hub_env, tmp_path):
+        write_files(tmp_path / "base", {**MODEL_FILES, "README.md": self.CARD})
+        api = HfApi(endpoint=hub_env.endpoint)
+        api.create_repo("ci/base")
+        api.upload_folder(repo_id="ci/base", folder_path=tmp_path / "base")
+        model = resolve("hf://ci/base", "model")
+        assert stated_license(model) == "apache-2.0"
+        hub_env.stop()
+        assert stated_license(model) == ""
