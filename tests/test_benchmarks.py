@@ -10,7 +10,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.benchmarks import generation, gpu_language, language_figures, language_training, measure
+from tests.benchmarks import (
+    architectures,
+    generation,
+    gpu_language,
+    language_figures,
+    language_training,
+    measure,
+)
 from tests.benchmarks.language_data import PAD, SHAPES, draw_examples, draw_lengths
 from tests.benchmarks.language_figures import OURS, Contender
 from tests.benchmarks.language_training import PEERS
@@ -147,3 +154,34 @@ class TestRuns:
         assert report["failed"] == {}
         assert all(one["share_of_ceiling"] > 0 for one in report["contenders"].values())
         assert "| Trainer |" in "\n".join(gpu_language.page(report))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("architectures")
+    architectures.prepare(folder)
+    return folder
+
+
+@pytest.mark.slow
+class TestArchitectures:
+    """A few of those that results/architectures.md lists: with attention of their own or none, left
+    padding, global tokens, experts."""
+
+    @pytest.mark.parametrize(
+        ("task", "model_type"),
+        [
+            ("text-classification", "deberta-v2"),
+            ("text-classification", "longformer"),
+            ("text-classification", "mpnet"),
+            ("text-classification", "xlnet"),
+            ("completion", "falcon"),
+            ("completion", "gemma2"),
+            ("completion", "glm4_moe"),
+            ("completion", "gptj"),
+            ("completion", "mamba"),
+            ("completion", "phimoe"),
+        ],
+    )
+    def test_go_through_a_run(self, prepared, prefect_env, task, model_type):
+        assert architectures.try_architecture(task, model_type, prepared) == ("works", "")

@@ -56,7 +56,7 @@ def main(job: InspectJob, reporter: Reporter) -> InspectResult:
         tokenizer = _language_tokenizer(folder, job.task, job.chat_template, warnings)
         warnings += _special_token_conflicts(folder, config, tokenizer)
     labels = list(job.labels) if classification else None
-    model_facts, takes_token_types = _describe_model(folder, labels, len(tokenizer))
+    model_facts, takes_token_types = _describe_model(folder, labels, len(tokenizer), warnings)
     if not takes_token_types:
         _drop_token_types(tokenizer)
     save_tokenizer(tokenizer, job.tokenizer_out)
@@ -318,7 +318,7 @@ def _drop_token_types(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _describe_model(
-    folder: Path, labels: list[str] | None, vocabulary: int
+    folder: Path, labels: list[str] | None, vocabulary: int, warnings: list[str]
 ) -> tuple[dict[str, Any], bool]:
     """Describe the model's modules and sizes without loading its weights.
 
@@ -326,11 +326,12 @@ def _describe_model(
         folder: The base model.
         labels: Labels of a classifier; None for a language model.
         vocabulary: Number of the tokenizer's token ids.
+        warnings: Receives what the adapter leaves out.
 
     Returns:
         Fields of `InspectResult`, and whether the model takes token types.
     """
-    from tasks.models.adapter import linear_modules
+    from tasks.models.adapter import linear_modules, unadaptable_modules
     from tasks.models.causal import head_name, load_causal
     from tasks.models.classifier import load_classifier
 
@@ -340,6 +341,12 @@ def _describe_model(
     else:
         model, heads = load_classifier(folder, labels, seed=0, device="meta")
         linear = linear_modules(model, heads)
+    if left_out := unadaptable_modules(model):
+        last_names = sorted({name.rpartition(".")[2] for name in left_out})
+        warnings.append(
+            f"{len(left_out)} linear layers get no adapter ({', '.join(last_names)}): peft has "
+            "none for layers of these names in this architecture"
+        )
     rows = model.get_input_embeddings().weight.shape[0]
     if vocabulary > rows:
         raise BadModel(

@@ -63,7 +63,9 @@ def token_limit(max_length: int | None, tokenizer: Any, config: Any) -> int:
 
 def positions_of(config: Any) -> int:
     """Maximum number of positions of a model; a billion if it has no limit."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None) or 10**9
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    # XLNet says -1.
+    return positions if positions and positions > 0 else 10**9
 
 
 def size_of(folder: Path) -> int:

@@ -20,6 +20,14 @@ from tasks.contracts.recipe_training import LoraRecipe
 from tasks.models.load_errors import one_line
 from tasks.models.weights import disable_base_dropout
 
+# What peft takes for the experts of transformers 4, which were linear layers: in transformers 5
+# they are one parameter, and layers of these names are something else, such as a shared expert
+# (peft.utils.transformers_weight_conversion).
+_NAMES_OF_EXPERTS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+# What peft refuses in models with Mamba layers (peft.tuners.tuners_utils).
+_MAMBA_TYPES = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
+_MAMBA_NAMES = frozenset({"out_proj", "conv1d"})
+
 
 def linear_modules(model: torch.nn.Module, heads: Iterable[str]) -> list[str]:
     """Full names of the linear layers that an adapter can target, in the model's order.
@@ -29,12 +37,35 @@ def linear_modules(model: torch.nn.Module, heads: Iterable[str]) -> list[str]:
         heads: Modules whose layers are left out.
     """
     inside = tuple(f"{head}." for head in heads)
+    left_out = set(unadaptable_modules(model))
     return [
         name
         for name, module in model.named_modules()
-        # GPT-2 and similar models implement linear layers as Conv1D.
-        if isinstance(module, torch.nn.Linear | Conv1D) and not f"{name}.".startswith(inside)
+        if _is_linear(module) and not f"{name}.".startswith(inside) and name not in left_out
     ]
+
+
+def unadaptable_modules(model: torch.nn.Module) -> list[str]:
+    """Full names of the linear layers for which peft has no adapter in this architecture."""
+    names = _unadaptable_names(model)
+    return [
+        name
+        for name, module in model.named_modules()
+        if _is_linear(module) and name.rpartition(".")[2] in names
+    ]
+
+
+def _unadaptable_names(model: torch.nn.Module) -> frozenset[str]:
+    if any(part.dim() == 3 and "experts" in name for name, part in model.named_parameters()):
+        return _NAMES_OF_EXPERTS
+    mamba = getattr(model.config, "model_type", "") in _MAMBA_TYPES
+    return _MAMBA_NAMES if mamba else frozenset()
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    # GPT-2 and similar models implement linear layers as Conv1D.
+    # A router of experts may be a linear layer that returns more than its output.
+    return isinstance(module, torch.nn.Linear | Conv1D) and "Router" not in type(module).__name__
 
 
 def attach_lora(

@@ -33,6 +33,10 @@ _AFTER_HEAD_FIELDS = (
 )
 
 
+# What an architecture may raise of arguments or an attention that it does not support.
+_UNSUPPORTED = (packed_attention.UnsupportedAttention, AttributeError, TypeError, ValueError)
+
+
 def load_causal(
     folder: Path,
     *,
@@ -68,18 +72,22 @@ def load_causal(
         options["device_map"] = {"": weights.local_device(device)}
     with base_load_errors("AutoModelForCausalLM"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        options["attn_implementation"] = weights.supported_attention(
-            attention, config, MODEL_FOR_CAUSAL_LM_MAPPING
-        )
         if quantization == "nf4":
             options["quantization_config"] = weights.nf4_config(dtype, [_head_name(config)])
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            output_loading_info=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            **options,
-        )
+
+        def load(attention: str) -> tuple[PreTrainedModel, dict[str, Any]]:
+            return AutoModelForCausalLM.from_pretrained(
+                folder,
+                output_loading_info=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                attn_implementation=weights.supported_attention(
+                    attention, config, MODEL_FOR_CAUSAL_LM_MAPPING
+                ),
+                **options,
+            )
+
+        model, report = weights.with_attention(load, attention)
     lost = {*report["missing_keys"], *report["mismatched_keys"]}
     if lost:
         raise BadModel(
@@ -192,7 +200,7 @@ def supports_packing(model: PreTrainedModel, device: str) -> bool:
         with torch.no_grad(), headless(model):
             alone = [model(input_ids=text, use_cache=False).logits for text in texts]
             together = model(**packed, use_cache=False).logits
-    except (packed_attention.UnsupportedAttention, TypeError):
+    except _UNSUPPORTED:
         return False
     return nearly_equal(together, torch.cat(alone, 1))
 
@@ -208,7 +216,7 @@ def supports_plain_attention(model: PreTrainedModel, device: str) -> bool:
     try:
         with torch.no_grad(), headless(model):
             model(input_ids=text, use_cache=False)
-    except packed_attention.UnsupportedAttention:
+    except _UNSUPPORTED:
         return False
     return True
 

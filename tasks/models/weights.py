@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -14,6 +14,10 @@ from transformers import (
 )
 
 from tasks.runtime import ranks
+
+AnyModel = TypeVar("AnyModel")
+
+AnyModel = TypeVar("AnyModel")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -41,6 +45,23 @@ def supported_attention(attention: str, config: Any, mapping: Mapping[Any, Any])
     if attention != "sdpa" or type(config) not in mapping:
         return attention
     return "sdpa" if mapping[type(config)]._supports_sdpa else "eager"
+
+
+def with_attention(load: Callable[[str], AnyModel], attention: str) -> AnyModel:
+    """Load a model with an attention implementation, or with one that its code knows.
+
+    Args:
+        load: Loads it with the named implementation.
+        attention: The implementation that is wanted.
+    """
+    try:
+        return load(attention)
+    except KeyError as error:
+        # GPT-J, Falcon and a few others pick theirs from a list, without implementations that are
+        # registered with transformers.
+        if error.args != (attention,):
+            raise
+        return load("sdpa")
 
 
 def keep_4bit_trainable(model: torch.nn.Module) -> None:

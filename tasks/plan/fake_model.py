@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+)
 
 from tasks.models import causal, weights
 from tasks.plan.memory_tracker import MemoryTracker
@@ -32,10 +37,15 @@ def meta_model(
         quantization: none or nf4.
         lora: `LoraRecipe` as plain values.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
+
+    def make(attention: str) -> PreTrainedModel:
+        attention = weights.supported_attention(attention, config, MODEL_FOR_CAUSAL_LM_MAPPING)
+        return AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
         )
+
+    with torch.device("meta"):
+        model = weights.with_attention(make, attention)
     if quantization == "nf4":
         # Slow to import, and only needed here.
         from transformers.integrations.bitsandbytes import replace_with_bnb_linear

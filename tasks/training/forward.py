@@ -84,15 +84,19 @@ class Forward:
         base = self._base
         base.eval()
         with self._precision():
-            self.packing = plan.packing and causal.supports_packing(base, self._device)
+            # These compute a mask of the whole row, which may be longer than what a model takes.
+            plain = base.config._attn_implementation in ("sdpa", "eager")
+            self.packing = (
+                plan.packing and not plain and causal.supports_packing(base, self._device)
+            )
             if plan.packing and not self.packing:
                 warnings.append(
-                    "packing is off: with this architecture, packed examples affect each other"
+                    "packing is off: with this architecture and attention, packed examples may "
+                    "affect each other"
                 )
             if not self.packing and base.config._attn_implementation == packed_attention.NAME:
-                base.set_attn_implementation(
-                    "sdpa" if causal.supports_plain_attention(base, self._device) else "eager"
-                )
+                plain = base._supports_sdpa and causal.supports_plain_attention(base, self._device)
+                base.set_attn_implementation("sdpa" if plain else "eager")
             self.skips_logits = plan.sharding != "fsdp" and causal.head_is_linear(
                 base, self._device
             )

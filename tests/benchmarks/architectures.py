@@ -58,8 +58,8 @@ LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 # match counts.
 SIZES: tuple[tuple[str, int], ...] = (
     (r"vocab_size_per_layer_input$", 0),
-    (r"(num_)?(key_value|kv)_heads$|num_key_value_heads$|n_head_kv$", 2),
-    (r"head_dim$|d_kv$|_head_size$|^d_head$", 8),
+    (r"(key_value|kv)_heads$|n_head_kv$", 2),
+    (r"head_dim$|d_kv$|_head_size$|^d_head$|rotary_dim$", 8),
     (r"(num_|n_)?(attention_|decoder_|encoder_)?heads?$|num_attention_heads$", 4),
     (r"(num_|n_)?(hidden_|decoder_|encoder_|block_)?layers?$|num_layers$|num_blocks$", 2),
     (r"intermediate|ffn|inner|ff_dim|d_ff|mlp_dim|feed_forward", 64),
@@ -167,6 +167,10 @@ def shrink(task: str, model_type: str, base: Path) -> None:
     torch.manual_seed(1)
     model = getattr(transformers, AUTO_CLASSES[task]).from_config(config)
     with torch.no_grad():
+        # Outputs must depend on the tokens before, or a mix-up of examples would go unnoticed.
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(3)
         # A size that only fits other sizes shows here: then nothing is known of the architecture.
         model.eval()(**tokenizer(["A text.", "Another text."], return_tensors="pt", padding=True))
     model.save_pretrained(base)
@@ -189,6 +193,8 @@ def shrunk(config: Any, vocabulary: int) -> Any:
         elif isinstance(value, int) and not isinstance(value, bool):
             size = next((size for known, size in SIZES if re.search(known, name)), None)
             size = kept if name in LAYERS else size
+            if size == SIZES[1][1] and value == fields.get("num_attention_heads"):
+                size = SIZES[3][1]  # Not grouped: as many as there are heads.
             # A field that is 0 switches something off.
             if size is not None and value > size:
                 setattr(config, name, size)
