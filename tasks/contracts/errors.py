@@ -73,6 +73,10 @@ class EmptyValue(BadData):
     """A row lacks a value that it must have: one of several such rows, perhaps."""
 
 
+class MissingColumn(BadData):
+    """A row, or a whole file, lacks a column."""
+
+
 class BadModel(BurnishError):
     """The base model, its tokenizer or a baseline cannot be used."""
 

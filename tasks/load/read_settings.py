@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tasks.contracts.base import Contract
-from tasks.contracts.errors import BadData, BadRecipe
+from tasks.contracts.errors import BadRecipe, MissingColumn
 from tasks.contracts.recipe_data import DataRecipe, RowFormat, SplitRecipe, Task
 from tasks.load.chunking import Chunk
 from tasks.load.row_formats import CLASSIFICATION, RowFormats, check_settings
@@ -173,7 +173,7 @@ class ReadJob:
 
 def missing_column(
     where: str, name: str, setting: str, found: Iterable[str], without: str = ""
-) -> BadData:
+) -> MissingColumn:
     """Return the error for a column that the data do not have.
 
     Args:
@@ -186,7 +186,7 @@ def missing_column(
     names = list(found)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     listed = ", ".join(repr(each) for each in names[:20]) or "none"
-    return BadData(
+    return MissingColumn(
         where,
         f"no column {name!r} (columns: {listed})",
         f"the column that {setting} names",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from tasks.contracts.errors import BadData, EmptyValue
+from tasks.contracts.errors import BadData, EmptyValue, MissingColumn
 from tasks.contracts.recipe_data import RowFormat
 from tasks.load.chat_rows import json_type
 from tasks.load.chunking import MAX_CHUNK_BYTES
@@ -89,6 +89,7 @@ def read_rows(job: ReadJob) -> Iterator[Rows]:
         "text-folders": read_text_folders,
     }
     rows = Rows()
+    missing: MissingColumn | None = None
     row_formats = job.settings.row_formats if job.settings.task != CLASSIFICATION else None
     for position, where, record in readers[job.settings.format](job):
         # Only columnar chunks can grow this large: text is chunked by its size.
@@ -100,11 +101,19 @@ def read_rows(job: ReadJob) -> Iterator[Rows]:
                 _add_labelled(rows, where, record, job.settings)
             else:
                 _add_example(rows, where, record, job.settings, row_formats)
-        except EmptyValue as error:
+        except (EmptyValue, MissingColumn) as error:
+            if isinstance(error, MissingColumn):
+                if job.settings.format != "jsonl":
+                    raise
+                # In JSON lines, a row without a field is one whose field is empty, if others have
+                # it.
+                missing = missing or error
             # All empty rows are reported at once: the load step refuses or skips them.
             rows.add_empty(position, error.found)
             continue
         _add_metadata(rows, position, where, record, job.settings)
+    if missing and not rows.texts:
+        raise missing
     if rows.texts or rows.empty:
         yield rows
 

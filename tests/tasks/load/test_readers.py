@@ -210,10 +210,12 @@ REFUSED = [
         "that data.text names. Fix: set data.text to 'sentence'",
     ),
     (
-        "a missing column in one row",
-        {"a.jsonl": json_lines(*GOOD_ROWS, {"text": "g"})},
+        "a missing column in some rows",
+        {"a.jsonl": json_lines({"text": "f"}, *GOOD_ROWS, {"text": "g"}, {"label": "x"})},
         {},
-        "a.jsonl:3: found no column 'label' (columns: 'text')",
+        "a.jsonl:1: found no column 'label' (columns: 'text'), and 2 other empty rows: a.jsonl:4, "
+        "a.jsonl:5; expected a text and a label or answer in every row. Fix: fill in or remove the "
+        "rows, or set data.empty to skip",
     ),
     (
         "an empty text",
