@@ -13,7 +13,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled, Completed, Failed, State
 
-from tasks.contracts.errors import BurnishError, Preempted, RunCancelled
+from tasks.contracts.errors import BurnishError, Preempted
 from tasks.contracts.recipe import Recipe
 from tasks.release.delivery import owed
 from tasks.release.visibility import owed_sentence, visible_now
@@ -54,21 +54,16 @@ def stop(
         The state of a cancelled run. None if the request came from elsewhere: raised again, it
         makes the run *Crashed*, or reschedules it where Prefect is configured to.
     """
-    where, expected = f"run {context.run_name}", "to run to its end"
+    visible = _visible(recipe, context)
     if is_cancelling(context.run_id):
-        error: BurnishError = RunCancelled(
-            where, "a cancellation", expected, "nothing is wrong: to go on after all, retry the run"
-        )
-        report.fail(error, _visible(recipe, context), "Cancelled")
-        return Cancelled(message=error.found)
+        sentence = "A person, or the API, cancelled the run."
+        report.stop("Cancelled", "cancelled", sentence, visible)
+        return Cancelled(message=f"{sentence} {visible}")
     signal = "SIGTERM" if isinstance(request, TerminationSignal) else "SIGINT, as by Ctrl-C"
-    error = Preempted(
-        where,
-        f"a request to stop ({signal}), such as an eviction or a shutdown of the worker",
-        expected,
-        "make sure that its worker runs, then start the run again",
+    sentence = (
+        f"The run was asked to stop ({signal}), such as by an eviction or a shutdown of its worker."
     )
-    report.fail(error, _visible(recipe, context), "Crashed")
+    report.stop("Crashed", Preempted.cause, sentence, visible)
     return None
 
 

@@ -117,13 +117,6 @@ class Preempted(BurnishError):
     retry_helps = True
 
 
-class RunCancelled(BurnishError):
-    """A person cancelled the run."""
-
-    cause = "cancelled"
-    retry_helps = True
-
-
 class TimedOut(BurnishError):
     """A step took longer than its limit."""
 

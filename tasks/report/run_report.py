@@ -29,6 +29,7 @@ class Section(StrEnum):
     """The report's sections, in the order in which they are shown."""
 
     WHAT_BROKE = "What broke"
+    WHAT_HAPPENED = "What happened"
     WARNINGS = "Warnings"
     GATE = "Gate"
     ANSWERS = "Answers"
@@ -109,13 +110,12 @@ class RunReport:
         self.show()
         self.writing.flush(_LAST_WRITE_SECONDS)
 
-    def fail(self, error: BurnishError, visible: str, outcome: str = "Failed") -> None:
+    def fail(self, error: BurnishError, visible: str) -> None:
         """Report a failure: its cause, what is visible to consumers, and what to do.
 
         Args:
             error: The cause.
             visible: What consumers see now, as sentences.
-            outcome: The kind of the run's last state.
         """
         self.section(
             Section.WHAT_BROKE,
@@ -133,19 +133,36 @@ class RunReport:
         )
         if curve := loss_curve(error.history):
             self.section(Section.TRAINING, f"Until the failure:\n\n{curve}")
-        self.end(outcome, f"{error.cause}: {error}")
+        self.end("Failed", f"{error.cause}: {error}")
+
+    def stop(self, outcome: str, cause: str, explanation: str, visible: str) -> None:
+        """Report that the run was asked to stop, and how to go on.
+
+        Args:
+            outcome: The kind of the run's last state.
+            cause: In a word.
+            explanation: The same as a sentence.
+            visible: What consumers see now, as sentences.
+        """
+        self.section(
+            Section.WHAT_HAPPENED,
+            f"- **Cause:** {cause}\n"
+            f"- **Visible to consumers:** {visible}\n"
+            f"- **Next:** to go on, {self._retry()}. {FINISHED_STEPS}",
+        )
+        self.end(outcome, explanation)
 
     def next_action(self, error: BurnishError) -> str:
         """What to do after a failure, with the exact command."""
         if error.in_recipe:
             return "correct the recipe and start a new run: a retry uses the same recipe."
-        retry = (
-            f"press Retry on the run's page, or run `prefect flow-run retry {self.run_id}`"
-            if self.deployed
-            else "start the same command again"
-        )
         when = "a retry may help" if error.retry_helps else "fix the cause, then retry"
-        return f"{when}: {retry}. {FINISHED_STEPS}"
+        return f"{when}: {self._retry()}. {FINISHED_STEPS}"
+
+    def _retry(self) -> str:
+        if not self.deployed:
+            return "start the same command again"
+        return f"press Retry on the run's page, or run `prefect flow-run retry {self.run_id}`"
 
     def markdown(self) -> str:
         """The report for the run's page."""
