@@ -18,6 +18,7 @@ PACKAGES = ("flows", "infra", "tasks")
 PROGRAM_FOLDERS = ("tasks.chat", "tasks.kernels", "tasks.models", "tasks.training")
 PROGRAM_MODULES = (
     "tasks.evaluate.generation",
+    "tasks.evaluate.release_check",
     "tasks.evaluate.released_model",
     "tasks.plan.cuda_memory",
     "tasks.plan.fake_model",

@@ -166,13 +166,12 @@ def prepared(tmp_path_factory):
 @pytest.mark.slow
 class TestArchitectures:
     """A few of those that results/architectures.md lists: with attention of their own or none, left
-    padding, global tokens, experts."""
+    padding, experts."""
 
     @pytest.mark.parametrize(
         ("task", "model_type"),
         [
             ("text-classification", "deberta-v2"),
-            ("text-classification", "longformer"),
             ("text-classification", "mpnet"),
             ("text-classification", "xlnet"),
             ("completion", "falcon"),

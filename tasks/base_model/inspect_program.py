@@ -331,7 +331,7 @@ def _describe_model(
     Returns:
         Fields of `InspectResult`, and whether the model takes token types.
     """
-    from tasks.models.adapter import linear_modules, unadaptable_modules
+    from tasks.models.adapter import linear_modules, unadaptable_warnings
     from tasks.models.causal import head_name, load_causal
     from tasks.models.classifier import load_classifier
 
@@ -341,12 +341,7 @@ def _describe_model(
     else:
         model, heads = load_classifier(folder, labels, seed=0, device="meta")
         linear = linear_modules(model, heads)
-    if left_out := unadaptable_modules(model):
-        last_names = sorted({name.rpartition(".")[2] for name in left_out})
-        warnings.append(
-            f"{len(left_out)} linear layers get no adapter ({', '.join(last_names)}): peft has "
-            "none for layers of these names in this architecture"
-        )
+    warnings += unadaptable_warnings(model)
     rows = model.get_input_embeddings().weight.shape[0]
     if vocabulary > rows:
         raise BadModel(

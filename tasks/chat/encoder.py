@@ -24,14 +24,14 @@ together.
 from __future__ import annotations
 
 import json
-from bisect import bisect_right
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.chat.messages import assistant_turns, conversation_of, text_content
 from tasks.chat.rendering import Rendering, render_last_turn, render_turns
 from tasks.chat.stop_tokens import no_end_token
-from tasks.chat.template import Span, Template, special_tokens_of, template_of
+from tasks.chat.template import Template, special_tokens_of, template_of
+from tasks.chat.token_ranges import Tokens, loss_mask_of, text_token_range
 from tasks.contracts.errors import BadData, BadModel
 
 if TYPE_CHECKING:
@@ -51,21 +51,6 @@ class Encoded(NamedTuple):
     ids: list[int]
     loss_mask: list[int]
     as_served: bool = True
-
-
-class Tokens(NamedTuple):
-    """The tokens of a text, with those that the tokenizer adds around it.
-
-    Attributes:
-        ids: Token ids.
-        offsets: Range of characters of each token.
-        first, last: The range of tokens that encode the text.
-    """
-
-    ids: list[int]
-    offsets: list[Span]
-    first: int
-    last: int
 
 
 class ExampleEncoder:
@@ -136,7 +121,7 @@ class ExampleEncoder:
         """Token ids that a model is given to write the last answer; see `encode_prompt`."""
         if self._task == "completion":
             found = self._backend.encode(example.get("prompt", ""), add_special_tokens=True)
-            first, last = _text_token_range(found)
+            first, last = text_token_range(found)
             ids = found.ids[:last]
             if first == last and ids[-1:] == [self._end]:
                 return ids[:-1]
@@ -159,7 +144,7 @@ class ExampleEncoder:
             Tokens(
                 each.ids,
                 each.offsets,
-                *(_text_token_range(each) if special else (0, len(each.ids))),
+                *(text_token_range(each) if special else (0, len(each.ids))),
             )
             for each in found
         ]
@@ -177,7 +162,7 @@ class ExampleEncoder:
             apart = self._apart(whole, head, rendering.text, merged)
         tokens, as_served = apart or whole, bool(apart) or not merged
         ids, (first, last) = tokens.ids, tokens[2:]
-        mask = _loss_mask(tokens.offsets, rendering.target_spans, first, last)
+        mask = loss_mask_of(tokens.offsets, rendering.target_spans, first, last)
         if rendering.add_special_tokens:
             mask[last:] = [int(rendering.append_end)] * (len(ids) - last)
         elif rendering.append_end:
@@ -396,33 +381,3 @@ def _render_text(example: dict[str, Any]) -> Rendering:
     spans = ((start, len(text)),) if start < len(text) else ()
     append_end = bool(text) and start < len(text)
     return Rendering(text, spans, add_special_tokens=True, append_end=append_end)
-
-
-# From characters to tokens
-
-
-def _text_token_range(found: Any) -> Span:
-    """The range of tokens that encode the text, without special tokens added around it."""
-    added = found.special_tokens_mask
-    first, last = 0, len(added)
-    while first < last and added[first]:
-        first += 1
-    while last > first and added[last - 1]:
-        last -= 1
-    return first, last
-
-
-def _loss_mask(offsets: list[Span], spans: tuple[Span, ...], first: int, last: int) -> list[int]:
-    """1 for each token with a character inside a span, 0 for the others.
-
-    Byte-level tokenizers leave spaces out of a token's character range: a token for spaces alone
-    has an empty range right after them.
-    """
-    mask = [0] * len(offsets)
-    for start, end in spans:
-        low = bisect_right(offsets, start, first, last, key=lambda offset: offset[1])
-        high = low
-        while high < last and (offsets[high][0] < end or offsets[high] == (end, end)):
-            high += 1
-        mask[low:high] = [1] * (high - low)
-    return mask

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from tasks.contracts.jobs import LossCheckJob, ScoreClassificationJob, ScoreResult
@@ -46,7 +46,7 @@ def main(job: ScoreClassificationJob, reporter: Reporter) -> ScoreResult:
     scorer.smoke_test(examples)
     if job.check:
         reporter.progress(always=True, stage="checking the release")
-        scorer.check_release(job.check)
+        scorer.check_release(job.check, examples)
     encoded = scorer.encode(examples)
     logits = scorer.logits(encoded, job.batch_size, reporter)
     table = _scores(examples, logits, encoded["full_length"], scorer.labels)
@@ -100,7 +100,7 @@ class Scorer:
                 what, f"finite logits of shape (1, {len(self.labels)})"
             )
 
-    def check_release(self, check: LossCheckJob) -> None:
+    def check_release(self, check: LossCheckJob, examples: pa.Table) -> None:
         """Check that the model is the one that was trained, and works for a consumer.
 
         Raises:
@@ -113,13 +113,20 @@ class Scorer:
         labels = torch.tensor(table.column("labels").to_pylist())
         loss = torch.nn.functional.cross_entropy(logits, labels).item()
         release_check.check_loss(loss, check.loss, len(table))
+        some = examples.slice(0, release_check.CHECKED_TOKENS)
+        names = ("input_ids", "token_type_ids")
+        scored = self.encode(some)
+        shipped = AutoTokenizer.from_pretrained(self._folder, trust_remote_code=False)
+        served = shipped(*self._texts(some), truncation=True)
+        release_check.check_tokens(
+            [[scored[name][row] for name in names if name in scored] for row in range(len(some))],
+            [[served[name][row] for name in names if name in served] for row in range(len(some))],
+        )
         release_check.try_classifier(self._model, self._folder, self._device)
 
     def encode(self, examples: pa.Table) -> dict[str, Any]:
         """Token ids of each example, truncated to the model's length, and the full lengths."""
-        texts = [examples.column("text").to_pylist()]
-        if "text_pair" in examples.column_names:
-            texts.append([text or "" for text in examples.column("text_pair").to_pylist()])
+        texts = self._texts(examples)
         encoded = dict(self._tokenizer(*texts, truncation=False, verbose=False))
         full = np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int32)
         long = np.flatnonzero(full > self._max_length).tolist()
@@ -130,6 +137,12 @@ class Scorer:
                 for number, row in enumerate(long):
                     encoded[name][row] = cut[name][number]
         return encoded | {"full_length": full}
+
+    def _texts(self, examples: pa.Table) -> list[list[str]]:
+        texts = [examples.column("text").to_pylist()]
+        if "text_pair" in examples.column_names:
+            texts.append([text or "" for text in examples.column("text_pair").to_pylist()])
+        return texts
 
     def logits(self, encoded: dict[str, Any], batch_size: int, reporter: Reporter) -> np.ndarray:
         """Logits of every example, in the given order.

@@ -38,6 +38,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from tasks.chat import encoder
@@ -98,7 +99,7 @@ def main(job: ScoreLanguageJob, reporter: Reporter) -> ScoreResult:
     scorer.smoke_test(inputs)
     if job.check:
         reporter.progress(always=True, stage="checking the release")
-        scorer.check_release(job.check)
+        scorer.check_release(job.check, inputs)
     scores = scorer.likelihoods(inputs, reporter)
     if job.generate_tokens:
         scores |= scorer.answers(inputs, checks, reporter)
@@ -159,7 +160,7 @@ class Scorer:
         if self._job.generate_tokens:
             self._generator.generate([self._prompt(shortest)[0]], 1, 1)
 
-    def check_release(self, check: LossCheckJob) -> None:
+    def check_release(self, check: LossCheckJob, inputs: list[Input]) -> None:
         """Check that the model is the one that was trained, and works for a consumer.
 
         Raises:
@@ -174,9 +175,15 @@ class Scorer:
         loss = float(self._nats(sequences).sum()) / targets
         examples = len(rows) // 2 if self._task == "preference" else len(rows)
         release_check.check_loss(loss, check.loss, examples)
+        some = [one.examples[0] for one in inputs[: release_check.CHECKED_TOKENS]]
+        chat = self._task != "completion"
+        shipped = AutoTokenizer.from_pretrained(self._job.model, trust_remote_code=False)
+        release_check.check_tokens(
+            [encoder.encode_prompt(self._tokenizer, one, self._task) for one in some],
+            [release_check.served_tokens(shipped, one, chat) for one in some],
+        )
         # An adapter ships without a generation configuration of its own: its base's is not tried.
         if self._job.kind == "merged":
-            chat = self._task != "completion"
             release_check.try_language_model(self._model, self._job.model, self._device, chat)
 
     def likelihoods(self, inputs: list[Input], reporter: Reporter) -> dict[str, pa.Array]:

@@ -21,6 +21,8 @@ MAX_DIFFERENCE, MAX_RELATIVE_DIFFERENCE = 0.02, 0.02
 """How far the losses of training and of the files that ship may be apart, in nats and relative to
 the loss. Both round differently: training computes with a quantized base or in bf16, and what ships
 was merged and stored in the dtype of the base's files."""
+CHECKED_TOKENS = 16
+"""Test examples whose tokens are compared with a consumer's."""
 _LONGEST_TRIAL = 20_000
 
 
@@ -44,6 +46,64 @@ def check_loss(shipped: float, trained: float, examples: int) -> None:
         "try another model.ship or quantization: none, and report this base model: its files do "
         "not hold what was trained",
     )
+
+
+def check_tokens(scored: list[Any], served: list[Any]) -> None:
+    """Compare the inputs that a model is scored with, which are those of training, with what the
+    tokenizer that ships gives a consumer.
+
+    Args:
+        scored, served: For each of a few examples, its token ids (and token types); None for one
+            that is not compared.
+
+    Raises:
+        BadModel: They differ.
+    """
+    different = [
+        number
+        for number, (ours, theirs) in enumerate(zip(scored, served, strict=True))
+        if theirs is not None and ours != theirs
+    ]
+    if not different:
+        return
+    first = different[0]
+    raise BadModel(
+        "the tokenizer that ships",
+        f"other tokens for {len(different)} of {len(scored)} examples, such as "
+        f"{_shortened(served[first])}",
+        f"the tokens of training: {_shortened(scored[first])}",
+        "report this base model and its chat template: a consumer would give the model what it was "
+        "not trained on",
+    )
+
+
+def _shortened(tokens: Any) -> str:
+    shown = str(tokens)
+    return shown if len(shown) < 100 else f"{shown[:50]} … {shown[-50:]}"
+
+
+def served_tokens(tokenizer: Any, example: dict[str, Any], chat: bool) -> list[int] | None:
+    """The tokens that a consumer gives a language model for an example's prompt.
+
+    Returns:
+        None if that is up to the consumer: tools and their calls have several forms, and a text
+        that already has its special tokens would get them twice.
+    """
+    if chat:
+        messages = example.get("messages") or example["prompt"]
+        if example.get("tools") or any(set(each) - {"role", "content"} for each in messages):
+            return None
+        answers = [number for number, each in enumerate(messages) if each["role"] == "assistant"]
+        # The prompt of a preference has no answer.
+        asked = messages[: answers[-1]] if "messages" in example else messages
+        return tokenizer.apply_chat_template(
+            asked, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    text = example.get("prompt", "")
+    found = tokenizer(text)["input_ids"]
+    special = set(tokenizer.all_special_ids)
+    plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return None if not text or special & set(plain) or found[-1:] != plain[-1:] else found
 
 
 def try_classifier(model: Any, folder: Path, device: str) -> None:

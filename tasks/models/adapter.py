@@ -55,6 +55,18 @@ def unadaptable_modules(model: torch.nn.Module) -> list[str]:
     ]
 
 
+def unadaptable_warnings(model: torch.nn.Module) -> list[str]:
+    """A warning about the layers that get no adapter; none if all can have one."""
+    left_out = unadaptable_modules(model)
+    if not left_out:
+        return []
+    last_names = sorted({name.rpartition(".")[2] for name in left_out})
+    return [
+        f"{len(left_out)} linear layers get no adapter ({', '.join(last_names)}): peft has none "
+        "for layers of these names in this architecture"
+    ]
+
+
 def _unadaptable_names(model: torch.nn.Module) -> frozenset[str]:
     if any(part.dim() == 3 and "experts" in name for name, part in model.named_parameters()):
         return _NAMES_OF_EXPERTS

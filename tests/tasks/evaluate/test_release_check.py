@@ -5,15 +5,25 @@ from __future__ import annotations
 import json
 import math
 
+import pyarrow as pa
 import pytest
 from safetensors.torch import load_file, save_file
 
 from tasks.contracts.errors import BadModel
 from tasks.contracts.jobs import LossCheckJob, ScoreClassificationJob, ScoreLanguageJob
 from tasks.evaluate import classification_program, language_program
-from tasks.evaluate.release_check import check_loss
+from tasks.evaluate.language_inputs import Input
+from tasks.evaluate.release_check import (
+    check_loss,
+    check_tokens,
+    served_tokens,
+    try_classifier,
+)
 from tasks.finetune import program as finetune_program
+from tests.tasks.chat.conversations import ASK, LAST, SAY, TALK
 from tests.tasks.conftest import Notes
+
+PAIR = {"prompt": [ASK], "chosen": [SAY], "rejected": [LAST]}
 
 
 class TestCheckLoss:
@@ -48,7 +58,7 @@ def trained(request, train_job, lm_job):
 def check(tmp_path):
     """Checks a job's release in the program that scores it."""
 
-    def check(job, result):
+    def check(job, result, before_checking=lambda: None):
         shared = {
             "model": job.out,
             "kind": job.ship,
@@ -64,10 +74,12 @@ def check(tmp_path):
             "out": tmp_path / "unwritten",
         }
         if job.task == "text-classification":
+            examples = pa.table({"text": ["One text.", "Another, " * 99]})
             scorer = classification_program.Scorer(
                 ScoreClassificationJob(**shared, labels=(), seed=0)
             )
         else:
+            examples = [Input(0, [PAIR if job.task == "preference" else {"messages": TALK}])]
             scorer = language_program.Scorer(
                 ScoreLanguageJob(
                     **shared,
@@ -79,7 +91,8 @@ def check(tmp_path):
                     beta=0.1,
                 )
             )
-        scorer.check_release(LossCheckJob(examples=job.check_out, loss=result.check_loss))
+        before_checking()
+        scorer.check_release(LossCheckJob(examples=job.check_out, loss=result.check_loss), examples)
 
     return check
 
@@ -87,7 +100,7 @@ def check(tmp_path):
 class TestARelease:
     @pytest.mark.parametrize(
         ("quantization", "ship", "precision"),
-        [("none", "merged", "fp32"), ("nf4", "merged", "bf16"), ("nf4", "adapter", "fp32")],
+        [("nf4", "merged", "bf16"), ("nf4", "adapter", "fp32")],
     )
     def test_has_the_loss_that_it_was_trained_to(
         self, trained, check, quantization, ship, precision
@@ -102,6 +115,34 @@ class TestARelease:
         save_file(weights, file, metadata={"format": "pt"})
         with pytest.raises(BadModel, match="the model that ships: found a loss of"):
             check(job, result)
+
+
+class TestTokens:
+    """A consumer gives the model what it was trained on."""
+
+    def test_that_differ_are_refused(self):
+        with pytest.raises(BadModel, match=r"other tokens for 1 of 3 examples, such as \[9\]"):
+            check_tokens([[1], [2], [3]], [[1], [9], None])
+
+    def test_of_another_chat_template_are_refused(self, lm_job, check):
+        job = lm_job()
+        result = finetune_program.main(job, Notes())
+        template = job.out / "chat_template.jinja"
+        check(job, result)
+        # The scorer reads it when it is made, a consumer's tokenizer later.
+        before = template.read_text()
+        with pytest.raises(BadModel, match="the tokenizer that ships: found other tokens"):
+            check(job, result, lambda: template.write_text(before + "!"))
+
+    def test_of_a_text_that_has_its_own_special_tokens_are_up_to_the_consumer(self, tokenizer):
+        begun = {"prompt": f"{tokenizer.eos_token}Once", "completion": " upon"}
+        assert served_tokens(tokenizer, begun, chat=False) is None
+        assert served_tokens(tokenizer, {"text": "Once"}, chat=False) is None
+        plain = {"prompt": "Once", "completion": " upon"}
+        assert served_tokens(tokenizer, plain, chat=False) == tokenizer.encode("Once")
+
+    def test_of_tool_calls_are_up_to_the_consumer(self, tokenizer):
+        assert served_tokens(tokenizer, {"messages": TALK, "tools": [{}]}, chat=True) is None
 
 
 class TestForAConsumer:
@@ -121,5 +162,13 @@ class TestForAConsumer:
         settings = json.loads(file.read_text())
         del settings["model_max_length"]
         file.write_text(json.dumps(settings))
-        with pytest.raises(BadModel, match=r"pipeline\('text-classification'\), which raises"):
+        with pytest.raises(BadModel, match="other tokens for 1 of 2 examples"):
             check(job, result)
+
+    def test_a_classifier_that_raises_is_refused(self, tiny_base):
+        from transformers import AutoModelForSequenceClassification
+
+        model = AutoModelForSequenceClassification.from_pretrained(tiny_base)
+        model.config.id2label = {0: "other"}
+        with pytest.raises(BadModel, match=r"pipeline\('text-classification'\), which raises"):
+            try_classifier(model, tiny_base, "cpu")

@@ -64,6 +64,11 @@ class TestLinearModules:
             "down_proj",
         }
 
+    def test_warn_of_what_is_left_out(self):
+        (warning,) = adapter.unadaptable_warnings(self.model("glm4_moe"))
+        assert "get no adapter (down_proj, gate_proj, up_proj)" in warning
+        assert adapter.unadaptable_warnings(self.model("llama")) == []
+
     def test_leave_out_routers_of_experts(self):
         names = adapter.linear_modules(self.model("phimoe"), ["lm_head"])
         assert names and not any("router" in name for name in names)

@@ -55,7 +55,7 @@ COVERED = {
     """,
     "tokenize": """
         chat: coverage encoder messages prompt_join reasoning rendering stop_tokens template
-            tokenizer
+            token_ranges tokenizer
         load: dataset json_values splits
         tokenize: classification_program language_program step
     """,
@@ -79,7 +79,7 @@ COVERED = {
     """,
     "evaluate": """
         chat: coverage encoder messages prompt_join reasoning rendering stop_tokens template
-            tokenizer
+            token_ranges tokenizer
         contracts: task_tables
         evaluate: answer_metrics classification_program generation language_inputs language_metrics
             language_program metrics release_check released_model score_table step
