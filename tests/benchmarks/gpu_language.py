@@ -61,6 +61,7 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=ROUNDS)
     arguments.add_argument("--examples", type=int, help="Else as many as the shape has.")
     arguments.add_argument("--folder", type=Path, help="For the model, which is kept there.")
+    arguments.add_argument("--name", default="gpu_language", help="Of the results' files.")
     arguments.add_argument("--only", default="", help="Contenders, separated by semicolons.")
     given = arguments.parse_args()
     shape = SHAPES[given.shape]
@@ -84,7 +85,7 @@ def main() -> None:
         if not given.folder:
             shutil.rmtree(folder, ignore_errors=True)
     report["left_out"] = left_out
-    measure.write("gpu_language", "Fine-tuning 8 billion weights on one GPU", report, page(report))
+    measure.write(given.name, f"Fine-tuning {given.shape} on one GPU", report, page(report))
 
 
 def missing(shape: Shape) -> list[str]:
@@ -167,8 +168,11 @@ def run(
                 command = language_training.commands(contenders[who], spec, scratch, who, code)
                 try:
                     runs[who].append(measure.timed(command(number), scratch, number))
-                except RuntimeError as error:
-                    failed[who] = str(error).strip().splitlines()[-1][:300]
+                    found = language_figures.last_line(runs[who][-1])
+                except (RuntimeError, ValueError) as error:
+                    found = failed[who] = str(error).strip()[-1000:]
+                # A GPU is lent by the minute: what is known is said at once.
+                print(f"{who}: {found}", flush=True)
         done = {who: each for who, each in runs.items() if who not in failed}
         return {
             "rounds": rounds,
@@ -190,11 +194,14 @@ def figures(
 ) -> dict[str, Any]:
     """Medians, and the share of the ceiling.
 
-    Raises:
-        RuntimeError: The contenders did not do the same.
+    If the contenders did not do the same, the report says so in `unequal`.
     """
     facts = {who: [language_figures.last_line(once) for once in each] for who, each in runs.items()}
-    language_figures.same(spec, contenders, facts, LOSS_TOLERANCE)
+    try:
+        language_figures.same(spec, contenders, facts, LOSS_TOLERANCE)
+        unequal = ""
+    except RuntimeError as error:
+        unequal = str(error)
     each = {who: language_figures.summary(spec, contenders[who], facts[who]) for who in runs}
     with np.load(spec["train"], allow_pickle=False) as stored:
         lengths = np.diff(stored["starts"])
@@ -205,6 +212,7 @@ def figures(
         one["share_of_ceiling"] = round(one["rate"] * per_token / top, 4)
     others = {who: one["rate"] for who, one in each.items() if not who.startswith(OURS)}
     return {
+        "unequal": unequal,
         "tokens": spec["train_tokens"],
         "longest_example": spec["longest_example"],
         "median_length": spec["median_length"],
@@ -290,6 +298,7 @@ def page(report: dict[str, Any]) -> list[str]:
         f"{report['gigaflop_a_token']:g} GFLOP: 4 a weight of the base, 6 a weight of the adapter, "
         "12 x hidden x layers for each token seen; padding and what is computed twice count "
         "nothing.",
+        *([f"**Not comparable**: {report['unequal']}"] if report["unequal"] else []),
         *([f"The best of ours is {ratio:g} times as fast as the best other."] if ratio else []),
         *(f"{who} failed: {why}" for who, why in report["failed"].items()),
         *(f"{who}: left out, {why}." for who, why in report.get("left_out", {}).items()),

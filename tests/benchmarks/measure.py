@@ -192,8 +192,9 @@ def copy_code(folder: Path) -> dict[str, str]:
     for name in ("flows", "tasks"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, folder / "code" / name, ignore=ignored)
+    before = filter(None, [os.environ.get("PYTHONPATH")])
     return {
-        "PYTHONPATH": str(folder / "code"),
+        "PYTHONPATH": os.pathsep.join([str(folder / "code"), *before]),
         "OMP_WAIT_POLICY": "PASSIVE",
         "HF_HUB_OFFLINE": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

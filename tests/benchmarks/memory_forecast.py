@@ -45,15 +45,25 @@ SHAPES: dict[str, dict[str, int]] = {
         "intermediate_size": 4096,
         "vocab_size": 32000,
     },
+    # Llama 3.2 1B's, for a GPU.
+    "1B": {
+        "hidden_size": 2048,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 8192,
+        "vocab_size": 128256,
+    },
 }
-TOKENS = {"6M": 4096, "135M": 1024, "284M": 1024}
+ON_CPU = ("6M", "135M", "284M")
+TOKENS = {"6M": 4096, "135M": 1024, "284M": 1024, "1B": 8192}
 METHODS = {"LoRA": "none", "QLoRA nf4": "nf4"}
 MIB = 2**20
 
 
 def main() -> None:
     """Measure, compare, write down."""
-    names = sys.argv[1:] or list(SHAPES)
+    names = sys.argv[1:] or ON_CPU
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in names:

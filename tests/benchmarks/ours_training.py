@@ -108,7 +108,7 @@ class Watch:
             processor seconds.
         seconds: From there to the last epoch's evaluation.
         cpu_seconds: The same of the processor, all threads together.
-        peak_mb: The highest memory in the log.
+        peak_mb: The most memory in the log, in MiB: of the tensors on a GPU, or of the process.
         lines: All of them.
     """
 
@@ -122,7 +122,8 @@ class Watch:
         """Take one line."""
         now = time.perf_counter()
         self.lines.append(line)
-        self.peak_mb = max(self.peak_mb, line.get("process_memory_mb", 0.0) * 1e6 / 2**20)
+        used_mb = line.get("gpu_memory_mb") or line.get("process_memory_mb") or 0.0
+        self.peak_mb = max(self.peak_mb, used_mb * 1e6 / 2**20)
         if line.get("stage") != "training":
             return
         used = program_seconds()

@@ -24,6 +24,8 @@ from tasks.runtime.program import Reporter
 from tests.tasks.language_samples import END, sentence
 
 LABELS = ["business", "sports", "tech"]
+DEVICE = os.environ.get("BURNISH_TEST_DEVICE", "cpu")
+"""Where the programs train and score: `cuda` tries the same tests on a GPU."""
 MAX_LENGTH = 24
 
 
@@ -118,7 +120,7 @@ def train_job(tiny_base, shards, news, tmp_path):
             "lora": LoraRecipe(**{"r": 4, **(lora or {})}),
             "quantization": "nf4",
             "training": TrainingRecipe(**recipe | (training or {})),
-            "plan": Plan(**{"device": "cpu", "precision": "fp32", **(plan or {})}),
+            "plan": Plan(**{"device": DEVICE, "precision": "fp32", **(plan or {})}),
             "ship": "merged",
             "micro_batch_examples": 0,
             "micro_batch_tokens": 0,
@@ -213,7 +215,7 @@ def lm_job(tiny_lm, lm_data, tmp_path):
         place = tmp_path / f"run{len(made)}"
         made.append(place)
         recipe = {"epochs": 2, "batch_size": 8, "learning_rate": 5e-3, "best_by": "loss"}
-        settled = {"device": "cpu", "precision": "fp32", "attention": "packed", "packing": True}
+        settled = {"device": DEVICE, "precision": "fp32", "attention": "packed", "packing": True}
         pairs = changes.get("task") == "preference"
         fields = {
             "task": "instruction",

@@ -11,7 +11,7 @@ from tasks.chat.stop_tokens import training_tokenizer
 from tasks.contracts.errors import NotFound
 from tasks.contracts.jobs import BenchmarkJob
 from tasks.evaluate import benchmark_program
-from tests.tasks.conftest import Notes
+from tests.tasks.conftest import DEVICE, Notes
 from tests.tasks.evaluate.samples import SHIP_ROWS
 from tests.tasks.samples import SHIPS
 
@@ -27,7 +27,7 @@ def run(tiny_lm, ships_folder):
             "base": None,
             "quantization": "none",
             "tokenizer": None,
-            "device": "cpu",
+            "device": DEVICE,
             "tasks": ["ships"],
             "folder": ships_folder,
             "limit": 0,

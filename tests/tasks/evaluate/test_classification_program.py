@@ -13,7 +13,7 @@ from tasks.contracts.errors import BadModel
 from tasks.contracts.jobs import ScoreClassificationJob
 from tasks.evaluate import classification_program
 from tasks.finetune import program as finetune_program
-from tests.tasks.conftest import LABELS, MAX_LENGTH, Notes
+from tests.tasks.conftest import DEVICE, LABELS, MAX_LENGTH, Notes
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def scored(tmp_path):
             "base": None,
             "quantization": "none",
             "tokenizer": None,
-            "device": "cpu",
+            "device": DEVICE,
             "max_length": None,
             "labels": LABELS,
             "seed": 1,

@@ -18,7 +18,7 @@ from tasks.contracts.errors import BadModel, BadRecipe
 from tasks.contracts.jobs import ScoreLanguageJob
 from tasks.evaluate import answer_metrics, language_program
 from tests.tasks.chat.conversations import MUST_THINK, REMOVES_REASONING
-from tests.tasks.conftest import Notes
+from tests.tasks.conftest import DEVICE, Notes
 
 TOPICS = ("rivers", "the old town", "bread", "a very long and winding road to the sea", "tea")
 
@@ -100,7 +100,7 @@ def scored(tmp_path, tiny_lm, write_examples):
             "base": None,
             "quantization": "none",
             "tokenizer": None,
-            "device": "cpu",
+            "device": DEVICE,
             "max_length": None,
             "task": task,
             "examples": write_examples(rows, **(columns or {})),

@@ -21,7 +21,7 @@ from tasks.evaluate.release_check import (
 )
 from tasks.finetune import program as finetune_program
 from tests.tasks.chat.conversations import ASK, LAST, SAY, TALK
-from tests.tasks.conftest import Notes
+from tests.tasks.conftest import DEVICE, Notes
 
 PAIR = {"prompt": [ASK], "chosen": [SAY], "rejected": [LAST]}
 
@@ -65,7 +65,7 @@ def check(tmp_path):
             "base": job.base if job.ship == "adapter" else None,
             "quantization": job.quantization if job.ship == "adapter" else "none",
             "tokenizer": None,
-            "device": "cpu",
+            "device": DEVICE,
             "max_length": None,
             "examples": tmp_path / "unread",
             "batch_size": 8,
@@ -171,4 +171,4 @@ class TestForAConsumer:
         model = AutoModelForSequenceClassification.from_pretrained(tiny_base)
         model.config.id2label = {0: "other"}
         with pytest.raises(BadModel, match=r"pipeline\('text-classification'\), which raises"):
-            try_classifier(model, tiny_base, "cpu")
+            try_classifier(model.to(DEVICE), tiny_base, DEVICE)

@@ -16,6 +16,7 @@ from tasks.evaluate.released_model import (
     size_of,
     token_limit,
 )
+from tests.tasks.conftest import DEVICE
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def job(tiny_lm):
 
     def job(**changes):
         settings = {"model": tiny_lm, "kind": "merged", "base": None, "quantization": "none"}
-        settings |= {"tokenizer": None, "device": "cpu"}
+        settings |= {"tokenizer": None, "device": DEVICE}
         return ModelJob.model_validate(settings | changes)
 
     return job

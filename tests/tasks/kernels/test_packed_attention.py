@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from tasks.kernels import packed_attention
+from tests.tasks.conftest import DEVICE
 
 LENGTHS = [7, 1, 12, 4]
 SHAPES = {
@@ -56,12 +57,16 @@ def model_of(shape, attention, dtype=torch.float32):
     for parameter in model.parameters():
         # Large enough for attention to matter.
         parameter.data = parameter.data + 0.2 * torch.randn_like(parameter)
-    return model
+    return model.to(DEVICE)
 
 
 def texts():
     draw = torch.Generator().manual_seed(1)
-    return [torch.randint(97, (1, length), generator=draw) for length in LENGTHS]
+    return [torch.randint(97, (1, length), generator=draw).to(DEVICE) for length in LENGTHS]
+
+
+def random_like(tensor):
+    return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(2)).to(tensor)
 
 
 @pytest.fixture(autouse=True)
@@ -79,14 +84,14 @@ class TestPackedBatch:
 
     def test_gives_the_logits_of_each_example_alone(self, shape):
         packed, _, alone = self.both(shape)
-        extra = packed_attention.packed_arguments(LENGTHS, "cpu")
+        extra = packed_attention.packed_arguments(LENGTHS, DEVICE)
         together = packed(input_ids=torch.cat(texts(), 1), use_cache=False, **extra).logits
         assert torch.allclose(together, alone, atol=1e-5, rtol=1e-5)
 
     def test_gives_the_gradients_of_each_example_alone(self, shape):
         packed, plain, alone = self.both(shape)
-        weights = torch.randn(alone.shape, generator=torch.Generator().manual_seed(2))
-        extra = packed_attention.packed_arguments(LENGTHS, "cpu")
+        weights = random_like(alone)
+        extra = packed_attention.packed_arguments(LENGTHS, DEVICE)
         together = packed(input_ids=torch.cat(texts(), 1), use_cache=False, **extra).logits
         (together * weights).sum().backward()
         (alone * weights).sum().backward()
@@ -96,10 +101,32 @@ class TestPackedBatch:
             assert (one.grad - other.grad).abs().max() < 1e-5 * scale, name
 
 
+class TestHalfPrecision:
+    """On a GPU this is FlashAttention."""
+
+    @pytest.mark.parametrize("window", [None, 5])
+    @pytest.mark.parametrize("shared", [1, 2], ids=["as many keys", "half as many keys"])
+    def test_gives_outputs_and_gradients_of_single_precision(self, window, shared):
+        draw = torch.Generator().manual_seed(6)
+        heads = (4, 4 // shared, 4 // shared)
+        inputs = [torch.randn(1, count, sum(LENGTHS), 16, generator=draw) for count in heads]
+        extra = packed_attention.packed_arguments(LENGTHS, DEVICE)
+        found = []
+        for dtype in (torch.float32, torch.bfloat16):
+            tensors = [each.to(DEVICE, dtype, copy=True).requires_grad_() for each in inputs]
+            out, _ = packed_attention.attend(
+                torch.nn.Module(), *tensors, None, sliding_window=window, **extra
+            )
+            (out * random_like(out)).sum().backward()
+            found.append([out, *(each.grad for each in tensors)])
+        for exact, rounded in zip(*found, strict=True):
+            assert (exact - rounded.float()).norm() < 0.01 * exact.norm()
+
+
 class TestUnpackedBatch:
     def test_each_row_is_one_example(self):
         packed, plain = (model_of("llama", name) for name in ("packed", "sdpa"))
-        rows = torch.randint(97, (3, 9), generator=torch.Generator().manual_seed(4))
+        rows = torch.randint(97, (3, 9), generator=torch.Generator().manual_seed(4)).to(DEVICE)
         one, other = (model(input_ids=rows, use_cache=False).logits for model in (packed, plain))
         assert torch.allclose(one, other, atol=1e-5)
 
