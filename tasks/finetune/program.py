@@ -5,9 +5,11 @@ Job: `FinetuneJob`.
 It may run as `plan.world_size` processes: each trains on its share of every batch, and rank 0
 writes the shared files.
 
-The same job gives the same bytes on the same kind of machine, interrupted or not. A checkpoint is
-a folder `checkpoints/checkpoint-STEP` of `work`. It is complete once it has a file `complete`;
-then a progress report names it as `checkpoint`.
+The same job gives the same bytes on the same kind of machine, interrupted or not, unless the model
+has an operation that is not reproducible there: the result then warns of it.
+
+A checkpoint is a folder `checkpoints/checkpoint-STEP` of `work`. It is complete once it has a file
+`complete`; then a progress report names it as `checkpoint`.
 """
 
 from __future__ import annotations
@@ -35,6 +37,9 @@ from tasks.runtime.program import Reporter, run
 from tasks.training import allocator
 from tasks.training.callbacks import BestEpoch, CheckpointCallback, checkpoint
 from tasks.training.history import history, unmoved
+
+# What torch says of an operation without a deterministic version.
+_NOT_DETERMINISTIC = " does not have a deterministic implementation"
 
 
 class Task(Protocol):
@@ -192,8 +197,9 @@ def prepare(plan: Plan, seed: int) -> None:
     distributed.join(plan.device)
     # Before the adapter is initialized, or its weights would differ in every run.
     set_seed(seed)
-    # A few CUDA kernels have no deterministic version, so on CUDA this only warns.
-    torch.use_deterministic_algorithms(True, warn_only=plan.device == "cuda")
+    # Strictly: if this only warned, the backward passes of attention on CUDA would not be
+    # deterministic, although they can be.
+    torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     # Deterministic mode also fills new memory with NaN. That helps debugging only, and takes a
     # quarter of a step on a CPU.
@@ -205,6 +211,9 @@ def train_model(
 ) -> tuple[BestEpoch, TrainerState, int]:
     """Train the adapter.
 
+    A model with an operation that has no deterministic version is trained without determinism,
+    with a warning.
+
     Returns:
         The best epoch, the Trainer's final state, and the number of trained parameters.
 
@@ -212,6 +221,27 @@ def train_model(
         TrainingDiverged: The loss became NaN or infinite.
         Preempted: The program was asked to stop, and saved a checkpoint.
     """
+    try:
+        return _train(job, task, train, validation, reporter)
+    except RuntimeError as error:
+        operation, found, _ = str(error).partition(_NOT_DETERMINISTIC)
+        if not found:
+            raise
+    # Outside the handler, which would keep the tensors of the failed pass alive.
+    _free_training_memory()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    set_seed(job.training.seed)
+    task.warnings.append(
+        "trained anew, this model may differ in its last digits: "
+        f"{operation.split()[-1] if operation else 'an operation'} is not reproducible on this "
+        f"kind of device ({job.plan.device})"
+    )
+    return _train(job, task, train, validation, reporter)
+
+
+def _train(
+    job: FinetuneJob, task: Task, train: Any, validation: Any, reporter: Reporter
+) -> tuple[BestEpoch, TrainerState, int]:
     # The model and the optimizer are local to this function, so that they can be freed before
     # shipping loads the base model again.
     work, training = job.work, job.training

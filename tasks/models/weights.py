@@ -17,8 +17,6 @@ from tasks.runtime import ranks
 
 AnyModel = TypeVar("AnyModel")
 
-AnyModel = TypeVar("AnyModel")
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 

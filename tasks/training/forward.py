@@ -86,13 +86,14 @@ class Forward:
         with self._precision():
             # These compute a mask of the whole row, which may be longer than what a model takes.
             plain = base.config._attn_implementation in ("sdpa", "eager")
-            self.packing = (
-                plan.packing and not plain and causal.supports_packing(base, self._device)
-            )
-            if plan.packing and not self.packing:
+            obstacle = f"attention {base.config._attn_implementation}" if plain else ""
+            if plan.packing and not plain:
+                obstacle = causal.packing_obstacle(base, self._device)
+            self.packing = plan.packing and not obstacle
+            if plan.packing and obstacle:
                 warnings.append(
                     "packing is off: with this architecture and attention, packed examples may "
-                    "affect each other"
+                    f"affect each other ({obstacle})"
                 )
             if not self.packing and base.config._attn_implementation == packed_attention.NAME:
                 plain = base._supports_sdpa and causal.supports_plain_attention(base, self._device)

@@ -40,6 +40,7 @@ def main() -> None:
         "attention": spec["options"].get("attention", "packed"),
         "eval_loss": result.metrics["loss"],
         "steps": result.steps,
+        "warnings": result.warnings,
         "progress": watch.lines[-5:],
     }
     print("\n" + json.dumps(found))

@@ -24,6 +24,7 @@ from tasks.contracts.results import Finetuned
 from tasks.finetune import program as finetune_program
 from tasks.models import adapter as adapter_
 from tasks.runtime.run_program import run_program
+from tasks.training.language import LanguageTrainer
 from tests.tasks.conftest import LABELS, MAX_LENGTH, Notes, content
 from tests.tasks.language_samples import END, randomize_adapter
 
@@ -110,6 +111,22 @@ class TestSameJob:
             [entry["loss"] for entry in run.history if "loss" in entry] for run in (whole, parts)
         ]
         assert np.allclose(*losses, atol=0.02)
+
+
+class TestOperationWithoutDeterminism:
+    def test_is_trained_with_a_warning(self, lm_job, monkeypatch):
+        expected = finetune_program.main(lm_job(), Notes())
+        batch_loss = LanguageTrainer.batch_loss
+
+        def and_one_more(*args):
+            torch.zeros(1).put_(torch.tensor([0]), torch.zeros(1))
+            return batch_loss(*args)
+
+        monkeypatch.setattr(LanguageTrainer, "batch_loss", and_one_more)
+        result = finetune_program.main(lm_job(), Notes())
+        (warning,) = result.warnings
+        assert "put_ is not reproducible on this kind of device" in warning
+        assert result.history == expected.history
 
 
 class TestCancelledRun:

@@ -43,6 +43,7 @@ class TestArchitectures:
         task, model, data, trainer = set_up(lm_job(base=str(tmp_path / "base")))
         assert trainer.forward.packing == packing
         assert bool(task.warnings) != packing
+        assert packing or "(UnsupportedAttention: softcap)" in task.warnings[0]
         examples = [data[number] for number in range(5)]
         loss = trainer.training_step(model, {"examples": examples})
         model.get_base_model().set_attn_implementation("eager")
