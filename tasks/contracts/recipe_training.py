@@ -145,7 +145,16 @@ class TrainingRecipe(Contract):
         720, gt=0, title="Time limit (minutes)", description="Training is stopped after this time."
     )
 
-    cache_key_excludes = frozenset({"time_limit_minutes"})
+    checkpoint_minutes: float = Field(
+        10,
+        ge=0,
+        title="Minutes between checkpoints",
+        description="A training that is interrupted goes on from its newest checkpoint, on any "
+        "worker. One is also kept at the end of each epoch and when the run is asked to stop. "
+        "0: after each step.",
+    )
+
+    cache_key_excludes = frozenset({"time_limit_minutes", "checkpoint_minutes"})
 
 
 class PlanRecipe(Contract):

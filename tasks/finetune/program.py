@@ -8,12 +8,13 @@ writes the shared files.
 The same job gives the same bytes on the same kind of machine, interrupted or not, unless the model
 has an operation that is not reproducible there: the result then warns of it.
 
-A checkpoint is a folder `checkpoints/checkpoint-STEP` of `work`. It is complete once it has a file
-`complete`; then a progress report names it as `checkpoint`.
+Checkpoints (`tasks.training.checkpoints`) are folders `checkpoints/checkpoint-STEP` of `work`. A
+progress report names each as `checkpoint` once it is complete.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 from pathlib import Path
@@ -27,7 +28,7 @@ from transformers import Trainer, TrainerCallback, TrainerState, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
-from tasks.contracts.errors import BadRecipe, preempted
+from tasks.contracts.errors import BadRecipe
 from tasks.contracts.jobs import FinetuneJob, FinetuneResult
 from tasks.contracts.plan import Plan
 from tasks.models import adapter as adapter_
@@ -35,7 +36,14 @@ from tasks.models import distributed
 from tasks.runtime import ranks
 from tasks.runtime.program import Reporter, run
 from tasks.training import allocator
-from tasks.training.callbacks import BestEpoch, CheckpointCallback, checkpoint
+from tasks.training.callbacks import BestEpoch
+from tasks.training.checkpoints import (
+    Checkpoints,
+    EndedEarly,
+    Resumed,
+    complete_checkpoint,
+    saved_state,
+)
 from tasks.training.history import history, unmoved
 
 # What torch says of an operation without a deterministic version.
@@ -105,6 +113,7 @@ def main(job: FinetuneJob, reporter: Reporter) -> FinetuneResult | None:
     if ranks.rank() > 0:
         return None
     _free_training_memory()
+    reporter.check_stop()
     reporter.progress(always=True, stage="writing model")
     task.write_check(validation, job.check_out)
     ship(job, best.adapter)
@@ -231,10 +240,11 @@ def train_model(
     _free_training_memory()
     torch.use_deterministic_algorithms(True, warn_only=True)
     set_seed(job.training.seed)
-    task.warnings.append(
+    _warn(
+        task,
         "trained anew, this model may differ in its last digits: "
         f"{operation.split()[-1] if operation else 'an operation'} is not reproducible on this "
-        f"kind of device ({job.plan.device})"
+        f"kind of device ({job.plan.device})",
     )
     return _train(job, task, train, validation, reporter)
 
@@ -245,21 +255,32 @@ def _train(
     # The model and the optimizer are local to this function, so that they can be freed before
     # shipping loads the base model again.
     work, training = job.work, job.training
-    resume = checkpoint(job.resume_from)
+    resume, saved = complete_checkpoint(job.resume_from), saved_state(job.resume_from)
     best = BestEpoch(work / "best", training.best_by, training.early_stopping, resume, task.names)
     model = task.model()
     reporter.check_stop()
-    trainer = task.trainer(model, train, validation, [best, CheckpointCallback(reporter, best)])
+    checkpoints = Checkpoints(
+        reporter, best, training.checkpoint_minutes, job.stop_seconds, task.warnings
+    )
+    callbacks: list[Any] = [best, checkpoints, *([Resumed(saved, best)] if saved else [])]
+    trainer = task.trainer(model, train, validation, callbacks)
+    for callback in callbacks[1:]:
+        callback.trainer = trainer
+    _warn(task, *(saved.warnings if saved else ()))
     trainer.remove_callback(PrinterCallback)
     reporter.check_stop()
     if ranks.count() > 1:
         # The adapter was initialized with the same seed on all ranks, but dropout must differ.
         torch.manual_seed(training.seed + ranks.rank())
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    state = trainer.state
-    if not best.ended and state.global_step < state.max_steps:
-        raise preempted(f"a checkpoint of step {state.global_step} was saved")
-    return best, state, sum(p.numel() for p in model.parameters() if p.requires_grad)
+    with contextlib.suppress(EndedEarly):
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if checkpoints.stopped:
+        raise checkpoints.preempted()
+    return best, trainer.state, sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _warn(task: Task, *sentences: str) -> None:
+    task.warnings += [sentence for sentence in sentences if sentence not in task.warnings]
 
 
 if __name__ == "__main__":

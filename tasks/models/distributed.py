@@ -49,6 +49,19 @@ def barrier() -> None:
         torch.distributed.barrier()
 
 
+def reshard(model: Any) -> None:
+    """Free the gathered layers of a sharded model, in every process.
+
+    After an evaluation the outermost layers stay gathered, until a process reads the model's
+    tensors, as the main process does to keep them. It alone would then gather them anew.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def any_process(flags: list[bool], device: Any) -> list[bool]:
     """For each flag, whether it is set in any process. Every process must call this.
 

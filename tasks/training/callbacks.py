@@ -1,4 +1,4 @@
-"""Trainer settings and callbacks that all tasks share: best epoch, progress, checkpoints."""
+"""What the training of all tasks shares: the Trainer's settings, and the best epoch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import json
 import math
 import resource
 import shutil
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -16,18 +15,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tasks.contracts.errors import TrainingDiverged
 from tasks.contracts.jobs import FinetuneJob
 from tasks.models import adapter as adapter_
-from tasks.models import distributed
 from tasks.runtime import ranks
-
-if TYPE_CHECKING:
-    from tasks.runtime.program import Reporter
 
 CLASSIFICATION = ("loss", "accuracy", "precision", "recall", "f1")
 """The validation metrics of a classifier."""
 
-_SECONDS_BETWEEN_CHECKPOINTS = 600.0
-_POINTS_IN_HISTORY = 200
-_COMPLETE = "complete"
+POINTS_IN_HISTORY = 200
+"""Log entries of a long training, at least."""
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 _LOWER = ("loss", "perplexity")
 
@@ -55,11 +49,11 @@ def training_arguments(job: FinetuneJob, examples: int, **changes: Any) -> Train
         "use_cpu": plan.device == "cpu",
         "seed": training.seed,
         "eval_strategy": "epoch",
-        # `CheckpointCallback` decides when to save a checkpoint.
+        # `checkpoints.Checkpoints` decides when to save one.
         "save_strategy": "no",
         "save_total_limit": 2,
         "logging_strategy": "steps",
-        "logging_steps": max(1, steps // _POINTS_IN_HISTORY),
+        "logging_steps": max(1, steps // POINTS_IN_HISTORY),
         # Otherwise a NaN is replaced by the mean of the other losses and goes unnoticed.
         "logging_nan_inf_filter": False,
         "remove_unused_columns": False,
@@ -149,126 +143,15 @@ class BestEpoch(TrainerCallback):
             }
             (self._folder / "best.json").write_text(json.dumps(facts, sort_keys=True))
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        """Copy the best epoch so far into the checkpoint."""
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        # Each process writes its own file into it.
-        distributed.barrier()
-        if self._first:
-            shutil.copytree(self._folder, checkpoint / "best", dirs_exist_ok=True)
-            # Written last: a checkpoint without this file is incomplete.
-            (checkpoint / _COMPLETE).touch()
-        # Without this, a process that exits would end the main process before it has finished.
-        distributed.barrier()
+    def copy_to(self, folder: Path) -> None:
+        """Copy the best epoch so far into a checkpoint."""
+        shutil.copytree(self._folder, folder, dirs_exist_ok=True)
 
     def _better(self, found: dict[str, float]) -> bool:
         if not self.metrics:
             return True
         gain = found[self._metric] - self.metrics[self._metric]
         return gain < 0 if self._metric in _LOWER else gain > 0
-
-
-class CheckpointCallback(TrainerCallback):
-    """Reports progress, and saves a checkpoint after each epoch, every ten minutes and on a stop.
-
-    Args:
-        reporter: Receives progress, and knows whether a stop was requested.
-        best: The best epoch so far, which is reported too.
-    """
-
-    def __init__(self, reporter: Reporter, best: BestEpoch) -> None:
-        self._reporter, self._best, self._stopping = reporter, best, False
-        self._saved = self._began = time.monotonic()
-        self._tokens_before = 0
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any
-    ) -> None:
-        self._saved = self._began = time.monotonic()
-        self._tokens_before = state.num_input_tokens_seen
-        self._reporter.progress(
-            always=True, stage="training", step=state.global_step, steps=state.max_steps
-        )
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        due = self._agree(args, time.monotonic() - self._saved > _SECONDS_BETWEEN_CHECKPOINTS)
-        # A checkpoint at the last step of an epoch would lack its evaluation; `on_epoch_end`
-        # follows at once and saves.
-        if not _ends_epoch(state):
-            control.should_save |= due or self._stopping
-            control.should_training_stop |= self._stopping
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        entry = state.log_history[-1]
-        if "loss" not in entry:
-            return
-        seconds = max(time.monotonic() - self._began, 1e-3)
-        self._reporter.progress(
-            stage="training",
-            step=state.global_step,
-            steps=state.max_steps,
-            epoch=round(state.epoch, 3),
-            loss=entry["loss"],
-            learning_rate=entry["learning_rate"],
-            tokens_per_second=round(
-                (state.num_input_tokens_seen - self._tokens_before) / seconds, 1
-            ),
-            **peak_memory(),
-        )
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._agree(args)
-        if not _ends_epoch(state):
-            # Stopped within an epoch: an evaluation would be of half an epoch, and a request to
-            # stop leaves no time for it.
-            control.should_evaluate = False
-        elif state.global_step < state.max_steps:
-            control.should_save = True
-            control.should_training_stop |= self._stopping
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float],
-        **_: Any,
-    ) -> None:
-        found = {f"eval_{name}": metrics[f"eval_{name}"] for name in self._best.names}
-        self._reporter.progress(
-            always=True,
-            stage="training",
-            step=state.global_step,
-            steps=state.max_steps,
-            epoch=round(state.epoch, 3),
-            best_epoch=self._best.epoch,
-            **peak_memory(),
-            **found,
-        )
-
-    def _agree(self, args: TrainingArguments, due: bool = False) -> bool:
-        """Agree with the other processes on stopping and on whether a checkpoint is due."""
-        # The agreed value is stored: the others do not know of a request that arrives later.
-        due, self._stopping = distributed.any_process([due, self._reporter.stopping], args.device)
-        return due
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        self._saved = time.monotonic()
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        self._reporter.progress(
-            always=True, stage="training", step=state.global_step, checkpoint=str(checkpoint)
-        )
-
-
-def checkpoint(folder: Path | None) -> Path | None:
-    """The checkpoint to resume from; None if there is none or it is incomplete."""
-    return folder if folder and (folder / _COMPLETE).is_file() else None
 
 
 def peak_memory() -> dict[str, float]:
@@ -292,7 +175,3 @@ def diverged(found: str) -> TrainingDiverged:
         "a finite loss",
         "lower the learning rate (a tenth is a good try), or train in fp32",
     )
-
-
-def _ends_epoch(state: TrainerState) -> bool:
-    return math.isclose(state.epoch, round(state.epoch), abs_tol=1e-9)

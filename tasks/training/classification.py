@@ -196,6 +196,7 @@ class ClassifierTrainer(Trainer):
             losses = F.cross_entropy(logits, labels, reduction="none").double()
             checked = torch.tensor(numbers, device=losses.device) < CHECK_EXAMPLES
             total += torch.stack([losses.sum(), losses[checked].sum()])
+            self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         table, total = (self.accelerator.reduce(part, "sum") for part in (table, total))
         predicted, truth = table.cpu().numpy()
         metrics = self.validation_metrics.compute(predictions=predicted, references=truth)

@@ -24,6 +24,7 @@ from tasks.models import adapter, causal, classifier, distributed, liger, weight
 from tasks.models.merge import dequantize_to_host, merge, merge_device
 from tasks.runtime import ranks
 from tasks.training.callbacks import diverged, training_arguments
+from tasks.training.checkpoints import saved_state
 from tasks.training.forward import Forward
 from tasks.training.language_batches import Batch, Example, TokenExamples, gather_tokens, make_batch
 from tasks.training.loss_check import target_sums, write_sequences
@@ -105,8 +106,13 @@ class Language:
         if plan.compile:
             _compile(model.get_base_model(), self.warnings)
         longest = max(train.widest, validation.widest)
-        budget = job.micro_batch_tokens or token_budget(
-            model.get_base_model(), plan, longest, job.max_micro_batch_tokens
+        saved = saved_state(job.resume_from)
+        # On a GPU it depends on the free memory, which may be other when a training goes on.
+        budget = (
+            saved.first_budget
+            if saved
+            else job.micro_batch_tokens
+            or token_budget(model.get_base_model(), plan, longest, job.max_micro_batch_tokens)
         )
         trainer = self._trainer_class()(
             forward,
@@ -166,7 +172,7 @@ class LanguageTrainer(Trainer):
     """A Trainer that cuts steps into micro-batches by tokens and stops at a non-finite loss.
 
     Attributes:
-        budget: Tokens per micro-batch.
+        first_budget, budget: Tokens per micro-batch, at first and now.
         batch_size: Examples per step, over all processes.
 
     Args:
@@ -180,7 +186,8 @@ class LanguageTrainer(Trainer):
 
     def __init__(self, forward: Forward, budget: int, warnings: list[str], **options: Any) -> None:
         super().__init__(data_collator=_no_collation, **options)
-        self.forward, self.budget, self._warnings = forward, budget, warnings
+        self.forward, self._warnings = forward, warnings
+        self.first_budget = self.budget = budget
         # Computed, and not counted, while other processes have more micro-batches.
         self._filler = self.train_dataset[int(self.train_dataset.lengths.argmin())]
 
@@ -232,6 +239,9 @@ class LanguageTrainer(Trainer):
         total = torch.zeros(6, dtype=torch.float64, device=self.args.device)
         for batch in self.batches(data):
             total += self._sums(batch)
+            self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        if self.forward.sharded:
+            distributed.reshard(self.model)
         *sums, check_nats, check_tokens = self.accelerator.reduce(total, "sum").tolist()
         metrics = self._metrics(sums) | {"check_loss": check_nats / check_tokens}
         found = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}

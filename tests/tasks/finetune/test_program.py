@@ -1,7 +1,6 @@
 """The finetune program: reproducible bytes, its result, and the model that ships."""
 
 import json
-import os
 import random
 import shutil
 from pathlib import Path
@@ -18,7 +17,7 @@ from transformers import (
     GenerationConfig,
 )
 
-from tasks.contracts.errors import BadRecipe, Preempted
+from tasks.contracts.errors import BadRecipe
 from tasks.contracts.jobs import FinetuneResult
 from tasks.contracts.results import Finetuned
 from tasks.finetune import program as finetune_program
@@ -73,34 +72,11 @@ class TestSameJob:
             results.append((result, content(job.out)))
         assert results[0] == results[1]
 
-    @pytest.mark.parametrize("ship", ["merged", "adapter"])
-    def test_gives_the_same_bytes_when_interrupted_and_resumed(self, train_job, ship):
-        whole = train_job(ship=ship, lora={"dropout": 0.1})
-        expected = finetune_program.main(whole, Notes())
-        job = train_job(ship=ship, lora={"dropout": 0.1})
-        for stop_at in (2, 6):  # Within the first epoch, and within the second.
-            notes = Notes(stop_at=stop_at)
-            with pytest.raises(Preempted, match="a checkpoint of step"):
-                finetune_program.main(job, notes)
-            saved = [line["checkpoint"] for line in notes.lines if "checkpoint" in line]
-            moved = f"{job.work}-elsewhere-{stop_at}"
-            shutil.move(saved[-1], moved)
-            shutil.rmtree(job.work)
-            job = job.model_copy(update={"resume_from": Path(moved)})
-        assert finetune_program.main(job, Notes()) == expected
-        assert content(job.out) == content(whole.out)
-
     def test_with_another_seed_gives_another_model(self, train_job):
         one, two = train_job(training={"epochs": 1}), train_job(training={"epochs": 1, "seed": 18})
         for job in (one, two):
             finetune_program.main(job, Notes())
         assert content(one.out) != content(two.out)
-
-    def test_ignores_an_incomplete_checkpoint(self, train_job, tmp_path):
-        job = train_job(training={"epochs": 1}, resume_from=str(tmp_path / "half"))
-        (tmp_path / "half").mkdir()
-        (tmp_path / "half" / "trainer_state.json").write_text("{")
-        assert finetune_program.main(job, Notes()).steps > 0
 
     def test_micro_batches_change_the_losses_by_rounding_only(self, train_job):
         jobs = [train_job(training={"epochs": 1}, micro_batch_examples=size) for size in (0, 2)]
@@ -127,34 +103,6 @@ class TestOperationWithoutDeterminism:
         (warning,) = result.warnings
         assert "put_ is not reproducible on this kind of device" in warning
         assert result.history == expected.history
-
-
-class TestCancelledRun:
-    def test_leaves_a_checkpoint_from_which_another_run_resumes(self, train_job, tmp_path):
-        job = train_job(training={"epochs": 1000})
-
-        class Cancelled(BaseException):
-            pass
-
-        def cancel(line):
-            if line.get("step", 0) >= 3:
-                raise Cancelled
-
-        with pytest.raises(Cancelled):
-            run_program(
-                "tasks.finetune.program",
-                job,
-                FinetuneResult,
-                scratch=tmp_path / "s",
-                on_progress=cancel,
-            )
-        newest = max(job.work.glob("checkpoints/*/complete"), key=os.path.getmtime).parent
-        reached = json.loads((newest / "trainer_state.json").read_text())["global_step"]
-        notes = Notes(stop_at=0)
-        with pytest.raises(Preempted):
-            finetune_program.main(job.model_copy(update={"resume_from": newest}), notes)
-        started_at = next(line["step"] for line in notes.lines if "step" in line)
-        assert started_at == reached >= 3
 
 
 class TestResult:

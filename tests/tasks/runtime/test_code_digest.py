@@ -70,8 +70,9 @@ COVERED = {
         finetune: program step
         kernels: packed_attention
         models: adapter causal classifier distributed liger load_errors merge weights
-        training: allocator callbacks classification classification_batches classification_metrics
-            forward history language language_batches loss_check losses micro_batches preference
+        training: allocator callbacks checkpoints classification classification_batches
+            classification_metrics forward history language language_batches loss_check losses
+            micro_batches preference
             validation_metrics
     """,
     "gguf-export": """

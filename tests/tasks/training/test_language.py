@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
 )
 
-from tasks.contracts.errors import Preempted, TrainingDiverged
+from tasks.contracts.errors import TrainingDiverged
 from tasks.contracts.plan import Plan
 from tasks.contracts.results import Finetuned
 from tasks.finetune import program as finetune_program
@@ -95,23 +94,6 @@ class TestSameJob:
         two = lm_job(data=lm_data(shuffled, cuts=[9, 30]))
         assert finetune_program.main(one, Notes()) == finetune_program.main(two, Notes())
         assert content(one.out) == content(two.out)
-
-    @pytest.mark.parametrize("task", ["instruction", "preference"])
-    def test_gives_the_same_bytes_when_interrupted_and_resumed(self, lm_job, task):
-        whole = lm_job(task=task, lora={"dropout": 0.1})
-        expected = finetune_program.main(whole, Notes())
-        job = lm_job(task=task, lora={"dropout": 0.1})
-        for stop_at in (2, 6):  # Within the first epoch, and within the second.
-            notes = Notes(stop_at=stop_at)
-            with pytest.raises(Preempted, match="a checkpoint of step"):
-                finetune_program.main(job, notes)
-            saved = [line["checkpoint"] for line in notes.lines if "checkpoint" in line]
-            moved = f"{job.work}-elsewhere-{stop_at}"
-            shutil.move(saved[-1], moved)
-            shutil.rmtree(job.work)
-            job = job.model_copy(update={"resume_from": Path(moved)})
-        assert finetune_program.main(job, Notes()) == expected
-        assert content(job.out) == content(whole.out)
 
 
 class TestResult:
