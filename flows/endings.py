@@ -54,16 +54,16 @@ def stop(
         The state of a cancelled run. None if the request came from elsewhere: raised again, it
         makes the run *Crashed*, or reschedules it where Prefect is configured to.
     """
-    visible = _visible(recipe, context)
+    visible, kept = _visible(recipe, context), getattr(request, "kept", "")
     if is_cancelling(context.run_id):
         sentence = "A person, or the API, cancelled the run."
-        report.stop("Cancelled", "cancelled", sentence, visible)
-        return Cancelled(message=f"{sentence} {visible}")
+        report.stop("Cancelled", "cancelled", sentence, visible, kept)
+        return Cancelled(message=" ".join(filter(None, [sentence, visible, kept])))
     signal = "SIGTERM" if isinstance(request, TerminationSignal) else "SIGINT, as by Ctrl-C"
     sentence = (
         f"The run was asked to stop ({signal}), such as by an eviction or a shutdown of its worker."
     )
-    report.stop("Crashed", Preempted.cause, sentence, visible)
+    report.stop("Crashed", Preempted.cause, sentence, visible, kept)
     return None
 
 

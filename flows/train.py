@@ -37,6 +37,7 @@ from tasks.report.markdown import data_markdown, forecast_markdown, samples_mark
 from tasks.report.run_report import RunReport, Section
 from tasks.report.summaries import finetune_sentence, load_sentence, tokenize_sentence
 from tasks.runtime.context import RunContext
+from tasks.runtime.lease import telling
 from tasks.runtime.run_program import preload
 from tasks.storage.sources import resolve
 from tasks.storage.store import default_store, open_store
@@ -198,7 +199,8 @@ def fit(
             check_gguf_export(inputs.model, inputs.tokenizer, recipe.model.gguf, context)
         # The gate will decide on a new model; scipy and scikit-learn take seconds to import.
         Thread(target=import_module, args=("tasks.gate.decide",), daemon=True).start()
-    finetuned = finetune(inputs, context)
+    with telling(report.status):
+        finetuned = finetune(inputs, context)
     if forecasted:
         kind = stage_inputs.workload_inputs(recipe, prepared, plan).kind
         remember_throughput(kind, finetuned, context)

@@ -25,8 +25,8 @@ class BurnishError(Exception):
         fix: What to do about it: one sentence, with the exact command if there is one.
 
     Attributes:
-        history: For a failed training, its losses so far, as in `Finetuned.history`. They are for
-            the report, and are not passed between processes.
+        history, kept: For a failed training, its losses so far, as in `Finetuned.history`, and how
+            far it got, as a sentence. They are for the report, and do not go to other processes.
     """
 
     cause: ClassVar[str] = "code"
@@ -37,6 +37,7 @@ class BurnishError(Exception):
     def __init__(self, where: str, found: str, expected: str, fix: str) -> None:
         self.where, self.found, self.expected, self.fix = where, found, expected, fix
         self.history: list[dict[str, float]] = []
+        self.kept = ""
         super().__init__(str(self))
 
     def __str__(self) -> str:

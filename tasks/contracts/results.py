@@ -120,6 +120,8 @@ class Finetuned(StepResult):
     warnings: tuple[str, ...] = ()
     tokens_per_second: float = 0.0
     """Tokens without padding, as last reported; 0 if not reported. Depends on the machine."""
+    resumed: str = ""
+    """Which checkpoint the training went on from, in words; empty if from none."""
 
 
 class GgufExported(StepResult):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import orjson
 from pydantic import Field
 
@@ -12,10 +14,12 @@ from tasks.contracts.plan import Plan
 from tasks.contracts.recipe_data import Task
 from tasks.contracts.recipe_training import LoraRecipe, TrainingRecipe
 from tasks.contracts.results import Finetuned
+from tasks.finetune.checkpoints import Checkpoints, remove_abandoned, remove_checkpoints
 from tasks.report.progress import TrainingProgress
 from tasks.runtime.cache import step
 from tasks.runtime.code_digest import library_versions
 from tasks.runtime.context import RunContext
+from tasks.runtime.logs import run_logger
 from tasks.runtime.run_program import run_program
 from tasks.storage.sources import fetch_folder
 from tasks.storage.store import open_store
@@ -81,17 +85,25 @@ class FinetuneInputs(Contract):
         "numpy",
         "pyarrow",
     ),
+    exclusive=True,
+    tidy=remove_checkpoints,
 )
 def finetune(inputs: FinetuneInputs, context: RunContext) -> Finetuned:
-    """Train in a separate process, and store the model that ships.
+    """Train in a separate process, and store the model that ships. A training that was interrupted
+    goes on from its newest checkpoint.
 
     Raises:
         TrainingDiverged: The loss became NaN or infinite.
         OutOfDeviceMemory, OutOfHostMemory, Preempted, TimedOut: The program ended without a result.
     """
     store = open_store(context.store)
+    remove_abandoned(context)
     with store.scratch() as scratch, TrainingProgress() as progress:
         out = scratch / "model"
+        checkpoints = Checkpoints(finetune.key(inputs), context, scratch)
+        resumed = None if "finetune" in context.refresh else checkpoints.newest()
+        if resumed:
+            run_logger().info("Training goes on from %s.", resumed.origin)
         job = FinetuneJob(
             task=inputs.task,
             base=fetch_folder(inputs.model, scratch / "base"),
@@ -111,25 +123,38 @@ def finetune(inputs: FinetuneInputs, context: RunContext) -> Finetuned:
             max_micro_batch_tokens=inputs.max_micro_batch_tokens,
             tight_memory=inputs.tight_memory,
             work=scratch / "checkpoints",
-            resume_from=None,
+            resume_from=resumed.folder if resumed else None,
             out=out,
             check_out=scratch / "check" / "examples.parquet",
         )
-        result = run_program(
-            "tasks.finetune.program",
-            job,
-            FinetuneResult,
-            on_progress=progress.update,
-            time_limit=inputs.training.time_limit_minutes * 60,
-            limit_name="training.time_limit_minutes",
-            scratch=scratch,
-            processes=inputs.plan.world_size,
-        )
+
+        def update(line: dict[str, Any]) -> None:
+            checkpoints.update(line)
+            progress.update(line)
+
+        try:
+            result = run_program(
+                "tasks.finetune.program",
+                job,
+                FinetuneResult,
+                on_progress=update,
+                time_limit=inputs.training.time_limit_minutes * 60,
+                limit_name="training.time_limit_minutes",
+                scratch=scratch,
+                processes=inputs.plan.world_size,
+            )
+        except BaseException as error:
+            # The report of a run says it, whatever ended it.
+            error.kept = checkpoints.close()
+            raise
+        checkpoints.close()
+        found = dict(result)
         return Finetuned(
             artifact=store.put("model", out),
             check=store.put("loss-check", job.check_out.parent),
-            **dict(result),
+            **found | {"warnings": (*checkpoints.warnings, *result.warnings)},
             tokens_per_second=progress.tokens_per_second,
+            resumed=resumed.origin if resumed else "",
         )
 
 

@@ -127,6 +127,7 @@ class RunReport:
                     f"- **Expected:** {error.expected}",
                     f"- **Fix:** {error.fix}",
                     f"- **Visible to consumers:** {visible}",
+                    *([f"- **Kept:** {error.kept}"] if error.kept else []),
                     f"- **Next:** {self.next_action(error)}",
                 ]
             ),
@@ -135,7 +136,9 @@ class RunReport:
             self.section(Section.TRAINING, f"Until the failure:\n\n{curve}")
         self.end("Failed", f"{error.cause}: {error}")
 
-    def stop(self, outcome: str, cause: str, explanation: str, visible: str) -> None:
+    def stop(
+        self, outcome: str, cause: str, explanation: str, visible: str, kept: str = ""
+    ) -> None:
         """Report that the run was asked to stop, and how to go on.
 
         Args:
@@ -143,12 +146,14 @@ class RunReport:
             cause: In a word.
             explanation: The same as a sentence.
             visible: What consumers see now, as sentences.
+            kept: How far a training got, and where the next run goes on, as a sentence.
         """
         self.section(
             Section.WHAT_HAPPENED,
             f"- **Cause:** {cause}\n"
             f"- **Visible to consumers:** {visible}\n"
-            f"- **Next:** to go on, {self._retry()}. {FINISHED_STEPS}",
+            + (f"- **Kept:** {kept}\n" if kept else "")
+            + f"- **Next:** to go on, {self._retry()}. {FINISHED_STEPS}",
         )
         self.end(outcome, explanation)
 

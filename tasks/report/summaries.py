@@ -55,7 +55,8 @@ def finetune_sentence(finetuned: Finetuned) -> str:
     """Steps, validation metric and best epoch."""
     metrics = finetuned.metrics
     shown = "accuracy" if "f1" in metrics else "loss"
+    resumed = f"; it went on from {finetuned.resumed}" if finetuned.resumed else ""
     return (
         f"{finetuned.steps} steps, validation {shown} {metrics[shown]:.4f}, "
-        f"best epoch {finetuned.best_epoch:g}"
+        f"best epoch {finetuned.best_epoch:g}{resumed}"
     )

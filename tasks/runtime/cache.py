@@ -4,10 +4,15 @@ A step's key is the digest of everything that can change its output: its name, i
 recipe and plan fields that it reads, and the digests of its input artifacts), its code, and the
 versions of the libraries that decide its output. A small record in the store, written after the
 artifact, says that a key's work was done. Prefect's *Cached* state only displays that record.
+
+Two workers that do equal work end with one result: a record is only created, or replaces the very
+record that its writer saw, and whoever is later takes what is there. An exclusive step is done by
+one worker at a time (tasks/runtime/lease.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -19,10 +24,12 @@ from prefect.states import Completed, Failed
 from pydantic import ValidationError
 
 from tasks.contracts.base import Contract, digest_of
-from tasks.contracts.errors import CodeFailed, describe
+from tasks.contracts.errors import BurnishError, CodeFailed, describe
 from tasks.contracts.results import Provenance, StepResult
 from tasks.runtime.code_digest import code_digest, library_versions
 from tasks.runtime.context import RunContext
+from tasks.runtime.lease import Lease, LeaseLost, lease
+from tasks.runtime.logs import run_logger
 from tasks.runtime.termination import check_sigterm
 from tasks.storage.store import open_store
 
@@ -40,9 +47,12 @@ class Step(Generic[Inputs, Result]):
         result: type[Result],
         code: tuple[str, ...],
         libraries: tuple[str, ...],
+        exclusive: bool = False,
+        tidy: Callable[[str, RunContext], None] | None = None,
     ) -> None:
         self.name, self.work, self.result = name, work, result
         self.code, self.libraries = code, libraries
+        self._exclusive, self._tidy = exclusive, tidy
         self.__doc__ = work.__doc__
         self.task = task(
             name=name,
@@ -68,15 +78,8 @@ class Step(Generic[Inputs, Result]):
         """The result of equal work done before, if its artifact is still complete; else None."""
         if self.name in context.refresh or self.name in context.repair:
             return None
-        store = open_store(context.store)
-        record = store.read_json(self._record(inputs))
-        if record is None:
-            return None
-        try:
-            result = self.result.model_validate(record)
-        except ValidationError:
-            return None
-        return result if store.holds(result.artifact) else None
+        found = open_store(context.store).objects.read(self._record(inputs))
+        return self._valid(found[0] if found else None, context)
 
     def once(self, inputs: Inputs, context: RunContext) -> Result:
         """The cached result, or else the result of doing the work, which is then cached."""
@@ -88,8 +91,25 @@ class Step(Generic[Inputs, Result]):
         return self.task(inputs, context, return_state=True).result()
 
     def _do(self, inputs: Inputs, context: RunContext) -> Result:
+        if not self._exclusive:
+            return self._work_once(inputs, context)
+        path = f"leases/{self.name}/{self.key(inputs)}.json"
+        while True:
+            try:
+                with lease(open_store(context.store).objects, path, context) as held:
+                    # Whom this worker waited for has done it.
+                    return self.cached(inputs, context) or self._work_once(inputs, context, held)
+            except LeaseLost:
+                run_logger().warning(
+                    "Another worker took over this step, since this one was not heard of for "
+                    "too long: waiting for its result."
+                )
+
+    def _work_once(self, inputs: Inputs, context: RunContext, held: Lease | None = None) -> Result:
+        """Do the work, and record its result unless another worker was faster."""
         started = time.monotonic()
-        key = self.key(inputs)
+        key, objects = self.key(inputs), open_store(context.store).objects
+        seen = objects.read(self._record(inputs))
         result = self.work(inputs, context)
         provenance = Provenance(
             run_id=context.run_id,
@@ -100,11 +120,32 @@ class Step(Generic[Inputs, Result]):
             code=code_digest(self.code),
         )
         result = result.model_copy(update={"key": key, "provenance": provenance})
+        if held:
+            held.confirm()
         # Written after the artifact: a record promises that the artifact exists.
-        open_store(context.store).objects.write(
-            self._record(inputs), result.model_dump_json(indent=1).encode()
-        )
+        record = result.model_dump_json(indent=1).encode()
+        while not objects.replace(self._record(inputs), record, seen[1] if seen else None):
+            # On a GPU the two may differ in their last bits; what is released must be one of them.
+            seen = objects.read(self._record(inputs))
+            if other := self._valid(seen[0] if seen else None, context):
+                result = other
+                break
+        self._tidy_up(key, context)
         return result
+
+    def _valid(self, record: bytes | None, context: RunContext) -> Result | None:
+        """The result of a record; None if it holds none, or its artifact is not complete."""
+        try:
+            result = self.result.model_validate_json(record or b"")
+        except ValidationError:
+            return None
+        return result if open_store(context.store).holds(result.artifact) else None
+
+    def _tidy_up(self, key: str, context: RunContext) -> None:
+        if self._tidy:
+            # The result is there: that something is left behind must not fail the run.
+            with contextlib.suppress(BurnishError):
+                self._tidy(key, context)
 
     def _record(self, inputs: Inputs) -> str:
         return f"keys/{self.name}/{self.key(inputs)}.json"
@@ -121,6 +162,7 @@ class Step(Generic[Inputs, Result]):
     def _run(self, inputs: Contract, context: RunContext):
         cached = self.cached(inputs, context)
         if cached is not None:
+            self._tidy_up(cached.key, context)
             return Completed(name="Cached", data=cached, message=_origin(cached))
         try:
             return self._do(inputs, context)
@@ -133,7 +175,13 @@ class Step(Generic[Inputs, Result]):
 
 
 def step(
-    name: str, *, result: type[Result], code: tuple[str, ...], libraries: tuple[str, ...]
+    name: str,
+    *,
+    result: type[Result],
+    code: tuple[str, ...],
+    libraries: tuple[str, ...],
+    exclusive: bool = False,
+    tidy: Callable[[str, RunContext], None] | None = None,
 ) -> Callable[[Callable[[Inputs, RunContext], Result]], Step[Inputs, Result]]:
     """Make a cached step of a pure function.
 
@@ -143,10 +191,13 @@ def step(
         code: Modules whose code decides the result: the step's own module, and the programs that
             it starts by name. What they import of ours is added.
         libraries: Distributions whose versions decide the result.
+        exclusive: Whether workers that meet the same key wait for the one that does the work.
+        tidy: Removes what the work left in the store. Called with the key once the result is
+            recorded, and when it is used again, in case that the first call was cut short.
     """
 
     def wrap(work: Callable[[Inputs, RunContext], Result]) -> Step[Inputs, Result]:
-        return Step(name, work, result, code, libraries)
+        return Step(name, work, result, code, libraries, exclusive, tidy)
 
     return wrap
 

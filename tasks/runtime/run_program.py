@@ -35,6 +35,7 @@ from tasks.contracts.errors import (
 )
 from tasks.contracts.jobs import Job, Result
 from tasks.runtime import fork_server
+from tasks.runtime.lease import LeaseLost, check_lease
 from tasks.runtime.program import parse
 from tasks.runtime.termination import check_sigterm
 
@@ -49,8 +50,9 @@ _RANKS = re.compile(
 _POLL_SECONDS = 0.5
 # How long a single process, and several ranks, have to exit after their last message.
 _EXIT_SECONDS, _RANKS_EXIT_SECONDS = 0.2, 5.0
-# Prefect's process worker kills a cancelled run, and with it the program, after 30 seconds.
-_GRACE_SECONDS = 25.0
+# Prefect's process worker kills a cancelled run, and with it the program, after 30 seconds. What is
+# left of them is for what the program has saved.
+_GRACE_SECONDS = 22.0
 _TAIL_CHARACTERS = 4000
 
 AnyResult = TypeVar("AnyResult", bound=Result)
@@ -73,7 +75,8 @@ def run_program(
     """Run a program and wait for its result.
 
     However this call ends, a cancellation included, the program ends too: it is asked to stop, and
-    killed after the grace period.
+    killed after the grace period. What it reports meanwhile is passed on, after a progress report
+    of the stage `stopping`.
 
     Args:
         module: The program's module, `tasks.finetune.program`.
@@ -108,6 +111,10 @@ def run_program(
         last = _follow(process, on_progress, time_limit, several)
         if last is None and process.poll() is None:
             raise _timed_out(name, limit_name, time_limit or 0.0)
+    except BaseException:
+        _stop(process, on_progress, grace)
+        grace = 0.0
+        raise
     finally:
         _end(process, grace, _RANKS_EXIT_SECONDS if several else _EXIT_SECONDS)
     if several and _killed(process.returncode) and _may_be_consequence(last):
@@ -205,6 +212,27 @@ def _follow(
     return first_error
 
 
+def _stop(process: Process, on_progress: OnProgress | None, grace: float) -> None:
+    """Ask a program to stop, and pass on its last progress, such as a checkpoint. A second SIGTERM,
+    as from a service manager and a worker that both stop the run, does not shorten the time: the
+    program may be saving its work."""
+    deadline = time.monotonic() + grace
+    pass_on = on_progress or (lambda line: None)
+    process.terminate()
+    lines: Iterator[dict[str, Any]] = iter([{"event": "progress", "stage": "stopping"}])
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            for line in lines:
+                if line.pop("event", None) == "progress":
+                    pass_on(line)
+            lines = _lines(process, deadline)
+        except (TerminationSignal, LeaseLost):
+            lines = _lines(process, deadline)
+        except Exception:
+            # What ends the run is known already.
+            pass_on = lambda line: None  # noqa: E731
+
+
 def _may_be_consequence(last: dict[str, Any] | None) -> bool:
     """Whether a rank may have failed with this error only because another rank had ended."""
     errors = (CodeFailed.__name__, Preempted.__name__)
@@ -227,6 +255,7 @@ def _lines(process: Process, deadline: float | None) -> Iterator[dict[str, Any]]
             # Short waits: an exception that is set on this thread is only raised between them.
             selector.select(0 if ended else _POLL_SECONDS)
             check_sigterm()
+            check_lease()
             data = _read(stream)
             if data == b"":
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -262,7 +291,8 @@ def _end(process: Process, grace: float, exit_seconds: float) -> None:
                 process.wait(exit_seconds)
         if process.poll() is None:
             process.terminate()
-            _wait(process, grace)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(grace)
     finally:
         if process.poll() is None:
             process.kill()
@@ -270,15 +300,6 @@ def _end(process: Process, grace: float, exit_seconds: float) -> None:
         for pipe in (process.stdin, process.stdout):
             with contextlib.suppress(OSError):
                 pipe.close()
-
-
-def _wait(process: Process, seconds: float) -> None:
-    """Wait for a program's end. A second SIGTERM, as from a service manager and a worker that both
-    stop the run, does not shorten the time: the program may be saving its work."""
-    deadline = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(subprocess.TimeoutExpired, TerminationSignal):
-            process.wait(max(0.0, deadline - time.monotonic()))
 
 
 def _outcome(last: dict[str, Any] | None, status: int, name: str, log: Path) -> dict[str, Any]:

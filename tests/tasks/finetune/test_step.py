@@ -2,6 +2,7 @@
 
 import pytest
 
+from tasks.contracts.errors import Preempted, preempted
 from tasks.contracts.jobs import FinetuneResult, TokenShard
 from tasks.contracts.plan import Plan
 from tasks.contracts.recipe_training import LoraRecipe, TrainingRecipe
@@ -116,6 +117,53 @@ class TestFinetune:
         assert job.base_pin.digest == given.model.digest
         assert job.keep_file.read_text() == "splits"
         assert (options["time_limit"], options["processes"]) == (120, 1)
+
+
+class TestInterruptedTraining:
+    @pytest.fixture
+    def interrupted(self, inputs, context, monkeypatch):
+        """A training that wrote a checkpoint of step 20 and was stopped at step 25."""
+
+        def run_program(module, job, result, **options):
+            saved = job.work / "checkpoints" / "checkpoint-20"
+            saved.mkdir(parents=True)
+            (saved / "optimizer.pt").write_text("state")
+            line = {"stage": "training", "step": 20, "steps": 100}
+            options["on_progress"]({**line, "checkpoint": str(saved)})
+            options["on_progress"]({**line, "step": 25})
+            raise preempted()
+
+        monkeypatch.setattr(finetune_step, "run_program", run_program)
+        with pytest.raises(Preempted) as caught:
+            finetune.once(inputs(), context)
+        return caught.value
+
+    def test_says_how_far_it_got(self, interrupted):
+        assert interrupted.kept == (
+            "The training reached step 25 of 100; the next run goes on from the checkpoint of "
+            "step 20."
+        )
+
+    @pytest.mark.parametrize("refresh", [False, True])
+    def test_goes_on_from_its_checkpoint_unless_it_is_refreshed(
+        self, interrupted, inputs, context, monkeypatch, refresh
+    ):
+        begun = []
+
+        def run_program(module, job, result, **options):
+            begun.append(job.resume_from and (job.resume_from / "optimizer.pt").read_text())
+            for folder in (job.out, job.check_out.parent):
+                folder.mkdir()
+                (folder / "file").write_text("content")
+            return RESULT
+
+        monkeypatch.setattr(finetune_step, "run_program", run_program)
+        again = context.model_copy(update={"refresh": ("finetune",) if refresh else ()})
+        trained = finetune.once(inputs(), again)
+        assert begun == [None if refresh else "state"]
+        assert trained.resumed.startswith("" if refresh else "step 20 of 100, a checkpoint of run")
+        objects = open_store(context.store).objects
+        assert not objects.sizes("checkpoints/") | objects.sizes("artifacts/checkpoint/")
 
 
 class TestTokenFiles:

@@ -1,6 +1,11 @@
 """When a step runs again, and when its cached result is used."""
 
 import shutil
+import sys
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
 
 import pytest
 from prefect import flow
@@ -9,9 +14,12 @@ from tasks.contracts.artifacts import Artifact
 from tasks.contracts.base import Contract
 from tasks.contracts.results import StepResult
 from tasks.runtime import cache
+from tasks.runtime import lease as leases
 from tasks.runtime.cache import step
 from tasks.runtime.context import RunContext
+from tasks.runtime.lease import Holder, check_lease
 from tasks.storage.store import open_store
+from tests.tasks.runtime.programs import wait_until
 
 
 class Inputs(Contract):
@@ -40,9 +48,49 @@ def double(inputs: Inputs, context: RunContext) -> Counted:
         return Counted(artifact=store.put("number", scratch / "out"), double=2 * inputs.number)
 
 
+TIDIED = []
+
+
+@step(
+    "alone",
+    result=Counted,
+    code=("tasks.plan.plan",),
+    libraries=("pydantic",),
+    exclusive=True,
+    tidy=lambda key, context: TIDIED.append(key),
+)
+def alone(inputs: Inputs, context: RunContext) -> Counted:
+    """Double a number slowly, one worker at a time."""
+    CALLS.append(inputs.number)
+    time.sleep(0.2)
+    check_lease()
+    return draw(inputs, context)
+
+
+@step("draw", result=Counted, code=("tasks.plan.plan",), libraries=("pydantic",))
+def draw_once(inputs: Inputs, context: RunContext) -> Counted:
+    """Give another result each time, as a GPU may in its last bits."""
+    CALLS.append(inputs.number)
+    meanwhile(inputs, context)
+    return draw(inputs, context)
+
+
+def meanwhile(inputs, context):
+    """What another worker does meanwhile."""
+
+
+def draw(inputs, context):
+    store = open_store(context.store)
+    with store.scratch() as scratch:
+        (scratch / "out").mkdir()
+        (scratch / "out" / "number").write_text(uuid.uuid4().hex)
+        return Counted(artifact=store.put("number", scratch / "out"), double=2 * inputs.number)
+
+
 @pytest.fixture
 def context(tmp_path):
     CALLS.clear()
+    TIDIED.clear()
     return RunContext(store=str(tmp_path / "store"), run_id="1", run_name="first")
 
 
@@ -116,6 +164,92 @@ class TestMisses:
         with pytest.raises(ValueError, match="half done"):
             failing.once(Inputs(number=1), context)
         assert failing.cached(Inputs(number=1), context) is None
+
+
+class TestTwoWorkers:
+    """That do equal work at the same time."""
+
+    @pytest.fixture
+    def other_is_faster(self, monkeypatch):
+        """A second worker begins later and ends earlier. Returns its results."""
+        results = []
+
+        def other(inputs, context):
+            if len(CALLS) == 1:
+                results.append(draw_once.once(inputs, context))
+
+        monkeypatch.setattr(sys.modules[__name__], "meanwhile", other)
+        return results
+
+    def test_end_with_the_result_of_the_faster_one(self, context, other_is_faster):
+        slower = draw_once.once(Inputs(number=4), context)
+        assert [slower] == other_is_faster
+        assert draw_once.once(Inputs(number=4), context) == slower
+        assert CALLS == [4, 4]
+
+    def test_that_refresh_end_with_the_result_of_the_faster_one(self, context, other_is_faster):
+        CALLS.append(0)
+        before = draw_once.once(Inputs(number=4), context)
+        CALLS.clear()
+        again = context.model_copy(update={"refresh": ("draw",)})
+        slower = draw_once.once(Inputs(number=4), again)
+        assert [slower] == other_is_faster != [before]
+
+    def test_end_with_a_result_that_is_whole(self, context, monkeypatch):
+        def other(inputs, context):
+            if len(CALLS) == 1:
+                lost = draw_once.once(inputs, context).artifact
+                open_store(context.store).discard(lost.kind, lost.digest)
+
+        monkeypatch.setattr(sys.modules[__name__], "meanwhile", other)
+        slower = draw_once.once(Inputs(number=4), context)
+        assert open_store(context.store).holds(slower.artifact)
+        assert draw_once.once(Inputs(number=4), context) == slower
+
+    def test_of_an_exclusive_step_work_once(self, context):
+        with ThreadPoolExecutor() as pool:
+            results = list(pool.map(lambda _: alone.once(Inputs(number=4), context), range(3)))
+        assert CALLS == [4]
+        assert results[0] == results[1] == results[2]
+
+    def test_of_which_one_was_taken_over_end_with_the_result_of_the_other(
+        self, context, monkeypatch
+    ):
+        """The first one is paused for so long that the second one does the work."""
+        monkeypatch.setattr(leases, "RENEW_SECONDS", 0.05)
+        objects = open_store(context.store).objects
+        path = f"leases/alone/{alone.key(Inputs(number=4))}.json"
+
+        def take_over():
+            wait_until(lambda: CALLS)
+            held = Holder.model_validate_json(objects.read(path)[0])
+            other = held.model_copy(update={"nonce": "other", "number": held.number + 1})
+            objects.write(path, other.model_dump_json().encode())
+            wait_until(lambda: len(CALLS) == 1)
+            time.sleep(0.5)
+            objects.write(
+                path, other.model_copy(update={"released": True}).model_dump_json().encode()
+            )
+
+        thread = Thread(target=take_over)
+        thread.start()
+        result = alone.once(Inputs(number=4), context)
+        thread.join()
+        assert CALLS == [4, 4]
+        assert alone.once(Inputs(number=4), context) == result
+
+
+class TestTidying:
+    def test_follows_the_record_and_is_repeated_with_each_use(self, context, prefect_env):
+        @flow
+        def run():
+            return alone(Inputs(number=4), context)
+
+        key = alone.key(Inputs(number=4))
+        alone.once(Inputs(number=4), context)
+        assert [key] == TIDIED
+        run()
+        assert [key, key] == TIDIED
 
 
 class TestInPrefect:

@@ -47,8 +47,9 @@ class Interrupt:
     facts = None
 
     def __call__(self, facts):
-        self.facts = facts
-        raise KeyboardInterrupt
+        if self.facts is None:
+            self.facts = facts
+            raise KeyboardInterrupt
 
 
 class TestSuccess:
@@ -193,6 +194,31 @@ class TestTimeLimit:
         with pytest.raises(KeyboardInterrupt):
             program(body, on_progress=interrupt, grace=0.5)
         assert gone(interrupt.facts["pid"])
+
+
+class TestProgramThatIsStopped:
+    def test_passes_on_what_it_reports_until_its_end(self, program):
+        seen = []
+
+        def note(facts):
+            seen.append(facts)
+            if len(seen) == 1:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            program(
+                """
+                reporter.progress(step=1)
+                while not reporter.stopping:
+                    time.sleep(0.05)
+                time.sleep(1.0)
+                reporter.progress(always=True, checkpoint='saved')
+                raise RuntimeError
+                """,
+                graceful=True,
+                on_progress=note,
+            )
+        assert seen == [{"step": 1}, {"stage": "stopping"}, {"checkpoint": "saved"}]
 
 
 class TestParent:
