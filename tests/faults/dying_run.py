@@ -44,6 +44,13 @@ def die() -> None:
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
+def die_in(seconds: float) -> None:
+    """Kill them after some seconds, while they work on."""
+    timer = threading.Timer(seconds, die)
+    timer.daemon = True
+    timer.start()
+
+
 def watch_writes(kill: dict[str, Any], notes: Notes) -> None:
     """Count the writes to the store and the targets, and die at one of them."""
     count, lock = 0, threading.Lock()
@@ -80,8 +87,7 @@ def watch_training(kill: dict[str, Any], notes: Notes) -> None:
         if line.get("steps"):
             notes.add(step=line["step"], steps=line["steps"], saved="checkpoint" in line)
             if line["step"] >= kill.get("step", line["steps"] + 1):
-                time.sleep(kill["seconds"])
-                die()
+                die_in(kill["seconds"])
 
     def noting_put(self: Any, kind: str, folder: Path) -> Any:
         began = time.monotonic()
@@ -100,7 +106,5 @@ if __name__ == "__main__":
     watch_writes(wanted, written)
     watch_training(wanted, written)
     if "seconds" in wanted and "step" not in wanted:
-        timer = threading.Timer(wanted["seconds"], die)
-        timer.daemon = True
-        timer.start()
+        die_in(wanted["seconds"])
     main(["retrain", recipe])
