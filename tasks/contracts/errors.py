@@ -124,6 +124,13 @@ class TimedOut(BurnishError):
     cause = "time-out"
 
 
+class Hung(BurnishError):
+    """A program stands still: it was stopped, or waits for something that does not come."""
+
+    cause = "hung"
+    retry_helps = True
+
+
 class TrainingDiverged(BurnishError):
     """The loss became NaN or infinite."""
 

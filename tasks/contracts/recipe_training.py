@@ -154,7 +154,15 @@ class TrainingRecipe(Contract):
         "0: after each step.",
     )
 
-    cache_key_excludes = frozenset({"time_limit_minutes", "checkpoint_minutes"})
+    stall_minutes: float = Field(
+        30,
+        gt=0,
+        title="Stall limit (minutes)",
+        description="A training without a single step, batch or stage for this time hangs: it is "
+        "ended, and goes on once from its newest checkpoint.",
+    )
+
+    cache_key_excludes = frozenset({"time_limit_minutes", "checkpoint_minutes", "stall_minutes"})
 
 
 class PlanRecipe(Contract):

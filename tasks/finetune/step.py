@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -9,12 +10,18 @@ from pydantic import Field
 
 from tasks.contracts.artifacts import Artifact, Source
 from tasks.contracts.base import Contract
+from tasks.contracts.errors import Hung
 from tasks.contracts.jobs import FinetuneJob, FinetuneResult, PinnedBase, TokenShard
 from tasks.contracts.plan import Plan
 from tasks.contracts.recipe_data import Task
 from tasks.contracts.recipe_training import LoraRecipe, TrainingRecipe
 from tasks.contracts.results import Finetuned
-from tasks.finetune.checkpoints import Checkpoints, remove_abandoned, remove_checkpoints
+from tasks.finetune.checkpoints import (
+    Checkpoints,
+    Resumable,
+    remove_abandoned,
+    remove_checkpoints,
+)
 from tasks.report.progress import TrainingProgress
 from tasks.runtime.cache import step
 from tasks.runtime.code_digest import library_versions
@@ -95,38 +102,27 @@ def finetune(inputs: FinetuneInputs, context: RunContext) -> Finetuned:
     Raises:
         TrainingDiverged: The loss became NaN or infinite.
         OutOfDeviceMemory, OutOfHostMemory, Preempted, TimedOut: The program ended without a result.
+        Hung: The program stood still, twice.
     """
-    store = open_store(context.store)
     remove_abandoned(context)
+    try:
+        return _train(inputs, context, "finetune" in context.refresh)
+    except Hung as hung:
+        sentence = f"{hung.where} was ended ({hung.found}), and started again. {hung.kept}"
+        run_logger().warning(sentence)
+    finetuned = _train(inputs, context, anew=False)
+    return finetuned.model_copy(update={"warnings": (sentence, *finetuned.warnings)})
+
+
+def _train(inputs: FinetuneInputs, context: RunContext, anew: bool) -> Finetuned:
+    """Train once, from the newest checkpoint unless it is to begin anew."""
+    store = open_store(context.store)
     with store.scratch() as scratch, TrainingProgress() as progress:
-        out = scratch / "model"
         checkpoints = Checkpoints(finetune.key(inputs), context, scratch)
-        resumed = None if "finetune" in context.refresh else checkpoints.newest()
+        resumed = None if anew else checkpoints.newest()
         if resumed:
             run_logger().info("Training goes on from %s.", resumed.origin)
-        job = FinetuneJob(
-            task=inputs.task,
-            base=fetch_folder(inputs.model, scratch / "base"),
-            base_pin=PinnedBase(uri=inputs.model.pinned, digest=inputs.model.digest),
-            tokenizer=store.open(inputs.tokenizer),
-            shards=token_files(inputs.tokens, context),
-            keep_file=store.open(inputs.dataset) / "keep.npz",
-            labels=inputs.labels,
-            head_modules=inputs.head_modules,
-            lora=inputs.lora,
-            quantization=inputs.quantization,
-            training=inputs.training,
-            plan=inputs.plan,
-            ship=inputs.ship,
-            micro_batch_examples=0,
-            micro_batch_tokens=inputs.micro_batch_tokens,
-            max_micro_batch_tokens=inputs.max_micro_batch_tokens,
-            tight_memory=inputs.tight_memory,
-            work=scratch / "checkpoints",
-            resume_from=resumed.folder if resumed else None,
-            out=out,
-            check_out=scratch / "check" / "examples.parquet",
-        )
+        job = _job(inputs, context, scratch, resumed)
 
         def update(line: dict[str, Any]) -> None:
             checkpoints.update(line)
@@ -142,6 +138,8 @@ def finetune(inputs: FinetuneInputs, context: RunContext) -> Finetuned:
                 limit_name="training.time_limit_minutes",
                 scratch=scratch,
                 processes=inputs.plan.world_size,
+                stall_seconds=inputs.training.stall_minutes * 60,
+                stall_name="training.stall_minutes",
             )
         except BaseException as error:
             # The report of a run says it, whatever ended it.
@@ -150,12 +148,41 @@ def finetune(inputs: FinetuneInputs, context: RunContext) -> Finetuned:
         checkpoints.close()
         found = dict(result)
         return Finetuned(
-            artifact=store.put("model", out),
+            artifact=store.put("model", job.out),
             check=store.put("loss-check", job.check_out.parent),
             **found | {"warnings": (*checkpoints.warnings, *result.warnings)},
             tokens_per_second=progress.tokens_per_second,
             resumed=resumed.origin if resumed else "",
         )
+
+
+def _job(
+    inputs: FinetuneInputs, context: RunContext, scratch: Path, resumed: Resumable | None
+) -> FinetuneJob:
+    store = open_store(context.store)
+    return FinetuneJob(
+        task=inputs.task,
+        base=fetch_folder(inputs.model, scratch / "base"),
+        base_pin=PinnedBase(uri=inputs.model.pinned, digest=inputs.model.digest),
+        tokenizer=store.open(inputs.tokenizer),
+        shards=token_files(inputs.tokens, context),
+        keep_file=store.open(inputs.dataset) / "keep.npz",
+        labels=inputs.labels,
+        head_modules=inputs.head_modules,
+        lora=inputs.lora,
+        quantization=inputs.quantization,
+        training=inputs.training,
+        plan=inputs.plan,
+        ship=inputs.ship,
+        micro_batch_examples=0,
+        micro_batch_tokens=inputs.micro_batch_tokens,
+        max_micro_batch_tokens=inputs.max_micro_batch_tokens,
+        tight_memory=inputs.tight_memory,
+        work=scratch / "checkpoints",
+        resume_from=resumed.folder if resumed else None,
+        out=scratch / "model",
+        check_out=scratch / "check" / "examples.parquet",
+    )
 
 
 def token_files(tokens: Artifact, context: RunContext) -> tuple[TokenShard, ...]:

@@ -3,6 +3,7 @@
 A program gets one job file, and reports as JSON lines on its standard output:
 
     {"event": "progress", ...facts}
+    {"event": "heartbeat", "counter": 7}
     {"event": "result", "result": {...}}
     {"event": "error", "error": {BurnishError.to_json()}}
 
@@ -35,7 +36,7 @@ from pydantic import ValidationError
 from tasks.contracts.base import Contract
 from tasks.contracts.errors import CodeFailed, describe, preempted
 from tasks.contracts.jobs import Job, Result
-from tasks.runtime import ranks
+from tasks.runtime import heartbeat, ranks
 
 AnyJob = TypeVar("AnyJob", bound=Job)
 AnyContract = TypeVar("AnyContract", bound=Contract)
@@ -65,6 +66,7 @@ class Reporter:
         self._lock_file = os.open(shared, os.O_RDONLY) if shared else None
         self._lock = threading.Lock()
         self._last = -_PROGRESS_SECONDS
+        self._counter = 0
 
     def progress(self, *, always: bool = False, **facts: Any) -> bool:
         """Report progress.
@@ -76,6 +78,7 @@ class Reporter:
         Returns:
             Whether it was sent. Only rank 0 sends progress.
         """
+        self.advance()
         if ranks.rank() > 0:
             return False
         now = time.monotonic()
@@ -84,6 +87,22 @@ class Reporter:
         self._last = now
         self.send({"event": "progress", **facts})
         return True
+
+    def advance(self) -> None:
+        """Show that the main thread goes on: a step, a batch or a stage is done."""
+        self._counter += 1
+
+    def beat(self, seconds: float) -> None:
+        """Send a heartbeat every few seconds, from a thread; of several ranks, only rank 0."""
+
+        def send() -> None:
+            while True:
+                time.sleep(seconds)
+                with contextlib.suppress(OSError):
+                    self.send({"event": "heartbeat", "counter": self._counter})
+
+        if ranks.rank() == 0:
+            threading.Thread(target=send, name="heartbeat", daemon=True).start()
 
     def check_stop(self) -> None:
         """Stop here if the program was asked to, without saving anything.
@@ -135,6 +154,7 @@ def run(
     reporter = Reporter(_claim_stdout(), Path(sys.argv[1]) if ranks.count() > 1 else None)
     watch_parent(_claim_stdin())
     _handle_signals(reporter, graceful)
+    reporter.beat(float(os.environ.get(heartbeat.VARIABLE, heartbeat.SECONDS)))
     status = 0
     try:
         data = orjson.loads(Path(sys.argv[1]).read_bytes())

@@ -34,7 +34,8 @@ from tasks.contracts.errors import (
     from_json,
 )
 from tasks.contracts.jobs import Job, Result
-from tasks.runtime import fork_server
+from tasks.runtime import fork_server, heartbeat
+from tasks.runtime.heartbeat import Watch
 from tasks.runtime.lease import LeaseLost, check_lease
 from tasks.runtime.program import parse
 from tasks.runtime.termination import check_sigterm
@@ -71,6 +72,8 @@ def run_program(
     limit_name: str = "time limit",
     grace: float = _GRACE_SECONDS,
     processes: int = 1,
+    stall_seconds: float | None = None,
+    stall_name: str = "stall limit",
 ) -> AnyResult:
     """Run a program and wait for its result.
 
@@ -88,6 +91,8 @@ def run_program(
         limit_name: The recipe field that sets the limit, for the error.
         grace: Seconds between the request to stop and the kill.
         processes: Number of ranks that run the program together. Progress and result are rank 0's.
+        stall_seconds: How long the program's main thread may go without a step, a batch or a stage.
+        stall_name: The recipe field that sets this limit, for the error.
 
     Returns:
         The program's result.
@@ -97,6 +102,7 @@ def run_program(
         OutOfHostMemory: The program was killed by SIGKILL.
         Preempted: The program was stopped by SIGTERM.
         TimedOut: The program ran past the limit.
+        Hung: The program was stopped, or stands still.
         CodeFailed: The program ended in another way without a result, or its result is not valid.
     """
     scratch.mkdir(parents=True, exist_ok=True)
@@ -108,7 +114,8 @@ def run_program(
         _start_ranks(processes, module, job_file, log) if several else _start(module, job_file, log)
     )
     try:
-        last = _follow(process, on_progress, time_limit, several)
+        watch = Watch(name, stall_seconds, stall_name)
+        last = _follow(process, watch, on_progress, time_limit, several)
         if last is None and process.poll() is None:
             raise _timed_out(name, limit_name, time_limit or 0.0)
     except BaseException:
@@ -145,6 +152,7 @@ def child_environment() -> dict[str, str]:
     return kept | {
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
+        heartbeat.VARIABLE: str(heartbeat.SECONDS),
         # The order of a set must not change a file that ships.
         "PYTHONHASHSEED": "0",
         # Spinning threads of several programs starve each other: up to 5 times slower. On a machine
@@ -188,7 +196,11 @@ def _start_ranks(count: int, module: str, job_file: Path, log: Path) -> Process:
 
 
 def _follow(
-    process: Process, on_progress: OnProgress | None, time_limit: float | None, several: bool
+    process: Process,
+    watch: Watch,
+    on_progress: OnProgress | None,
+    time_limit: float | None,
+    several: bool,
 ) -> dict[str, Any] | None:
     """Pass progress on until the program's last message.
 
@@ -200,7 +212,7 @@ def _follow(
     """
     deadline = time.monotonic() + time_limit if time_limit else None
     first_error: dict[str, Any] | None = None
-    for line in _lines(process, deadline):
+    for line in _lines(process, deadline, watch):
         event = line.pop("event", None)
         if event in ("result", "error"):
             last = {event: line[event]}
@@ -243,7 +255,9 @@ def _killed(status: int) -> bool:
     return status < 0 and status != -signal.SIGTERM
 
 
-def _lines(process: Process, deadline: float | None) -> Iterator[dict[str, Any]]:
+def _lines(
+    process: Process, deadline: float | None, watch: Watch | None = None
+) -> Iterator[dict[str, Any]]:
     stream = process.stdout.fileno()
     os.set_blocking(stream, False)
     rest = b""
@@ -263,7 +277,13 @@ def _lines(process: Process, deadline: float | None) -> Iterator[dict[str, Any]]
             if (data is None and ended) or (data == b"" and process.poll() is not None):
                 return
             *whole, rest = (rest + (data or b"")).split(b"\n")
-            yield from filter(None, map(_parsed, whole))
+            for line in filter(None, map(_parsed, whole)):
+                if watch:
+                    watch.hear(line)
+                yield line
+            # After what was waiting to be read: this process may have been stopped itself.
+            if watch and not ended:
+                watch.check(process.pid)
 
 
 def _read(stream: int) -> bytes | None:

@@ -108,7 +108,8 @@ class Checkpoints(TrainerCallback):
     """Saves checkpoints, stops on request, and reports progress.
 
     Attributes:
-        trainer: The Trainer, set before it trains.
+        trainer: The Trainer, set before it trains. None while it is made, which may take a pass
+            over the data.
         stopped: Whether the training ended because the program was asked to stop.
 
     Args:
@@ -119,7 +120,7 @@ class Checkpoints(TrainerCallback):
         warnings: Warnings about the training so far.
     """
 
-    trainer: Trainer
+    trainer: Trainer | None = None
 
     def __init__(
         self,
@@ -152,6 +153,7 @@ class Checkpoints(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Ask for a checkpoint if one is due, and stop if the program was asked to."""
+        self._reporter.advance()
         due = time.monotonic() - self._saved > self._seconds
         too_slow = self._saving_took > self._stop_seconds
         due, too_slow = self._agree(args, due, too_slow)
@@ -199,6 +201,7 @@ class Checkpoints(TrainerCallback):
         Raises:
             Preempted: It was.
         """
+        self._reporter.advance()
         if self._reporter.stopping and ranks.count() == 1:
             raise self.preempted()
 
@@ -249,6 +252,8 @@ class Checkpoints(TrainerCallback):
 
     def preempted(self) -> Preempted:
         """The error for a training that was asked to stop."""
+        if self.trainer is None:
+            return preempted("before its first step")
         step = self.trainer.state.global_step
         if self._saved_step == step:
             return preempted(f"a checkpoint of step {step} was saved")

@@ -67,6 +67,7 @@ class PreferenceTrainer(LanguageTrainer):
         for batch in self.batches(data):
             nats = self.forward(self.model, batch).nats
             table[batch.numbers] = self._log_likelihoods(nats, batch)
+            self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         return self.accelerator.reduce(table, "sum")
 
     def _denominator(self, examples: list[Example]) -> int:

@@ -111,7 +111,7 @@ class TestResult:
         notes = Notes()
         result = finetune_program.main(job, notes)
         step_fields = {"schema_version", "artifact", "key", "provenance", "tokens_per_second"}
-        step_fields |= {"check"}
+        step_fields |= {"check", "resumed"}
         assert set(type(result).model_fields) == set(Finetuned.model_fields) - step_fields
         assert set(result.metrics) == {"loss", "accuracy", "precision", "recall", "f1"}
         assert result.steps == 8

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.contracts.errors import Preempted, preempted
+from tasks.contracts.errors import Hung, Preempted, preempted
 from tasks.contracts.jobs import FinetuneResult, TokenShard
 from tasks.contracts.plan import Plan
 from tasks.contracts.recipe_training import LoraRecipe, TrainingRecipe
@@ -63,10 +63,9 @@ def inputs(tmp_path, store):
             labels=("a", "b"),
             lora=LoraRecipe(),
             quantization="none",
-            training=TrainingRecipe(time_limit_minutes=2),
             ship="merged",
             head_modules=("classifier",),
-            **{"plan": CPU} | changes,
+            **{"plan": CPU, "training": TrainingRecipe(time_limit_minutes=2)} | changes,
         )
 
     return make
@@ -164,6 +163,33 @@ class TestInterruptedTraining:
         assert trained.resumed.startswith("" if refresh else "step 20 of 100, a checkpoint of run")
         objects = open_store(context.store).objects
         assert not objects.sizes("checkpoints/") | objects.sizes("artifacts/checkpoint/")
+
+
+class TestHungTraining:
+    @pytest.mark.parametrize("times", [1, 2])
+    def test_is_started_again_once(self, inputs, context, monkeypatch, times):
+        calls = []
+
+        def run_program(module, job, result, **options):
+            calls.append(options["stall_seconds"])
+            if len(calls) <= times:
+                options["on_progress"]({"stage": "training", "step": 25, "steps": 100})
+                raise Hung("program finetune", "no progress for 30.0 minutes", "a step", "look")
+            for folder in (job.out, job.check_out.parent):
+                folder.mkdir()
+                (folder / "file").write_text("content")
+            return RESULT
+
+        monkeypatch.setattr(finetune_step, "run_program", run_program)
+        given = inputs(training=TrainingRecipe(stall_minutes=0.5))
+        if times == 2:
+            with pytest.raises(Hung):
+                finetune.once(given, context)
+        else:
+            (warning,) = finetune.once(given, context).warnings
+            assert "program finetune was ended (no progress for 30.0 minutes)" in warning
+            assert "reached step 25 of 100" in warning
+        assert calls == [30.0, 30.0]
 
 
 class TestTokenFiles:

@@ -101,6 +101,7 @@ class TestResult:
         notes = Notes()
         result = finetune_program.main(lm_job(), notes)
         own = {"schema_version", "artifact", "key", "provenance", "tokens_per_second", "check"}
+        own |= {"resumed"}
         assert set(type(result).model_fields) == set(Finetuned.model_fields) - own
         assert set(result.metrics) == {"loss", "perplexity", "accuracy"}
         assert result.metrics["perplexity"] == pytest.approx(math.exp(result.metrics["loss"]))
