@@ -20,7 +20,9 @@ for _name in ("prefect.task_runs", "prefect.flow_runs", "prefect.engine"):
     logging.getLogger(_name).addFilter(KnownCauses())
 
 
-FINISHED_STEPS = "Finished steps are not repeated."
+FINISHED_STEPS = (
+    "Finished steps are not repeated, and a training goes on from its newest checkpoint."
+)
 _RUNNING = "Running"
 _LAST_WRITE_SECONDS = 30.0
 

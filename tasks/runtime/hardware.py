@@ -10,21 +10,66 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 GB = 10**9
 
 
+class Gpu(NamedTuple):
+    """An NVIDIA GPU.
+
+    Attributes:
+        name: Such as `NVIDIA H200`.
+        memory: In bytes; 0 if unknown.
+    """
+
+    name: str
+    memory: int
+
+
 def has_gpu() -> bool:
-    """Whether this machine has an NVIDIA GPU."""
+    """Whether this process may use an NVIDIA GPU."""
     return count_gpus() > 0
 
 
 def count_gpus() -> int:
-    """How many NVIDIA GPUs this machine has."""
+    """How many NVIDIA GPUs this process may use."""
+    return len(visible_gpus())
+
+
+def visible_gpus() -> list[Gpu]:
+    """The NVIDIA GPUs that this process may use.
+
+    Those that `CUDA_VISIBLE_DEVICES` names by index or UUID, up to the first that does not exist,
+    as CUDA reads it; all if it is not set.
+    """
     if not shutil.which("nvidia-smi"):
-        return 0
-    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
-    return done.stdout.count("GPU ") if done.returncode == 0 else 0
+        return []
+    asked = ["nvidia-smi", "--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits"]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=30)
+    if done.returncode != 0:
+        return []
+    rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines()]
+    gpus = {
+        uuid: Gpu(name, int(memory) * 2**20 if memory.isdecimal() else 0)
+        for uuid, name, memory in rows
+    }
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is None:
+        return list(gpus.values())
+    found = []
+    for entry in map(str.strip, wanted.split(",")):
+        if entry.startswith("MIG-") and gpus:
+            # A part of a card; nvidia-smi does not tell how much memory it has.
+            found.append(Gpu(f"{next(iter(gpus.values())).name} MIG", 0))
+            continue
+        matching = [gpu for uuid, gpu in gpus.items() if entry and uuid.startswith(entry)]
+        if entry.isdecimal() and int(entry) < len(gpus):
+            matching = [list(gpus.values())[int(entry)]]
+        if len(matching) != 1:
+            break
+        found += matching
+    return found
 
 
 def found_memory(device: str, declared_gb: float = 0.0) -> int:
@@ -40,7 +85,7 @@ def found_memory(device: str, declared_gb: float = 0.0) -> int:
     if declared_gb:
         return round(declared_gb * GB)
     if device == "cuda":
-        return int(_query_gpu("memory.total") or 0) * 2**20
+        return next((gpu.memory for gpu in visible_gpus()), 0)
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
@@ -66,7 +111,7 @@ def device_kind(device: str) -> str:
         device: `cpu` or `cuda`.
     """
     if device == "cuda":
-        return _query_gpu("name") or "unknown GPU"
+        return next((gpu.name for gpu in visible_gpus()), "unknown GPU")
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -74,17 +119,3 @@ def device_kind(device: str) -> str:
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{next(named, platform.machine())}, {cores} cores"
-
-
-def _query_gpu(what: str) -> str:
-    """One property of the first GPU, by its name for nvidia-smi; empty without a GPU."""
-    if not shutil.which("nvidia-smi"):
-        return ""
-    done = subprocess.run(
-        ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"],
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-    lines = done.stdout.strip().splitlines()
-    return lines[0].strip() if done.returncode == 0 and lines else ""

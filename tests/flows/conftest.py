@@ -109,12 +109,16 @@ def empty_place(tmp_path, tiny_base, prefect_env):
 
 def report_of(state) -> str:
     """The report on the page of a run."""
-    run_id = state.state_details.flow_run_id
+    return reports_of(state.state_details.flow_run_id)[0]
+
+
+def reports_of(run_id) -> list[str]:
+    """All reports on the page of a run, which has one for each try."""
     with get_client(sync_client=True) as client:
         found = client.read_artifacts(
             artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
         )
-    return next(item.data for item in found if (item.key or "").startswith("report-"))
+    return [item.data for item in found if (item.key or "").startswith("report-")]
 
 
 def task_states(state) -> dict[str, str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,9 @@ import psutil
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Cancelling
+from prefect.states import AwaitingRetry, Cancelling
 
-from tests.flows.conftest import Place, report_of, training_programs
+from tests.flows.conftest import Place, report_of, reports_of, training_programs
 from tests.tasks.samples import easy_rows, write_jsonl
 from tests.waiting import wait_for
 
@@ -134,18 +136,33 @@ class TestServer:
         assert f"`prefect flow-run retry {run_id}`" in report
         served.wait_for(lambda: not trainer.is_running(), "the end of the training program")
 
-    def test_a_run_cancelled_in_the_ui_stops_training_and_its_report_says_so(
+    def test_a_run_cancelled_in_the_ui_goes_on_from_its_checkpoint_when_it_is_retried(
         self, served, tmp_path, tiny_base
     ):
-        run_id = start_run(Place(tmp_path, tiny_base), name="unwanted", training__epochs=1000)
+        place = Place(tmp_path, tiny_base)
+        run_id = start_run(
+            place, name="resumed", training__epochs=60, training__checkpoint_minutes=0.01
+        )
         trainer = trainer_of(served, run_id)
+        kept = f"{place.folder}/store/checkpoints/*/*.json"
+        served.wait_for(lambda: glob(kept), "a checkpoint")
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(run_id, Cancelling())
         served.wait_for(lambda: state_of(run_id).name == "Cancelled", "the cancellation")
         assert not trainer.is_running()
         report = report_of(state_of(run_id))
-        assert report.startswith("# unwanted: Cancelled")
+        assert report.startswith("# resumed: Cancelled")
         assert "**Cause:** cancelled" in report
+        said = r"reached step (\d+) of \d+; the next run goes on from the checkpoint of step \1\."
+        step = re.search(said, report)[1]
+
+        # The worker confirms the cancellation after the run has said so itself.
+        served.wait_for(lambda: "successfully" in (state_of(run_id).message or ""), "the worker")
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(run_id, AwaitingRetry(), force=True)
+        served.wait_for(lambda: state_of(run_id).is_final(), "the run to end")
+        assert state_of(run_id).name == "Released", state_of(run_id)
+        assert any(f"it went on from step {step} of " in text for text in reports_of(run_id))
 
     def test_stops_everything_that_it_started(self, served):
         started = psutil.Process(served.process.pid).children(recursive=True)
