@@ -34,8 +34,8 @@ class Notes:
         self._began = time.monotonic()
 
     def add(self, **facts: Any) -> None:
-        """Append a line, with the seconds since the start."""
-        line = {"at": round(time.monotonic() - self._began, 3), **facts}
+        """Append a line, with the seconds since the start and the time of day."""
+        line = {"at": round(time.monotonic() - self._began, 3), "clock": time.time(), **facts}
         os.write(self._file, json.dumps(line).encode() + b"\n")
 
 

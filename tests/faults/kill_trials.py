@@ -6,8 +6,11 @@ with every process that it started, and then lets it end. Instants are drawn at 
 the run, at a write to the store or to a target, or within the training. Afterwards everything must
 be as in a run that nobody disturbed, see `problems_of`.
 
-The trials are numbered, and each number draws its own instants. `results/kill_trials.json` holds
-those that were done; another call goes on with those that are missing.
+With `--pairs`, two runs of the same recipe are started at once, each killed and started again as
+above; no two of them may train at the same time.
+
+The trials are numbered, and each number draws its own instants. `results/kill_trials.json` (or
+`kill_trials_pairs.json`) holds those that were done; another call goes on with the missing ones.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -121,26 +125,51 @@ class Trials:
         self.undisturbed = self._undisturbed()
 
     def run(self, number: int) -> Trial:
-        """Do one trial."""
-        draw = random.Random(number)
+        """Do one trial with one run at a time."""
         place, began = self._place(f"trial-{number}"), time.monotonic()
-        runs = []
-        for _ in range(draw.randint(1, _MOST_KILLS)):
-            runs.append(self._start(place, self._instant(draw)))
-            if not runs[-1].killed:
-                break
-        if runs[-1].killed:
-            runs.append(self._start(place, {}))
-        ended = re.search(rf"^{NAME}: ([\w ]+)\.", runs[-1].output, re.M)
+        runs = self._until_it_ends(place, random.Random(number))
         lost, allowed = steps_lost(runs)
-        problems = problems_of(place, self.undisturbed)
-        problems += [
+        problems = [
             f"{one} steps lost, {most} allowed"
             for one, most in zip(lost, allowed, strict=True)
             if one > most
         ]
-        if not ended or ended[1] not in ("Released", "Up to date"):
-            problems.append(f"ended with: {runs[-1].output[-600:]}")
+        return self._trial(number, place, runs, lost, allowed, problems, began)
+
+    def run_pair(self, number: int) -> Trial:
+        """Do one trial with two runs at once."""
+        place, began = self._place(f"pair-{number}"), time.monotonic()
+        draws = [random.Random(2 * number + half) for half in range(2)]
+        with ThreadPoolExecutor(2) as pool:
+            both = list(pool.map(lambda draw: self._until_it_ends(place, draw), draws))
+        runs = [run for each in both for run in each]
+        return self._trial(number, place, runs, [], [], overlaps(runs), began)
+
+    def _until_it_ends(self, place: Place, draw: random.Random) -> list[Run]:
+        """Start the flow again and again: killed, at last undisturbed."""
+        runs = []
+        for _ in range(draw.randint(1, _MOST_KILLS)):
+            runs.append(self._start(place, self._instant(draw)))
+            if not runs[-1].killed:
+                return runs
+        return [*runs, self._start(place, {})]
+
+    def _trial(
+        self,
+        number: int,
+        place: Place,
+        runs: list[Run],
+        lost: list[int],
+        allowed: list[int],
+        problems: list[str],
+        began: float,
+    ) -> Trial:
+        problems = [*problems, *problems_of(place, self.undisturbed)]
+        ends = [re.search(rf"^{NAME}: ([\w ]+)\.", run.output, re.M) for run in runs]
+        ended = ends[-1]
+        for run, end in zip(runs, ends, strict=True):
+            if not run.killed and (not end or end[1] not in ("Released", "Up to date")):
+                problems.append(f"ended with: {run.output[-600:]}")
         problems += self._left_running(place)
         if not problems:
             shutil.rmtree(place.folder)
@@ -177,8 +206,8 @@ class Trials:
 
     def _start(self, place: Place, kill: dict[str, Any]) -> Run:
         """Run the flow until it ends or is killed."""
-        number = len(list(place.folder.glob("notes-*.jsonl")))
-        notes, log = place.folder / f"notes-{number}.jsonl", place.folder / f"run-{number}.log"
+        name = uuid.uuid4().hex[:8]
+        notes, log = place.folder / f"notes-{name}.jsonl", place.folder / f"run-{name}.log"
         began = time.monotonic()
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -251,6 +280,20 @@ def steps_lost(runs: list[Run]) -> tuple[list[int], list[int]]:
     return lost, allowed
 
 
+def overlaps(runs: list[Run]) -> list[str]:
+    """Trainings that went on at the same time."""
+    spans = sorted(
+        (run.steps[0]["clock"], max(line["clock"] for line in run.steps))
+        for run in runs
+        if run.steps
+    )
+    return [
+        f"two trainings at once, for {one[1] - other[0]:.1f} s"
+        for one, other in itertools.pairwise(spans)
+        if one[1] > other[0]
+    ]
+
+
 def _marked(folder: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
@@ -265,8 +308,9 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--trials", type=int, default=200)
     arguments.add_argument("--workers", type=int, default=2)
+    arguments.add_argument("--pairs", action="store_true", help="Two runs at once.")
     given = arguments.parse_args()
-    file = RESULTS / "kill_trials.json"
+    file = RESULTS / ("kill_trials_pairs.json" if given.pairs else "kill_trials.json")
     done = {each["number"]: each for each in read_table(file)}
     missing = [number for number in range(1, given.trials + 1) if number not in done]
     folder = Path(tempfile.mkdtemp(prefix="kill-trials-"))
@@ -274,7 +318,7 @@ def main() -> None:
     with PrefectServer(folder / "prefect") as server, ThreadPoolExecutor(given.workers) as pool:
         trials = Trials(folder, server)
         print(trials.undisturbed, flush=True)
-        for trial in pool.map(trials.run, missing):
+        for trial in pool.map(trials.run_pair if given.pairs else trials.run, missing):
             done[trial.number] = asdict(trial)
             write_table(file, trials.undisturbed, list(done.values()))
             print(trial, flush=True)
@@ -297,7 +341,7 @@ def write_table(file: Path, undisturbed: Undisturbed, trials: list[dict[str, Any
     bad = [trial for trial in trials if trial["problems"]]
     ends = {end: sum(t["ended"] == end for t in trials) for end in ("Released", "Up to date")}
     lines = [
-        "# Runs killed by SIGKILL",
+        "# Runs killed by SIGKILL" + (", two at once" if "pairs" in file.name else ""),
         f"{len(trials)} trials of up to {_MOST_KILLS} kills, {len(kills)} kills in all: "
         f"{sum('step' in kill for kill in kills)} aimed at the training, "
         f"{sum('write' in kill for kill in kills)} at a write to the store or a target, the "
@@ -309,6 +353,11 @@ def write_table(file: Path, undisturbed: Undisturbed, trials: list[dict[str, Any
         "file or process left; no more work lost than a checkpoint interval and an upload. "
         + ", ".join(f"{count} ended *{end}*" for end, count in ends.items())
         + ".",
+        *(
+            ["In no trial did two runs train at the same time."]
+            if "pairs" in file.name and not bad
+            else []
+        ),
         f"Steps done again after a kill within a training: median "
         f"{statistics.median(lost) if lost else 0:g}, at most {max(lost, default=0)}.",
         *(f"Trial {trial['number']}: {'; '.join(trial['problems'])[:500]}" for trial in bad),
