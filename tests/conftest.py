@@ -18,6 +18,8 @@ os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 # Inherited by the programs: threads help no model of the tests' size, and results must not depend
 # on which process computed them.
 os.environ["OMP_NUM_THREADS"] = "1"
+# What fails in a test is to fail at once.
+os.environ["BURNISH_RETRY_SECONDS"] = ""
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 # `pytest`, unlike `python -m pytest`, does not look for `tests.doubles` in this folder's parent.
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from prefect import task
@@ -23,6 +24,7 @@ from tasks.release.provenance import make_release, publish_settings
 from tasks.release.targets import Target, open_target
 from tasks.runtime.context import RunContext
 from tasks.runtime.logs import run_logger
+from tasks.runtime.retry import with_retries
 from tasks.storage.folders import require_space
 from tasks.storage.store import Store, open_store
 
@@ -88,13 +90,18 @@ def _staged(release: Release, targets: list[Target], store: Store) -> Iterator[P
     with store.scratch() as scratch:
         folder = release_folder(release, store, scratch / "release")
         for target in targets:
-            target.stage(release, folder)
+            with_retries(f"staging at {target.uri}", partial(target.stage, release, folder))
         yield folder
 
 
 def _reveal(entry: LogEntry, targets: list[Target], folder: Path) -> LogEntry:
     release = entry.release
-    publications = tuple(target.reveal(release, folder, entry.number) for target in targets)
+    publications = tuple(
+        with_retries(
+            f"revealing at {target.uri}", partial(target.reveal, release, folder, entry.number)
+        )
+        for target in targets
+    )
     for publication in publications:
         run_logger().info("published version %s at %s", release.version, publication.uri)
     released = release.model_copy(update={"publications": publications})

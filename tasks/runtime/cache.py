@@ -30,6 +30,7 @@ from tasks.runtime.code_digest import code_digest, library_versions
 from tasks.runtime.context import RunContext
 from tasks.runtime.lease import Lease, LeaseLost, lease
 from tasks.runtime.logs import run_logger
+from tasks.runtime.retry import with_retries
 from tasks.runtime.termination import check_sigterm
 from tasks.storage.store import open_store
 
@@ -165,7 +166,7 @@ class Step(Generic[Inputs, Result]):
             self._tidy_up(cached.key, context)
             return Completed(name="Cached", data=cached, message=_origin(cached))
         try:
-            return self._do(inputs, context)
+            return with_retries(self.name, lambda: self._do(inputs, context))
         except Exception as error:
             known = describe(error)
             if type(known) is CodeFailed and known is not error:
