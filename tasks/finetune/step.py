@@ -16,8 +16,8 @@ from tasks.contracts.plan import Plan
 from tasks.contracts.recipe_data import Task
 from tasks.contracts.recipe_training import LoraRecipe, TrainingRecipe
 from tasks.contracts.results import Finetuned
-from tasks.finetune.checkpoints import (
-    Checkpoints,
+from tasks.finetune.checkpoint_store import (
+    CheckpointStore,
     Resumable,
     remove_abandoned,
     remove_checkpoints,
@@ -118,7 +118,7 @@ def _train(inputs: FinetuneInputs, context: RunContext, anew: bool) -> Finetuned
     """Train once, from the newest checkpoint unless it is to begin anew."""
     store = open_store(context.store)
     with store.scratch() as scratch, TrainingProgress() as progress:
-        checkpoints = Checkpoints(finetune.key(inputs), context, scratch)
+        checkpoints = CheckpointStore(finetune.key(inputs), context, scratch)
         resumed = None if anew else checkpoints.newest()
         if resumed:
             run_logger().info("Training goes on from %s.", resumed.origin)

@@ -228,6 +228,8 @@ def _stop(process: Process, on_progress: OnProgress | None, grace: float) -> Non
     """Ask a program to stop, and pass on its last progress, such as a checkpoint. A second SIGTERM,
     as from a service manager and a worker that both stop the run, does not shorten the time: the
     program may be saving its work."""
+    if process.poll() is not None:
+        return
     deadline = time.monotonic() + grace
     pass_on = on_progress or (lambda line: None)
     process.terminate()

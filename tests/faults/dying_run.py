@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.cli import main
-from tasks.finetune import checkpoints
+from tasks.finetune.checkpoint_store import KIND, CheckpointStore
 from tasks.storage.objects import FolderObjects, S3Objects
 from tasks.storage.store import Store
 
@@ -80,7 +80,7 @@ def watch_writes(kill: dict[str, Any], notes: Notes) -> None:
 
 def watch_training(kill: dict[str, Any], notes: Notes) -> None:
     """Note the steps of the training and the uploads of its checkpoints, and die at a step."""
-    update, put = checkpoints.Checkpoints.update, Store.put
+    update, put = CheckpointStore.update, Store.put
 
     def noting_update(self: Any, line: dict[str, Any]) -> None:
         update(self, line)
@@ -92,11 +92,11 @@ def watch_training(kill: dict[str, Any], notes: Notes) -> None:
     def noting_put(self: Any, kind: str, folder: Path) -> Any:
         began = time.monotonic()
         artifact = put(self, kind, folder)
-        if kind == checkpoints.KIND:
+        if kind == KIND:
             notes.add(upload=round(time.monotonic() - began, 3))
         return artifact
 
-    checkpoints.Checkpoints.update, Store.put = noting_update, noting_put
+    CheckpointStore.update, Store.put = noting_update, noting_put
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ COVERED = {
     """,
     "finetune": """
         chat: messages reasoning stop_tokens template tokenizer
-        finetune: checkpoints program step
+        finetune: checkpoint_store program step
         kernels: packed_attention
         models: adapter causal classifier distributed liger load_errors merge weights
         training: allocator callbacks checkpoints classification classification_batches

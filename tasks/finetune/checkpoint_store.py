@@ -66,7 +66,7 @@ class Resumable(NamedTuple):
         return f"step {made.step} of {made.steps}, a checkpoint of run {made.run_name}, {made.at}"
 
 
-class Checkpoints:
+class CheckpointStore:
     """Keeps the checkpoints of one training.
 
     Attributes:

@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tasks.contracts.errors import StorageFailed
-from tasks.finetune import checkpoints as kept_checkpoints
-from tasks.finetune.checkpoints import (
+from tasks.finetune import checkpoint_store
+from tasks.finetune.checkpoint_store import (
     Checkpoint,
-    Checkpoints,
+    CheckpointStore,
     remove_abandoned,
     remove_checkpoints,
 )
@@ -40,7 +40,7 @@ def train(context, tmp_path):
 
     def train(*steps, key=KEY, run=context):
         scratch = tmp_path / f"scratch-{len(list(tmp_path.iterdir()))}"
-        checkpoints = Checkpoints(key, run, scratch)
+        checkpoints = CheckpointStore(key, run, scratch)
         for step in steps:
             folder = scratch / f"checkpoint-{step}"
             (folder / "best").mkdir(parents=True)
@@ -77,7 +77,7 @@ def records(store, key=KEY):
 
 
 def resume(context, tmp_path):
-    checkpoints = Checkpoints(KEY, context, tmp_path)
+    checkpoints = CheckpointStore(KEY, context, tmp_path)
     return checkpoints.newest(), checkpoints.warnings
 
 
@@ -121,8 +121,8 @@ class TestAnotherWorker:
     ):
         """One that was paused, and taken over, may still write a later step."""
         checkpoints = train()
-        monkeypatch.setattr(kept_checkpoints, "held_number", lambda: 2)
-        newer = Checkpoints(KEY, context, tmp_path)
+        monkeypatch.setattr(checkpoint_store, "held_number", lambda: 2)
+        newer = CheckpointStore(KEY, context, tmp_path)
         for holder, step in ((checkpoints, 30), (newer, 20)):
             folder = tmp_path / f"of-{step}"
             folder.mkdir()
@@ -209,7 +209,7 @@ class TestEnd:
         self, train, tmp_path, monkeypatch
     ):
         checkpoints = train(10)
-        monkeypatch.setattr(kept_checkpoints, "SECONDS_AFTER_STOP", 0.3)
+        monkeypatch.setattr(checkpoint_store, "SECONDS_AFTER_STOP", 0.3)
         monkeypatch.setattr(Store, "put", lambda *_: time.sleep(60))
         (tmp_path / "late").mkdir()
         checkpoints.update({"stage": "stopping"})
