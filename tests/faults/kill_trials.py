@@ -340,29 +340,34 @@ def write_table(file: Path, undisturbed: Undisturbed, trials: list[dict[str, Any
     lost = [steps for trial in trials for steps in trial["steps_lost"]]
     bad = [trial for trial in trials if trial["problems"]]
     ends = {end: sum(t["ended"] == end for t in trials) for end in ("Released", "Up to date")}
+    pairs = "pairs" in file.name
     lines = [
-        "# Runs killed by SIGKILL" + (", two at once" if "pairs" in file.name else ""),
-        f"{len(trials)} trials of up to {_MOST_KILLS} kills, {len(kills)} kills in all: "
-        f"{sum('step' in kill for kill in kills)} aimed at the training, "
-        f"{sum('write' in kill for kill in kills)} at a write to the store or a target, the "
-        f"others at any second of the run. {sum(trial['in_training'] for trial in trials)} fell "
-        f"within a training, of {undisturbed.steps} steps and {undisturbed.checkpoints} "
-        f"checkpoints, one every {60 * CHECKPOINT_MINUTES:g} s and at each epoch's end.",
+        "# Runs killed by SIGKILL" + (", two at once" if pairs else ""),
+        f"{len(trials)} trials of up to {_MOST_KILLS} kills{' of each run' if pairs else ''}, "
+        f"{len(kills)} kills in all: {sum('step' in kill for kill in kills)} aimed at the "
+        f"training, {sum('write' in kill for kill in kills)} at a write to the store or a target, "
+        f"the others at any second of the run. {sum(trial['in_training'] for trial in trials)} "
+        f"fell within a training, of {undisturbed.steps} steps and {undisturbed.checkpoints} "
+        f"checkpoints: one every {60 * CHECKPOINT_MINUTES:g} s and at each epoch's end.",
         f"{len(trials) - len(bad)} of {len(trials)} ended as an undisturbed run: the same weights "
         "and release, one log entry, one event, delivered; a sound store; no checkpoint, staged "
-        "file or process left; no more work lost than a checkpoint interval and an upload. "
+        "file or process left; "
+        + (
+            "no two runs training at the same time. "
+            if pairs
+            else "no more work lost than a checkpoint interval and an upload. "
+        )
         + ", ".join(f"{count} ended *{end}*" for end, count in ends.items())
         + ".",
-        *(
-            ["In no trial did two runs train at the same time."]
-            if "pairs" in file.name and not bad
-            else []
-        ),
-        f"Steps done again after a kill within a training: median "
-        f"{statistics.median(lost) if lost else 0:g}, at most {max(lost, default=0)}.",
-        *(f"Trial {trial['number']}: {'; '.join(trial['problems'])[:500]}" for trial in bad),
-        "Made by `make kill-trials`.",
     ]
+    if not pairs:
+        lines.append(
+            "Steps reported before a kill and done again after it: median "
+            f"{statistics.median(lost) if lost else 0:g}, at most {max(lost, default=0)}."
+        )
+    lines += [f"Trial {trial['number']}: {'; '.join(trial['problems'])[:500]}" for trial in bad]
+    made_by = "python -m tests.faults.kill_trials --pairs" if pairs else "make kill-trials"
+    lines.append(f"Made by `{made_by}`.")
     file.with_suffix(".md").write_text("\n\n".join(lines) + "\n")
 
 

@@ -41,10 +41,10 @@ def mean_loss(model, examples):
     total, count = 0.0, 0
     for example in examples:
         for part in example.parts:
-            ids = torch.tensor(part.ids, dtype=torch.long)
+            ids = torch.tensor(part.ids, dtype=torch.long, device=model.device)
             logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
             nats = F.cross_entropy(logits, ids[1:], reduction="none")
-            wanted = torch.tensor(part.loss_mask[1:]) > 0
+            wanted = torch.tensor(part.loss_mask[1:], device=model.device) > 0
             total, count = total + nats[wanted].sum(), count + int(wanted.sum())
     return total / count
 
