@@ -222,7 +222,7 @@ class FinetuneJob(Job):
     """Folder for checkpoints and temporary files."""
     resume_from: Path | None
     """The checkpoint to resume from. An incomplete one is ignored."""
-    stop_seconds: float = 15.0
+    stop_seconds: float
     """How long a request to stop leaves for saving a checkpoint."""
     out: Path
     """Folder for the files that ship."""

@@ -32,6 +32,8 @@ from tasks.storage.sources import fetch_folder
 from tasks.storage.store import open_store
 
 _LIGER = "liger-kernel"
+# Of a checkpoint after a request to stop; `run_program` kills the program after some more.
+_SECONDS_TO_SAVE = 15.0
 
 
 class FinetuneInputs(Contract):
@@ -180,6 +182,7 @@ def _job(
         tight_memory=inputs.tight_memory,
         work=scratch / "checkpoints",
         resume_from=resumed.folder if resumed else None,
+        stop_seconds=_SECONDS_TO_SAVE,
         out=scratch / "model",
         check_out=scratch / "check" / "examples.parquet",
     )

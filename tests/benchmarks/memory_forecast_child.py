@@ -170,6 +170,7 @@ def make_job(spec: dict[str, Any], device: str, data: dict[str, Any]) -> Finetun
         tight_memory=False,
         work=work / "work",
         resume_from=None,
+        stop_seconds=15.0,
         out=work / "out",
         check_out=work / "check" / "examples.parquet",
     )

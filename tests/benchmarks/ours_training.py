@@ -96,6 +96,7 @@ def make_job(spec: dict[str, Any]) -> FinetuneJob:
         tight_memory=False,
         work=folder / "work",
         resume_from=None,
+        stop_seconds=15.0,
         out=folder / "model",
         check_out=folder / "check" / "examples.parquet",
     )

@@ -128,6 +128,7 @@ def train_job(tiny_base, shards, news, tmp_path):
             "tight_memory": False,
             "work": place / "work",
             "resume_from": None,
+            "stop_seconds": 15.0,
             "out": place / "out",
             "check_out": place / "check" / "examples.parquet",
         }
@@ -236,6 +237,7 @@ def lm_job(tiny_lm, lm_data, tmp_path):
             "tight_memory": False,
             "work": place / "work",
             "resume_from": None,
+            "stop_seconds": 15.0,
             "out": place / "out",
             "check_out": place / "check" / "examples.parquet",
         }

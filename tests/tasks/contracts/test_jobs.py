@@ -40,6 +40,7 @@ FINETUNE = jobs.FinetuneJob(
     tight_memory=False,
     work=Path("work"),
     resume_from=None,
+    stop_seconds=15.0,
     out=Path("out"),
     check_out=Path("check"),
 )

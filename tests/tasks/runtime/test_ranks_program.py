@@ -59,7 +59,7 @@ class TestARequestToStop:
     @pytest.mark.slow
     @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
     def test_leaves_a_checkpoint_that_gives_the_same(self, lm_job, run, sharding):
-        settings = SETTINGS | {"epochs": 8}
+        settings = SETTINGS | {"epochs": 3}
         jobs = [lm_job(plan={"sharding": sharding}, training=settings) for _ in range(2)]
         expected = run(jobs[0], 2)
         saved = []

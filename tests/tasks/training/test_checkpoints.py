@@ -66,8 +66,8 @@ class TestInterruptedTraining:
         self, lm_job, task, quantization
     ):
         make = partial(lm_job, task=task, quantization=quantization, lora={"dropout": 0.1})
-        # Within the first epoch of 4 steps, at its end, and at the end of the training.
-        assert_resumed_like_whole(make(), make(), (2, 4, 8))
+        # Within the first epoch of 4 steps, and at the end of the training.
+        assert_resumed_like_whole(make(), make(), (2, 8))
 
     def test_has_the_same_losses_if_interrupted_between_two_log_entries(
         self, train_job, monkeypatch
