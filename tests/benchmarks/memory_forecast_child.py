@@ -126,6 +126,9 @@ class _Nobody:
     def progress(self, **_: Any) -> bool:
         return True
 
+    def advance(self) -> None:
+        pass
+
     def check_stop(self) -> None:
         pass
 

@@ -149,7 +149,7 @@ class TestServer:
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(run_id, Cancelling())
         served.wait_for(lambda: state_of(run_id).name == "Cancelled", "the cancellation")
-        assert not trainer.is_running()
+        served.wait_for(lambda: not trainer.is_running(), "the end of the training program")
         report = report_of(state_of(run_id))
         assert report.startswith("# resumed: Cancelled")
         assert "**Cause:** cancelled" in report
