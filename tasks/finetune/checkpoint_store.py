@@ -21,7 +21,7 @@ from tasks.contracts.errors import BurnishError, DamagedArtifact
 from tasks.runtime.context import RunContext
 from tasks.runtime.lease import held_number
 from tasks.runtime.logs import run_logger
-from tasks.storage.store import Store, list_files, manifest_digest, open_store
+from tasks.storage.store import Store, open_store
 
 KIND = "checkpoint"
 _KEPT = 2
@@ -177,26 +177,24 @@ class CheckpointStore:
             shutil.rmtree(offered[0], ignore_errors=True)
 
     def _keep(self, folder: Path, step: int, steps: int) -> None:
-        entries = list_files(folder)
-        digest = manifest_digest(entries)
-        record = Checkpoint(
-            artifact=Artifact(
-                kind=KIND,
-                digest=digest,
-                files=len(entries),
-                bytes=sum(entry.size for entry in entries),
-                uri=f"{self._store.uri}/artifacts/{KIND}/{digest}",
-            ),
-            number=self._number,
-            step=step,
-            steps=steps,
-            at=datetime.now(UTC).isoformat(timespec="seconds"),
-            run_name=self._run.run_name,
-        )
         path = f"{_folder(self._key)}{self._number:06}-{step:09}.json"
-        self._store.objects.write(path, record.model_dump_json(indent=1).encode())
-        self._store.put(KIND, folder)
-        self._newest = record
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+
+        def record_of(artifact: Artifact) -> Checkpoint:
+            return Checkpoint(
+                artifact=artifact,
+                number=self._number,
+                step=step,
+                steps=steps,
+                at=at,
+                run_name=self._run.run_name,
+            )
+
+        def write_record(artifact: Artifact) -> None:
+            data = record_of(artifact).model_dump_json(indent=1).encode()
+            self._store.objects.write(path, data)
+
+        self._newest = record_of(self._store.put(KIND, folder, write_record))
         for old, other in _records(self._store, self._key)[:-_KEPT]:
             _delete(self._store, old, other)
 

@@ -13,6 +13,7 @@ import functools
 import os
 import tempfile
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,11 +49,18 @@ class Store:
         """The store's root."""
         return self.objects.root
 
-    def put(self, kind: str, folder: Path) -> Artifact:
+    def put(
+        self, kind: str, folder: Path, announce: Callable[[Artifact], None] | None = None
+    ) -> Artifact:
         """Store a folder's files as an artifact; the files may be moved out of the folder.
 
         The manifest is written last, so a crash never leaves an artifact that looks complete. An
         artifact that exists is not written again.
+
+        Args:
+            kind: The kind of artifact.
+            folder: The files.
+            announce: Called with the artifact before anything of it is written.
 
         Raises:
             StorageFailed, NoAccess: The store is not writable.
@@ -66,6 +74,8 @@ class Store:
             bytes=sum(entry.size for entry in entries),
             uri=f"{self.uri}/{_path(kind, digest)}",
         )
+        if announce:
+            announce(artifact)
         if self.holds(artifact):
             return artifact
         with ThreadPoolExecutor(8) as pool:

@@ -89,9 +89,9 @@ def watch_training(kill: dict[str, Any], notes: Notes) -> None:
             if line["step"] >= kill.get("step", line["steps"] + 1):
                 die_in(kill["seconds"])
 
-    def noting_put(self: Any, kind: str, folder: Path) -> Any:
+    def noting_put(self: Any, kind: str, *arguments: Any) -> Any:
         began = time.monotonic()
-        artifact = put(self, kind, folder)
+        artifact = put(self, kind, *arguments)
         if kind == KIND:
             notes.add(upload=round(time.monotonic() - began, 3))
         return artifact

@@ -72,15 +72,20 @@ def problems_of(place: Place, expected: Undisturbed) -> list[str]:
     found += damaged_artifacts(store)
     left = [path for path in store.objects.sizes("") if "checkpoint" in path]
     check(not left, f"checkpoints left: {left[:3]}")
-    staged = [
+    staged = left_behind(place.folder)
+    check(not staged, f"left behind: {staged[:3]}")
+    return found
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Files that a killed process was writing or working on."""
+    return [
         str(path)
-        for path in place.folder.rglob("*")
+        for path in folder.rglob("*")
         if path.is_file()
         and (path.parent.name == ".staging" or "scratch" in path.parts)
         and path.name != "lock"
     ]
-    check(not staged, f"left behind: {staged[:3]}")
-    return found
 
 
 def damaged_artifacts(store: Store) -> list[str]:

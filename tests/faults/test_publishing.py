@@ -21,6 +21,7 @@ import yaml
 from flows import retrain as flow
 from tasks.release import publish as publish_
 from tasks.storage.objects import FolderObjects
+from tests.faults.soundness import left_behind
 from tests.flows.conftest import Place, training_programs
 from tests.waiting import wait_for
 
@@ -155,14 +156,7 @@ class TestSigkill:
         )
         assert f"{NAME}: {ends}" in again.stdout.decode(), again.stderr.decode()
         check_released_once(place)
-        left = [
-            str(path)
-            for path in place.folder.rglob("*")
-            if path.is_file()
-            and (path.parent.name == ".staging" or "scratch" in path.parts)
-            and path.name != "lock"
-        ]
-        assert left == []
+        assert left_behind(place.folder) == []
 
 
 @pytest.mark.slow

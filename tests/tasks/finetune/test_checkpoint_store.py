@@ -145,9 +145,9 @@ class TestKept:
     ):
         put = Store.put
 
-        def slow(self, kind, folder):
+        def slow(self, *arguments):
             time.sleep(0.5)
-            return put(self, kind, folder)
+            return put(self, *arguments)
 
         monkeypatch.setattr(Store, "put", slow)
         checkpoints = train()
