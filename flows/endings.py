@@ -22,6 +22,8 @@ from tasks.runtime.context import RunContext
 from tasks.runtime.prefect_api import brief_client
 from tasks.storage.store import default_store, open_store
 
+PUBLISHES_NOTHING = "nothing by this run: the run that asked for it publishes, or does not."
+
 
 def conclude(
     outcome: str, sentence: str, recipe: Recipe, context: RunContext, report: RunReport
@@ -94,6 +96,20 @@ def close_report_of_ended_run(flow: Flow, flow_run: FlowRun, state: State) -> No
         f"- **Visible to consumers:** {visible}\n"
         "- **Next:** press Retry on the run's page, or run "
         f"`prefect flow-run retry {flow_run.id}`. {FINISHED_STEPS}",
+    )
+
+
+def close_report_of_pool_run(flow: Flow, flow_run: FlowRun, state: State) -> None:
+    """Complete the report of a pool's run that could not do so itself, since its process was
+    killed."""
+    asked_by = flow_run.parameters["run_id"]
+    close_report(
+        flow_run.id,
+        "Cancelled" if state.is_cancelling() else state.name or "Ended",
+        f"- **Cause:** {state.message or 'the process ended without a message'}\n"
+        f"- **Visible to consumers:** {PUBLISHES_NOTHING}\n"
+        "- **Next:** if the run that asked for it still waits, it starts another one. Otherwise "
+        f"run `prefect flow-run retry {asked_by}`. {FINISHED_STEPS}",
     )
 
 

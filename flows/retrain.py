@@ -15,14 +15,16 @@ from prefect.runtime import deployment
 from prefect.runtime import flow_run as this_run
 from prefect.states import State
 
-from flows import endings, stage_inputs
+from flows import endings, score_inputs, stage_inputs
+from flows.on_pool import score_on_pool, train_on_pool, with_pool
 from flows.score import score_and_decide
-from flows.train import train
+from flows.train import plan_training, train
 from tasks.contracts.errors import (
     BaselineMoved,
     BurnishError,
     CodeFailed,
     DamagedArtifact,
+    PoolChanged,
     describe,
 )
 from tasks.contracts.recipe import Recipe
@@ -39,6 +41,7 @@ from tasks.report.markdown import release_facts, verdict_markdown
 from tasks.report.run_report import RunReport, Section
 from tasks.runtime.context import RunContext
 from tasks.runtime.termination import watch_sigterm
+from tasks.storage.source_copies import KIND as SOURCE_COPY
 from tasks.storage.store import default_store, open_store
 
 Refresh = Literal[
@@ -68,6 +71,7 @@ PRODUCERS = {
     "forecast": "forecast",
     "model": "finetune",
     "loss-check": "finetune",
+    "gguf-check": "gguf-export",
     "gguf": "gguf-export",
     "scores": "evaluate",
     "comparisons": "llm-judge",
@@ -114,20 +118,25 @@ def retrain(recipe: Recipe, refresh: Refresh = "nothing") -> State:
 
 
 def run_to_verdict(recipe: Recipe, context: RunContext, report: RunReport) -> State:
-    """Run until there is a verdict. The run is repeated if an artifact turns out to be damaged, or
-    if another release was revealed meanwhile; what is intact is reused."""
+    """Run until there is a verdict. The run is repeated if an artifact turns out to be damaged, if
+    a pool's workers are not what they were, or if another release was revealed meanwhile; what is
+    intact is reused."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return run_once(recipe, context, report)
         except DamagedArtifact as error:
-            producer = PRODUCERS.get(error.kind)
-            if attempt == ATTEMPTS or producer is None:
+            producer = PRODUCERS.get(error.kind, "")
+            if attempt == ATTEMPTS or not (producer or error.kind == SOURCE_COPY):
                 raise
-            report.status(f"{error.where} is damaged ({error.found}): repeating {producer}.")
+            repeated = producer or "the copy of its source"
+            report.status(f"{error.where} is damaged ({error.found}): repeating {repeated}.")
             open_store(context.store).discard(error.kind, error.digest)
-            context = context.model_copy(
-                update={"repair": (*context.repair, producer), "refresh": ()}
-            )
+            repair = (*context.repair, *filter(None, [producer]))
+            context = context.model_copy(update={"repair": repair, "refresh": ()})
+        except PoolChanged as error:
+            if attempt == ATTEMPTS:
+                raise
+            report.status(f"Planning anew, for {error.found}.")
         except BaselineMoved:
             if attempt == ATTEMPTS:
                 raise
@@ -146,12 +155,16 @@ def run_once(recipe: Recipe, context: RunContext, report: RunReport) -> State:
         version = entry.release.version
         report.add_fact("delivered", f"the event of version {version}, which an earlier run owed")
 
-    trained = train(recipe, context, report)
+    context = with_pool(recipe, context, report)
+    planned = plan_training(recipe, context, report)
+    train_on_pool(recipe, planned, benchmarks, context, report)
+    trained = train(recipe, planned, context, report)
     newest = deployment_log.head(store, recipe.name, channel)
     deployed = deployment_log.deployed(store, recipe.name, channel)
     if deployed and deployed.release.digest == release_digest(trained, store):
         return up_to_date(deployed, recipe, context, report)
 
+    score_on_pool(recipe, trained, deployed, benchmarks, context, report)
     candidate = score_and_decide(recipe, trained, deployed, benchmarks, context, report)
     verdict = candidate.gate_result.verdict
     if verdict.outcome == "rejected":
@@ -171,7 +184,7 @@ def check_access(recipe: Recipe, context: RunContext, report: RunReport) -> Benc
     for target in open_targets(recipe.publish):
         target.check_access()
     api_key(recipe.evaluation.llm_judge)
-    benchmarks = stage_inputs.benchmark_tasks(recipe)
+    benchmarks = score_inputs.benchmark_tasks(recipe)
     if benchmarks:
         report.status("Checking the benchmarks.")
         check_benchmarks(benchmarks, context)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from flows import stage_inputs
+from flows import score_inputs, stage_inputs
 from tasks.base_model.gguf_step import trainable_source
-from tasks.contracts.candidate import Candidate, Trained
+from tasks.contracts.candidate import Candidate, Planned, Trained
 from tasks.contracts.recipe import Recipe
 from tasks.contracts.release import LogEntry
 from tasks.contracts.results import Benchmarked, Comparisons, Scored
@@ -34,7 +34,7 @@ def score_and_decide(
     report: RunReport,
 ) -> Candidate:
     """Score candidate and baseline, and apply the gate."""
-    scoring = stage_inputs.candidate_score_inputs(recipe, trained)
+    scoring = score_inputs.candidate_score_inputs(recipe, trained, trained.finetuned)
     baseline_scoring = baseline_score_inputs(recipe, trained, deployed, context)
     scored, baseline = score_both(scoring, baseline_scoring, context, report)
     comparisons = compare_answers(recipe, trained, scored, baseline, context, report)
@@ -103,21 +103,21 @@ def score_both(
 
 
 def baseline_score_inputs(
-    recipe: Recipe, trained: Trained, deployed: LogEntry | None, context: RunContext
+    recipe: Recipe, planned: Planned, deployed: LogEntry | None, context: RunContext
 ) -> ScoreInputs | None:
     """How the baseline is scored: the deployed release from its own files, or on a first run the
     untrained base; None if the recipe uses floors only."""
     if deployed is None:
         if recipe.gate.first_run == "floors":
             return None
-        return stage_inputs.untrained_score_inputs(recipe, trained)
+        return score_inputs.untrained_score_inputs(recipe, planned)
     store = open_store(context.store)
     restore(deployed.release, store, recipe.publish.private)
     form = shipped_form(deployed.release, store)
     base = None
     if form.ship == "adapter":
         base = trainable_source(resolve(form.base, "model"), context)
-    return stage_inputs.release_score_inputs(recipe, trained, deployed.release.artifact, form, base)
+    return score_inputs.release_score_inputs(recipe, planned, deployed.release.artifact, form, base)
 
 
 def compare_answers(
@@ -129,7 +129,7 @@ def compare_answers(
     report: RunReport,
 ) -> Comparisons | None:
     """The LLM judge's comparison of both models' answers; None without a judge or a baseline."""
-    inputs = stage_inputs.llm_judge_inputs(recipe, trained, scored, baseline)
+    inputs = score_inputs.llm_judge_inputs(recipe, trained, scored, baseline)
     if inputs is None:
         return None
     report.status("Asking the LLM judge which answers are better.")
@@ -150,11 +150,11 @@ def run_benchmarks_for_both(
     if tasks is None:
         return None, None
     report.status("Running the benchmarks.")
-    candidate = run_benchmarks(stage_inputs.benchmark_inputs(recipe, tasks, scoring), context)
+    candidate = run_benchmarks(score_inputs.benchmark_inputs(recipe, tasks, scoring), context)
     report.add_step("benchmarks", candidate, f"{len(candidate.results)} tasks")
     baseline = None
     if baseline_scoring:
-        inputs = stage_inputs.benchmark_inputs(recipe, tasks, baseline_scoring)
+        inputs = score_inputs.benchmark_inputs(recipe, tasks, baseline_scoring)
         baseline = run_benchmarks(inputs, context)
         report.add_step("benchmarks, baseline", baseline, f"{len(baseline.results)} tasks")
     report.section(Section.BENCHMARKS, benchmarks_markdown(candidate, baseline))
@@ -177,10 +177,10 @@ def score_guard_set(
     if trained.guard is None:
         return None, None
     report.status("Scoring candidate and baseline on the guard set.")
-    baseline_scoring = baseline_scoring or stage_inputs.untrained_score_inputs(recipe, trained)
+    baseline_scoring = baseline_scoring or score_inputs.untrained_score_inputs(recipe, trained)
     results = []
     for name, inputs in (("candidate", scoring), ("baseline", baseline_scoring)):
-        scored = score(stage_inputs.guard_score_inputs(inputs, trained.guard), context)
+        scored = score(score_inputs.guard_score_inputs(inputs, trained.guard), context)
         report.add_step(f"guard set, {name}", scored, metrics_sentence(scored))
         results.append(scored)
     return results[0], results[1]

@@ -1,25 +1,23 @@
 """Each stage's inputs, built from the recipe and from what earlier stages returned.
 
-The only place that reads a recipe on behalf of a stage: a stage takes its inputs and nothing else.
+With `flows/score_inputs.py`, the only place that reads a recipe on behalf of a stage: a stage takes
+its inputs and nothing else.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from tasks.base_model.inspect_step import InspectInputs
 from tasks.contracts.artifacts import Artifact, Source
-from tasks.contracts.candidate import Candidate, GuardSet, Prepared, Trained
+from tasks.contracts.candidate import Candidate, Planned, Prepared, Trained
 from tasks.contracts.forecast import Forecast, must_be_tight
+from tasks.contracts.machine import Machine
 from tasks.contracts.plan import Plan
 from tasks.contracts.recipe import Recipe
 from tasks.contracts.release import LogEntry
-from tasks.contracts.results import Comparisons, Finetuned, Inspected, Loaded, Scored, Tokenized
-from tasks.evaluate.benchmark_step import BenchmarkInputs, BenchmarkTasks
-from tasks.evaluate.llm_judge_step import LlmJudgeInputs
-from tasks.evaluate.step import ScoreInputs, hardware_kind
-from tasks.finetune.gguf_export_step import GgufExportInputs
+from tasks.contracts.results import Comparisons, Inspected, Loaded, Scored
+from tasks.finetune.gguf_export_step import GgufCheckInputs, GgufExportInputs
 from tasks.finetune.step import FinetuneInputs
 from tasks.gate.step import GateInputs
 from tasks.load.guard_set import GuardInputs
@@ -36,9 +34,7 @@ from tasks.plan.workload import (
     tokens_of_large_step,
 )
 from tasks.release.inputs import ReleaseInputs
-from tasks.release.provenance import ShippedForm
-from tasks.runtime.hardware import device_kind
-from tasks.storage.sources import resolve
+from tasks.runtime.machine import LIGER
 from tasks.tokenize.step import TokenizeInputs
 
 
@@ -58,10 +54,11 @@ def inspect_inputs(recipe: Recipe, base: Source, loaded: Loaded) -> InspectInput
 
 
 def preflight_inputs(
-    recipe: Recipe, base: Source, loaded: Loaded, inspected: Inspected
+    recipe: Recipe, machine: Machine, base: Source, loaded: Loaded, inspected: Inspected
 ) -> PreflightInputs:
     """What is checked before training."""
     return PreflightInputs(
+        machine=machine,
         task=recipe.task,
         quantization=recipe.quantization,
         lora=recipe.lora,
@@ -92,17 +89,16 @@ def tokenize_inputs(recipe: Recipe, loaded: Loaded, inspected: Inspected) -> Tok
     )
 
 
-def plan_inputs(
-    recipe: Recipe, inspected: Inspected, tokenized: Tokenized, forecast: Forecast | None = None
-) -> PlanInputs:
+def plan_inputs(recipe: Recipe, prepared: Prepared, forecast: Forecast | None = None) -> PlanInputs:
     """What the plan depends on; the forecast is None for the first plan."""
     return PlanInputs(
+        machine=prepared.machine,
         task=recipe.task,
         quantization=recipe.quantization,
         training=recipe.training,
         settings=recipe.plan,
-        tokens=tokenized.tokens,
-        architecture=inspected.architecture,
+        tokens=prepared.tokenized.tokens,
+        architecture=prepared.inspected.architecture,
         forecast=forecast,
     )
 
@@ -113,7 +109,7 @@ def forecast_inputs(recipe: Recipe, prepared: Prepared, plan: Plan) -> ForecastI
     tokenized = prepared.tokenized
     examples = math.ceil(training.batch_size / plan.world_size)
     longest = longest_sequence(recipe.task, tokenized.longest, training.max_length)
-    limits = memory_limits(plan.device, recipe.plan.device_memory_gb)
+    limits = memory_limits(prepared.machine, recipe.plan.device_memory_gb)
     return ForecastInputs(
         model=prepared.model,
         task=recipe.task,
@@ -132,7 +128,7 @@ def forecast_inputs(recipe: Recipe, prepared: Prepared, plan: Plan) -> ForecastI
         host_memory=limits.host_memory,
         host_reserve=limits.host_reserve,
         stored_bytes=prepared.inspected.shape.get("stored_bytes", 4),
-        hardware=device_kind("cpu") if plan.device == "cpu" else "",
+        hardware=prepared.machine.kind if plan.device == "cpu" else "",
     )
 
 
@@ -148,6 +144,7 @@ def workload_inputs(recipe: Recipe, prepared: Prepared, plan: Plan) -> WorkloadI
     )
     return WorkloadInputs(
         kind=kind,
+        device_kind=prepared.machine.kind,
         loaded=prepared.loaded,
         tokenized=prepared.tokenized,
         batch_size=recipe.training.batch_size,
@@ -155,171 +152,52 @@ def workload_inputs(recipe: Recipe, prepared: Prepared, plan: Plan) -> WorkloadI
     )
 
 
-def finetune_inputs(
-    recipe: Recipe, prepared: Prepared, plan: Plan, forecast: Forecast | None
-) -> FinetuneInputs:
+def finetune_inputs(recipe: Recipe, planned: Planned) -> FinetuneInputs:
     """What is trained, and how."""
+    plan, forecast = planned.plan, planned.forecast
     return FinetuneInputs(
-        model=prepared.model,
-        tokenizer=prepared.inspected.artifact,
-        dataset=prepared.loaded.artifact,
-        tokens=prepared.tokenized.artifact,
-        labels=prepared.loaded.labels,
+        model=planned.model,
+        tokenizer=planned.inspected.artifact,
+        dataset=planned.loaded.artifact,
+        tokens=planned.tokenized.artifact,
+        labels=planned.loaded.labels,
         lora=recipe.lora,
         quantization=recipe.quantization,
         training=recipe.training,
         plan=plan,
         ship=recipe.model.ship,
-        head_modules=prepared.inspected.head_modules,
+        head_modules=planned.inspected.head_modules,
         task=recipe.task,
         micro_batch_tokens=recipe.plan.micro_batch_tokens,
         max_micro_batch_tokens=forecast.micro_batch_tokens if forecast else 0,
         tight_memory=forecast is not None and must_be_tight(forecast),
+        liger_version=planned.machine.libraries[LIGER] if plan.kernels == "liger" else "",
     )
 
 
-def gguf_export_inputs(recipe: Recipe, finetuned: Finetuned) -> GgufExportInputs | None:
+def gguf_check_inputs(recipe: Recipe, planned: Planned) -> GgufCheckInputs | None:
+    """The base model and its tokenizer; None if the recipe asks for no GGUF file."""
+    if recipe.model.gguf == "none":
+        return None
+    return GgufCheckInputs(
+        base=planned.model,
+        tokenizer=planned.inspected.artifact,
+        file_type=recipe.model.gguf,
+        converter=_converter(planned.machine),
+    )
+
+
+def gguf_export_inputs(
+    recipe: Recipe, machine: Machine, model: Artifact
+) -> GgufExportInputs | None:
     """The trained model and the file type; None if the recipe asks for no GGUF file."""
     if recipe.model.gguf == "none":
         return None
-    return GgufExportInputs(model=finetuned.artifact, file_type=recipe.model.gguf)
+    return GgufExportInputs(model=model, file_type=recipe.model.gguf, converter=_converter(machine))
 
 
-def candidate_score_inputs(recipe: Recipe, trained: Trained) -> ScoreInputs:
-    """How the candidate is scored: in the form in which it ships."""
-    adapter = recipe.model.ship == "adapter"
-    return ScoreInputs(
-        kind=recipe.model.ship,
-        model=trained.finetuned.artifact,
-        base=trained.model if adapter else None,
-        quantization=recipe.quantization if adapter else "none",
-        labels=(),
-        check=trained.finetuned.check,
-        check_loss=trained.finetuned.check_loss,
-        **_test_set(recipe, trained),
-    )
-
-
-def release_score_inputs(
-    recipe: Recipe, trained: Trained, artifact: Artifact, form: ShippedForm, base: Source | None
-) -> ScoreInputs:
-    """How a deployed release is scored: in the form in which it shipped, on this run's test set.
-
-    Args:
-        recipe, trained: Of this run.
-        artifact: The release's model.
-        form: How it is loaded.
-        base: The base model, for an adapter.
-    """
-    return ScoreInputs(
-        kind=form.ship,
-        model=artifact,
-        base=base,
-        quantization=form.quantization if base else "none",
-        labels=(),
-        **_test_set(recipe, trained),
-    )
-
-
-def untrained_score_inputs(recipe: Recipe, trained: Trained) -> ScoreInputs:
-    """How the untrained base is scored, as the baseline of a first run."""
-    return ScoreInputs(
-        kind="untrained",
-        model=None,
-        base=trained.model,
-        tokenizer=trained.inspected.artifact,
-        quantization="none",
-        labels=trained.loaded.labels,
-        **{"max_length": recipe.training.max_length, **_test_set(recipe, trained)},
-    )
-
-
-def _test_set(recipe: Recipe, trained: Trained) -> dict[str, Any]:
-    """The fields that are the same for every model that is scored."""
-    fields: dict[str, Any] = {
-        "seed": recipe.training.seed,
-        "test_digest": trained.loaded.test_digest,
-        "dataset": trained.loaded.artifact,
-        "hardware": hardware_kind() if recipe.gate.max_latency_ms else "",
-        "batch_size": recipe.evaluation.batch_size,
-        "device": trained.plan.device,
-        "task": recipe.task,
-    }
-    if recipe.task == "text-classification":
-        return fields
-    return fields | {
-        "max_length": recipe.training.max_length,
-        "generate_tokens": recipe.evaluation.generate_tokens,
-        "must_match": recipe.evaluation.must_match,
-        "must_not_contain": recipe.evaluation.must_not_contain,
-        "json_schema": recipe.evaluation.json_schema,
-        "beta": recipe.training.beta,
-    }
-
-
-def guard_score_inputs(scoring: ScoreInputs, guard: GuardSet) -> ScoreInputs:
-    """How a model is scored on the guard set: by its loss alone."""
-    return scoring.model_copy(
-        update={
-            "test_digest": guard.loaded.test_digest,
-            "dataset": guard.loaded.artifact,
-            "hardware": "",
-            "task": guard.task,
-            "generate_tokens": 0,
-            "must_match": "",
-            "must_not_contain": (),
-            "json_schema": "",
-            "check": None,
-        }
-    )
-
-
-def llm_judge_inputs(
-    recipe: Recipe, trained: Trained, candidate: Scored, baseline: Scored | None
-) -> LlmJudgeInputs | None:
-    """None without an LLM judge or a baseline."""
-    if not recipe.evaluation.llm_judge.url or baseline is None:
-        return None
-    return LlmJudgeInputs(
-        candidate=candidate.artifact,
-        baseline=baseline.artifact,
-        test_digest=trained.loaded.test_digest,
-        dataset=trained.loaded.artifact,
-        llm_judge=recipe.evaluation.llm_judge,
-    )
-
-
-def benchmark_tasks(recipe: Recipe) -> BenchmarkTasks | None:
-    """None if the recipe names no benchmarks.
-
-    Raises:
-        NotFound: `evaluation.benchmark_folder` does not exist.
-    """
-    evaluation = recipe.evaluation
-    if not evaluation.benchmarks:
-        return None
-    folder = evaluation.benchmark_folder
-    return BenchmarkTasks(
-        names=evaluation.benchmarks, folder=resolve(folder, "tasks") if folder else None
-    )
-
-
-def benchmark_inputs(
-    recipe: Recipe, tasks: BenchmarkTasks, scoring: ScoreInputs
-) -> BenchmarkInputs:
-    """The benchmarks of a model that is loaded as for scoring."""
-    return BenchmarkInputs(
-        kind=scoring.kind,
-        model=scoring.model,
-        base=scoring.base,
-        tokenizer=scoring.tokenizer,
-        quantization=scoring.quantization,
-        device=scoring.device,
-        batch_size=scoring.batch_size,
-        tasks=tasks,
-        limit=recipe.evaluation.benchmark_limit,
-        chat=recipe.task != "completion",
-    )
+def _converter(machine: Machine) -> str:
+    return machine.converter.digest if machine.converter else ""
 
 
 def gate_inputs(

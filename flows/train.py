@@ -1,4 +1,4 @@
-"""The first half of a run: from the sources to a trained model."""
+"""The first half of a run: from the sources to a plan, and from there to a trained model."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from flows import stage_inputs
 from tasks.base_model.gguf_step import GgufInputs, convert_gguf, converted_source, is_gguf
 from tasks.base_model.inspect_step import inspect_model
 from tasks.contracts.artifacts import Source
-from tasks.contracts.candidate import GuardSet, Prepared, Trained
-from tasks.contracts.forecast import Forecast
-from tasks.contracts.plan import Plan
+from tasks.contracts.candidate import GuardSet, Planned, Prepared, Trained
 from tasks.contracts.recipe import Recipe
 from tasks.contracts.results import (
     ConvertedGguf,
@@ -37,20 +35,25 @@ from tasks.report.markdown import data_markdown, forecast_markdown, samples_mark
 from tasks.report.run_report import RunReport, Section
 from tasks.report.summaries import finetune_sentence, load_sentence, tokenize_sentence
 from tasks.runtime.context import RunContext
-from tasks.runtime.lease import telling
+from tasks.runtime.machine import this_machine
 from tasks.runtime.run_program import preload
+from tasks.runtime.telling import telling
 from tasks.storage.sources import resolve
 from tasks.storage.store import default_store, open_store
 from tasks.tokenize.step import token_samples, tokenize
 
 
-def train(recipe: Recipe, context: RunContext, report: RunReport) -> Trained:
-    """From the sources to a trained model; refuses before training what would fail later."""
+def plan_training(recipe: Recipe, context: RunContext, report: RunReport) -> Planned:
+    """From the sources to the plan; refuses what would fail later."""
     prepared = prepare(recipe, context, report)
-    plan, forecasted = plan_training(recipe, prepared, context, report)
-    finetuned = fit(recipe, prepared, plan, forecasted, context, report)
-    exported = export_model(recipe, finetuned, context, report)
-    return Trained(**dict(prepared), plan=plan, finetuned=finetuned, gguf_exported=exported)
+    return make_plans(recipe, prepared, context, report)
+
+
+def train(recipe: Recipe, planned: Planned, context: RunContext, report: RunReport) -> Trained:
+    """From the plan to a trained model."""
+    finetuned = fit(recipe, planned, context, report)
+    exported = export_model(recipe, planned, finetuned, context, report)
+    return Trained(**dict(planned), finetuned=finetuned, gguf_exported=exported)
 
 
 def preload_if_data_changed(recipe: Recipe) -> None:
@@ -75,6 +78,7 @@ def _preload_if_new(inputs: LoadInputs, context: RunContext) -> None:
 def prepare(recipe: Recipe, context: RunContext, report: RunReport) -> Prepared:
     """Load the data, inspect the base model, tokenize what is new."""
     report.status("Resolving data and base model.")
+    machine = context.machine or this_machine()
     data = resolve(recipe.data.uri, "data")
     model = resolve(recipe.model.uri, "model")
     refuse_adapter(recipe.model.ship, model)
@@ -86,11 +90,12 @@ def prepare(recipe: Recipe, context: RunContext, report: RunReport) -> Prepared:
     report.add_step(
         "inspect", inspected, f"{inspected.architecture}, {inspected.parameters:,} parameters"
     )
-    refuse_early(stage_inputs.preflight_inputs(recipe, model, loaded, inspected), context)
+    refuse_early(stage_inputs.preflight_inputs(recipe, machine, model, loaded, inspected), context)
     guard = load_guard_set(recipe, inspected, context, report)
     tokenized = tokenize_data(recipe, loaded, inspected, context, report)
     report.warn(*inspected.warnings, *tokenized.warnings)
     return Prepared(
+        machine=machine,
         data=data,
         model=model,
         loaded=loaded,
@@ -160,12 +165,11 @@ def tokenize_data(
     return tokenized
 
 
-def plan_training(
+def make_plans(
     recipe: Recipe, prepared: Prepared, context: RunContext, report: RunReport
-) -> tuple[Plan, Forecast | None]:
+) -> Planned:
     """The plan, and for a language model the memory forecast; refuses what will not fit."""
-    inspected, tokenized = prepared.inspected, prepared.tokenized
-    plan = make_plan(stage_inputs.plan_inputs(recipe, inspected, tokenized))
+    plan = make_plan(stage_inputs.plan_inputs(recipe, prepared))
     forecasted = None
     if recipe.task != "text-classification":
         forecasted = forecast(stage_inputs.forecast_inputs(recipe, prepared, plan), context)
@@ -174,36 +178,29 @@ def plan_training(
             memory_declared=recipe.plan.device_memory_gb > 0,
             gguf_base=prepared.converted is not None,
         )
-        report.warn(*scoring_warnings(inspected, forecasted))
-        plan = make_plan(stage_inputs.plan_inputs(recipe, inspected, tokenized, forecasted))
+        report.warn(*scoring_warnings(prepared.inspected, forecasted))
+        plan = make_plan(stage_inputs.plan_inputs(recipe, prepared, forecasted))
         work = workload(stage_inputs.workload_inputs(recipe, prepared, plan), context)
         report.section(Section.FORECAST, forecast_markdown(forecasted, work))
     picks = [f"- {name}: {getattr(plan, name)}, for {why}" for name, why in plan.why.items()]
     report.section(Section.PLAN, "\n".join(picks))
-    return plan, forecasted
+    return Planned(**dict(prepared), plan=plan, forecast=forecasted)
 
 
-def fit(
-    recipe: Recipe,
-    prepared: Prepared,
-    plan: Plan,
-    forecasted: Forecast | None,
-    context: RunContext,
-    report: RunReport,
-) -> Finetuned:
+def fit(recipe: Recipe, planned: Planned, context: RunContext, report: RunReport) -> Finetuned:
     """Train."""
     report.status("Training.")
-    inputs = stage_inputs.finetune_inputs(recipe, prepared, plan, forecasted)
+    inputs = stage_inputs.finetune_inputs(recipe, planned)
     if finetune.cached(inputs, context) is None:
-        if recipe.model.gguf != "none":
-            check_gguf_export(inputs.model, inputs.tokenizer, recipe.model.gguf, context)
+        if check := stage_inputs.gguf_check_inputs(recipe, planned):
+            check_gguf_export(check, context)
         # The gate will decide on a new model; scipy and scikit-learn take seconds to import.
         Thread(target=import_module, args=("tasks.gate.decide",), daemon=True).start()
     with telling(report.status):
         finetuned = finetune(inputs, context)
-    if forecasted:
-        kind = stage_inputs.workload_inputs(recipe, prepared, plan).kind
-        remember_throughput(kind, finetuned, context)
+    if planned.forecast:
+        work = stage_inputs.workload_inputs(recipe, planned, planned.plan)
+        remember_throughput(work.kind, work.device_kind, finetuned, context)
     report.add_step("finetune", finetuned, finetune_sentence(finetuned))
     report.warn(*finetuned.warnings)
     report.section(Section.TRAINING, loss_curve(finetuned.history))
@@ -211,10 +208,14 @@ def fit(
 
 
 def export_model(
-    recipe: Recipe, finetuned: Finetuned, context: RunContext, report: RunReport
+    recipe: Recipe,
+    planned: Planned,
+    finetuned: Finetuned,
+    context: RunContext,
+    report: RunReport,
 ) -> GgufExported | None:
     """Export the trained model to GGUF, if the recipe asks for it."""
-    inputs = stage_inputs.gguf_export_inputs(recipe, finetuned)
+    inputs = stage_inputs.gguf_export_inputs(recipe, planned.machine, finetuned.artifact)
     if inputs is None:
         return None
     report.status("Exporting the model to GGUF.")

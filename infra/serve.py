@@ -4,23 +4,18 @@ deployments of prefect.yaml, and a worker. Ctrl-C stops everything.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
 
-import psutil
+from infra.processes import ROOT, handle_signals, run, start, stop
 
-ROOT = Path(__file__).resolve().parent.parent
 PORT = int(os.environ.get("BURNISH_PORT", "4200"))
 API = f"http://127.0.0.1:{PORT}/api"
 POOL = "cpu"
 START_LIMIT_SECONDS = 180
-STOP_LIMIT_SECONDS = 20
 
 
 def main() -> int:
@@ -37,18 +32,15 @@ def main() -> int:
     # names, such as ours.
     os.environ.setdefault("PREFECT_UI_URL", f"{API.removesuffix('/api')}/v2")
     os.environ["PREFECT_CLI_PROMPT"] = "false"
-    # A shell without job control starts background commands with SIGINT ignored. The processes
-    # started here would inherit that, and could not be stopped.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    handle_signals()
     services: list[subprocess.Popen] = []
     try:
-        services.append(_start("server", "start", "--host", "127.0.0.1", "--port", str(PORT)))
+        services.append(start("server", "start", "--host", "127.0.0.1", "--port", str(PORT)))
         _wait_for_server(services[0])
-        _prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
-        _prefect("--no-prompt", "deploy", "--all")
+        run("work-pool", "create", POOL, "--type", "process", "--overwrite")
+        run("--no-prompt", "deploy", "--all")
         _close_abandoned_runs()
-        services.append(_start("worker", "start", "--pool", POOL, "--name", "burnish"))
+        services.append(start("worker", "start", "--pool", POOL, "--name", "burnish"))
         print(f"\nBurnish is at {API.removesuffix('/api')} (Ctrl-C stops it)\n", flush=True)
         while all(process.poll() is None for process in services):
             time.sleep(1)
@@ -57,24 +49,7 @@ def main() -> int:
         return 0
     finally:
         for process in reversed(services):
-            _stop(process)
-
-
-def _start(*command: str) -> subprocess.Popen:
-    # In a new session, so that Ctrl-C reaches this process only. It stops the others in order: a
-    # worker that loses its server marks its runs as crashed.
-    return subprocess.Popen(
-        [sys.executable, "-m", "prefect", *command],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def _prefect(*command: str) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "prefect", *command], cwd=ROOT, check=True, stdin=subprocess.DEVNULL
-    )
+            stop(process)
 
 
 def _wait_for_server(server: subprocess.Popen) -> None:
@@ -108,26 +83,9 @@ def _close_abandoned_runs() -> None:
             flow_run_filter=FlowRunFilter(state={"type": {"any_": ["RUNNING", "CANCELLING"]}}),
             work_pool_filter=WorkPoolFilter(name={"any_": [POOL]}),
         )
-        for run in runs:
-            client.set_flow_run_state(run.id, crashed, force=True)
-            print(f"Marked the interrupted run {run.name} as crashed ({run.id})", flush=True)
-
-
-def _stop(process: subprocess.Popen) -> None:
-    if process.poll() is not None:
-        return
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.terminate()
-    try:
-        process.wait(STOP_LIMIT_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    # Runs have process groups of their own. Those that are left have lost their worker.
-    _, left = psutil.wait_procs(children, timeout=STOP_LIMIT_SECONDS)
-    for child in left:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
+        for left in runs:
+            client.set_flow_run_state(left.id, crashed, force=True)
+            print(f"Marked the interrupted run {left.name} as crashed ({left.id})", flush=True)
 
 
 if __name__ == "__main__":

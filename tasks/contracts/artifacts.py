@@ -76,11 +76,16 @@ class Source(Contract):
         pinned: The same, with every movable name (a branch, a tag) replaced by an immutable one.
         digest: SHA-256 over the relative paths, sizes and digests of its files.
         files: Its files, sorted by path.
+        stored_copy: The store's copy of local files, for workers on other machines; None if there
+            is none.
     """
 
-    cache_key_excludes: ClassVar[frozenset[str]] = frozenset({"uri", "pinned", "files"})
+    cache_key_excludes: ClassVar[frozenset[str]] = frozenset(
+        {"uri", "pinned", "files", "stored_copy"}
+    )
 
     uri: str
     pinned: str
     digest: str
     files: tuple[SourceFile, ...] = Field(repr=False)
+    stored_copy: Artifact | None = None

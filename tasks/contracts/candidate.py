@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tasks.contracts.artifacts import Source
 from tasks.contracts.base import Contract
+from tasks.contracts.forecast import Forecast
+from tasks.contracts.machine import Machine
 from tasks.contracts.plan import Plan
 from tasks.contracts.recipe_data import Task
 from tasks.contracts.results import (
@@ -42,8 +44,10 @@ class Prepared(Contract):
         model: The base model as it is trained on: for a GGUF file, what it was converted to.
         guard: The guard set; None if the recipe names none.
         converted: The conversion; None if the base model is no GGUF file.
+        machine: That trains and scores.
     """
 
+    machine: Machine
     data: Source
     model: Source
     loaded: Loaded
@@ -53,14 +57,24 @@ class Prepared(Contract):
     converted: ConvertedGguf | None = None
 
 
-class Trained(Prepared):
+class Planned(Prepared):
+    """Everything that decides how a model is trained.
+
+    Attributes:
+        forecast: The memory forecast; None for a classifier.
+    """
+
+    plan: Plan
+    forecast: Forecast | None = None
+
+
+class Trained(Planned):
     """The result of the first half of a run: a trained model.
 
     Attributes:
         gguf_exported: The model as GGUF; None if the recipe asks for none.
     """
 
-    plan: Plan
     finetuned: Finetuned
     gguf_exported: GgufExported | None = None
 

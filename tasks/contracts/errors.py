@@ -184,12 +184,33 @@ class DamagedArtifact(BurnishError):
     def __reduce__(self):
         return type(self), (self.kind, self.digest, self.found)
 
+    def to_json(self) -> dict[str, Any]:
+        """As for other errors, with the artifact's kind and digest."""
+        return super().to_json() | {"kind": self.kind, "digest": self.digest}
+
 
 class BaselineMoved(BurnishError):
     """Another release was published after the verdict."""
 
     cause = "gate"
     retry_helps = True
+
+
+class PoolFailed(BurnishError):
+    """A work pool's workers did not do what a run asked of them."""
+
+    cause = "pool"
+    retry_helps = True
+
+
+class PoolChanged(PoolFailed):
+    """A pool's worker is another machine than the run planned for."""
+
+
+class PoolRunCancelled(PoolFailed):
+    """A person cancelled the run of a pool's worker that this run waited for."""
+
+    cause = "training cancelled"
 
 
 class CodeFailed(BurnishError):
@@ -201,7 +222,7 @@ def from_json(data: dict[str, Any]) -> BurnishError:
     kinds = {cls.__name__: cls for cls in _subclasses(BurnishError)}
     cls = kinds.get(data["type"], CodeFailed)
     if cls is DamagedArtifact:
-        cls = StorageFailed
+        return DamagedArtifact(data["kind"], data["digest"], data["found"])
     return cls(data["where"], data["found"], data["expected"], data["fix"])
 
 

@@ -168,8 +168,14 @@ class TrainingRecipe(Contract):
 class PlanRecipe(Contract):
     """How the model is trained; each `auto` is chosen for the hardware and the model."""
 
-    cache_key_excludes = frozenset({"micro_batch_tokens", "device_memory_gb"})
+    cache_key_excludes = frozenset({"micro_batch_tokens", "device_memory_gb", "pool"})
 
+    pool: str = Field(
+        "",
+        title="Work pool",
+        description="The Prefect work pool whose workers train and score, such as gpu. Empty: the "
+        "worker that runs everything else.",
+    )
     attention: Literal["auto", "eager", "sdpa", "packed", "flash_attention_2"] = Field(
         "auto",
         title="Attention",

@@ -124,6 +124,11 @@ class Finetuned(StepResult):
     """Which checkpoint the training went on from, in words; empty if from none."""
 
 
+class GgufChecked(StepResult):
+    """That a model can be exported to GGUF. The artifact (kind `gguf-check`) holds what was
+    checked, as `checked.json`."""
+
+
 class GgufExported(StepResult):
     """A trained model as GGUF. The artifact (kind `gguf`) holds `model-<type>.gguf` and a
     `Modelfile` for Ollama."""

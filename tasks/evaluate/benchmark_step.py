@@ -64,6 +64,7 @@ class BenchmarkInputs(Contract):
     result=Benchmarked,
     code=("tasks.evaluate.benchmark_step", "tasks.evaluate.benchmark_program"),
     libraries=("lm-eval", "torch", "transformers", "peft", "bitsandbytes", "datasets"),
+    on_pool=True,
 )
 def run_benchmarks(inputs: BenchmarkInputs, context: RunContext) -> Benchmarked:
     """Run the tasks on the released files, in a process of its own.

@@ -6,7 +6,6 @@ examples.
 
 from __future__ import annotations
 
-import platform
 from typing import Any, Literal
 
 from tasks.contracts.artifacts import Artifact, Source
@@ -99,6 +98,7 @@ class ScoreInputs(Contract):
         "scikit-learn",
         "jsonschema",
     ),
+    on_pool=True,
 )
 def score(inputs: ScoreInputs, context: RunContext) -> Scored:
     """Score a model in a process of its own, loaded the way a consumer loads it.
@@ -183,8 +183,3 @@ def model_digest(inputs: ScoreInputs) -> str:
     if inputs.task != "text-classification":
         return digest_of(["untrained", inputs.base.digest])
     return digest_of(["untrained", inputs.base.digest, list(inputs.labels), inputs.seed])
-
-
-def hardware_kind() -> str:
-    """The kind of processor, on which timings depend."""
-    return f"{platform.machine()} {platform.processor()}".strip()

@@ -6,15 +6,15 @@ again without training again.
 
 from __future__ import annotations
 
-from pydantic import Field
+import orjson
 
 from tasks.contracts.artifacts import Artifact, Source
 from tasks.contracts.base import Contract
 from tasks.contracts.jobs import CheckGgufJob, Done, ExportGgufJob, ExportGgufResult, GgufType
-from tasks.contracts.results import GgufExported
+from tasks.contracts.results import GgufChecked, GgufExported
 from tasks.runtime.cache import step
 from tasks.runtime.context import RunContext
-from tasks.runtime.gguf_converter import converter_digest, find_converter
+from tasks.runtime.gguf_converter import find_converter
 from tasks.runtime.run_program import run_program
 from tasks.storage.sources import fetch_folder
 from tasks.storage.store import open_store
@@ -26,12 +26,28 @@ class GgufExportInputs(Contract):
     Attributes:
         model: The trained model, merged.
         file_type: The type of the file's weights.
-        converter: The converter's digest.
+        converter: The digest of the converter where it runs.
     """
 
     model: Artifact
     file_type: GgufType
-    converter: str = Field(default_factory=converter_digest)
+    converter: str
+
+
+class GgufCheckInputs(Contract):
+    """What decides whether a model can be exported.
+
+    Attributes:
+        base: The base model.
+        tokenizer: The tokenizer that ships with the model.
+        file_type: The type of the file's weights.
+        converter: The digest of the converter where it runs.
+    """
+
+    base: Source
+    tokenizer: Artifact
+    file_type: GgufType
+    converter: str
 
 
 @step(
@@ -39,6 +55,7 @@ class GgufExportInputs(Contract):
     result=GgufExported,
     code=("tasks.finetune.gguf_export_step", "tasks.finetune.gguf_export_program"),
     libraries=("torch", "transformers", "tokenizers", "safetensors", "numpy"),
+    on_pool=True,
 )
 def export_gguf(inputs: GgufExportInputs, context: RunContext) -> GgufExported:
     """Export the model to one GGUF file, with a `Modelfile` for Ollama.
@@ -64,16 +81,15 @@ def export_gguf(inputs: GgufExportInputs, context: RunContext) -> GgufExported:
         return GgufExported(artifact=store.put("gguf", out), file=result.file)
 
 
-def check_gguf_export(
-    base: Source, tokenizer: Artifact, file_type: GgufType, context: RunContext
-) -> None:
+@step(
+    "gguf-check",
+    result=GgufChecked,
+    code=("tasks.finetune.gguf_export_step", "tasks.finetune.gguf_check_program"),
+    libraries=("torch", "transformers", "tokenizers", "safetensors"),
+    on_pool=True,
+)
+def check_gguf_export(inputs: GgufCheckInputs, context: RunContext) -> GgufChecked:
     """Check, before training, that a model trained on this base can be exported.
-
-    Args:
-        base: The base model.
-        tokenizer: The tokenizer that ships with the model.
-        file_type: The type of the file's weights.
-        context: The run.
 
     Raises:
         BadModel: The converter does not know the architecture or the tokenizer.
@@ -83,9 +99,13 @@ def check_gguf_export(
     with store.scratch() as scratch:
         job = CheckGgufJob(
             converter=find_converter(),
-            file_type=file_type,
-            base=fetch_folder(base, scratch / "base"),
-            tokenizer=store.open(tokenizer),
+            file_type=inputs.file_type,
+            base=fetch_folder(inputs.base, scratch / "base"),
+            tokenizer=store.open(inputs.tokenizer),
             work=scratch,
         )
         run_program("tasks.finetune.gguf_check_program", job, Done, scratch=scratch)
+        out = scratch / "checked"
+        out.mkdir()
+        (out / "checked.json").write_bytes(orjson.dumps(inputs.key_part()))
+        return GgufChecked(artifact=store.put("gguf-check", out))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from pydantic import Field
 
 from tasks.contracts.artifacts import Artifact, Source
 from tasks.contracts.base import Contract
@@ -24,14 +23,12 @@ from tasks.finetune.checkpoint_store import (
 )
 from tasks.report.progress import TrainingProgress
 from tasks.runtime.cache import step
-from tasks.runtime.code_digest import library_versions
 from tasks.runtime.context import RunContext
 from tasks.runtime.logs import run_logger
 from tasks.runtime.run_program import run_program
 from tasks.storage.sources import fetch_folder
 from tasks.storage.store import open_store
 
-_LIGER = "liger-kernel"
 # Of a checkpoint after a request to stop; `run_program` kills the program after some more.
 _SECONDS_TO_SAVE = 15.0
 
@@ -50,7 +47,8 @@ class FinetuneInputs(Contract):
         micro_batch_tokens: Tokens per forward pass of a language model; 0: the program chooses.
         max_micro_batch_tokens: The most that it may choose, from the forecast; 0 if unknown.
         tight_memory: Whether freed memory is returned to the system at once, which is slower.
-        liger_version: The version of liger-kernel; empty if the plan does not use it.
+        liger_version: The version of liger-kernel where it is trained; empty if the plan does not
+            use it.
     """
 
     cache_key_excludes = frozenset({"micro_batch_tokens", "max_micro_batch_tokens", "tight_memory"})
@@ -70,11 +68,7 @@ class FinetuneInputs(Contract):
     micro_batch_tokens: int = 0
     max_micro_batch_tokens: int = 0
     tight_memory: bool = False
-    liger_version: str = Field(
-        default_factory=lambda inputs: (
-            library_versions((_LIGER,))[_LIGER] if inputs["plan"].kernels == "liger" else ""
-        )
-    )
+    liger_version: str = ""
 
 
 @step(
@@ -95,6 +89,7 @@ class FinetuneInputs(Contract):
         "pyarrow",
     ),
     exclusive=True,
+    on_pool=True,
     tidy=remove_checkpoints,
 )
 def finetune(inputs: FinetuneInputs, context: RunContext) -> Finetuned:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from tasks.contracts.base import Contract
-from tasks.runtime.hardware import found_memory
+from tasks.contracts.machine import Machine
+from tasks.runtime.hardware import GB
 
 # By device: a fixed number of bytes, and a share of all memory. On a GPU they are for the driver's
 # context and for the allocator's fragmentation: usual figures, not measured ones. On a CPU they are
@@ -30,15 +31,19 @@ class MemoryLimits(Contract):
     host_reserve: int
 
 
-def memory_limits(device: str, declared_gb: float) -> MemoryLimits:
-    """The memory of this machine and its device.
+def memory_limits(machine: Machine, declared_gb: float) -> MemoryLimits:
+    """The memory of a machine and its device.
+
+    It is all there is, not what is free: what else runs at the moment must not change how a model
+    is trained.
 
     Args:
-        device: `cpu` or `cuda`.
+        machine: That trains.
         declared_gb: The device's memory as the recipe says it, in units of 10^9 bytes; 0: as found.
     """
-    memory = found_memory(device, declared_gb)
-    host = memory if device == "cpu" else found_memory("cpu")
+    device = machine.device
+    memory = round(declared_gb * GB) or machine.memory
+    host = memory if device == "cpu" else machine.host_memory
     return MemoryLimits(
         memory=memory,
         reserve=reserve_of(device, memory),

@@ -1,23 +1,17 @@
-"""The plan: how to train on this machine, where the recipe leaves it open, with a reason for each
+"""The plan: how to train on a machine, where the recipe leaves it open, with a reason for each
 pick."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
-import sysconfig
-from pathlib import Path
 from typing import Any
 
 from tasks.contracts.base import Contract
 from tasks.contracts.forecast import Forecast
+from tasks.contracts.machine import Machine
 from tasks.contracts.plan import Plan
 from tasks.contracts.recipe_data import Task
 from tasks.contracts.recipe_training import PlanRecipe, TrainingRecipe
-from tasks.runtime.hardware import count_gpus
 
-BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 # On a CPU, plain attention was measured a fifth faster than the fused one at 128 tokens.
 SHORT_TOKENS = 128
 # Not measured yet on a GPU: only a long training can gain more than compiling costs.
@@ -40,15 +34,17 @@ FROM_RECIPE = "the recipe says so"
 
 
 class PlanInputs(Contract):
-    """What the plan depends on, apart from the machine.
+    """What the plan depends on.
 
     Attributes:
+        machine: That trains.
         settings: The recipe's `plan`: whatever is not `auto` is used as it is.
         tokens: Real tokens of one epoch; 0 if unknown.
         architecture: The base model's class in transformers; empty if unknown.
         forecast: The forecast, computed for the plan without checkpointing; None at first.
     """
 
+    machine: Machine
     task: Task
     quantization: str
     training: TrainingRecipe
@@ -64,31 +60,31 @@ class PlanInputs(Contract):
 
 
 def make_plan(inputs: PlanInputs) -> Plan:
-    """Decide how to train on this machine: what the recipe leaves open is picked to suit the device
-    and the task."""
-    gpus = count_gpus()
-    device = "cuda" if gpus else "cpu"
+    """Decide how to train: what the recipe leaves open is picked to suit the device and the
+    task."""
+    machine = inputs.machine
+    device, gpus = machine.device, machine.gpus
     picks: dict[str, tuple[Any, str]] = {
         "device": (device, f"{gpus} found" if gpus else "no GPU was found"),
-        "precision": _precision(inputs, device),
+        "precision": _precision(inputs),
         "packing": _packing(inputs),
     }
     picks["attention"] = _attention(inputs, device, packed=picks["packing"][0])
     picks["optimizer"] = _optimizer(inputs, device)
     picks["checkpointing"] = _checkpointing(inputs)
     picks["compile"] = _compile(inputs, device)
-    picks["kernels"] = _kernels(inputs, device)
+    picks["kernels"] = _kernels(inputs)
     picks["world_size"] = _processes(inputs, gpus)
     fields = {name: value for name, (value, _) in picks.items()}
     sharding = "fsdp" if inputs.settings.sharding == "fsdp" else "ddp"
     return Plan(**fields, sharding=sharding, why={name: why for name, (_, why) in picks.items()})
 
 
-def _precision(inputs: PlanInputs, device: str) -> tuple[str, str]:
+def _precision(inputs: PlanInputs) -> tuple[str, str]:
     if inputs.training.precision != "auto":
         return inputs.training.precision, FROM_RECIPE
-    fast = device == "cuda" or bool(BF16_FLAGS & processor_flags())
-    owner = "GPU" if device == "cuda" else "processor"
+    fast = inputs.machine.bf16
+    owner = "GPU" if inputs.machine.device == "cuda" else "processor"
     return "bf16" if fast else "fp32", f"the {owner} {'has' if fast else 'lacks'} bf16"
 
 
@@ -141,27 +137,17 @@ def _compile(inputs: PlanInputs, device: str) -> tuple[bool, str]:
         return _switch(
             inputs.settings.compile, False, "a compiled model trains no faster on the CPU"
         )
-    if lacking := lacks_to_compile():
+    if lacking := inputs.machine.lacks_to_compile:
         return _switch(inputs.settings.compile, False, f"{lacking} was not found")
     pays = total >= COMPILE_TOKENS
     why = f"{total:,} tokens are {'enough' if pays else 'too few'} to pay for compiling"
     return _switch(inputs.settings.compile, pays, why)
 
 
-def lacks_to_compile() -> str:
-    """What torch.compile needs and this machine lacks; empty if nothing."""
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
-        return f"the compiler {compiler}"
-    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
-        return "Python's header Python.h"
-    return ""
-
-
-def _kernels(inputs: PlanInputs, device: str) -> tuple[str, str]:
+def _kernels(inputs: PlanInputs) -> tuple[str, str]:
     if inputs.settings.kernels != "auto":
         return inputs.settings.kernels, FROM_RECIPE
-    lacking = why_not_liger(inputs.task, device, inputs.architecture)
+    lacking = why_not_liger(inputs.task, inputs.architecture, inputs.machine)
     if inputs.settings.sharding == "fsdp":
         lacking = lacking or "Liger's have not been tested with a sharded model"
     if lacking:
@@ -169,13 +155,13 @@ def _kernels(inputs: PlanInputs, device: str) -> tuple[str, str]:
     return "liger", "norm, rotary embedding and gated MLP are one kernel each, and keep less"
 
 
-def why_not_liger(task: str, device: str, architecture: str) -> str:
+def why_not_liger(task: str, architecture: str, machine: Machine) -> str:
     """Why Liger's kernels cannot be used; empty if they can."""
     if task == "text-classification":
         return "Liger's are used for language models only"
-    if device == "cpu":
+    if machine.device == "cpu":
         return "Liger's need a GPU"
-    if importlib.util.find_spec("liger_kernel") is None:
+    if not machine.has_liger:
         return "liger-kernel is not installed"
     if architecture not in LIGER_KNOWS:
         return f"Liger's do not support {architecture or 'the model'}"
@@ -190,13 +176,3 @@ def _processes(inputs: PlanInputs, gpus: int) -> tuple[int, str]:
 
 def _switch(setting: str, picked: bool, why: str) -> tuple[bool, str]:
     return (picked, why) if setting == "auto" else (setting == "on", FROM_RECIPE)
-
-
-def processor_flags() -> set[str]:
-    """The processor's feature flags; empty if the system is not Linux."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), ":")
-    return set(flags.split(":", 1)[1].split())

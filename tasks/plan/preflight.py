@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import os
 import shutil
 
@@ -12,20 +11,14 @@ from tasks.contracts.artifacts import Source
 from tasks.contracts.base import Contract
 from tasks.contracts.errors import BadRecipe, StorageFailed
 from tasks.contracts.forecast import Forecast
+from tasks.contracts.machine import Machine
 from tasks.contracts.recipe_data import Task
 from tasks.contracts.recipe_training import LoraRecipe, PlanRecipe
 from tasks.contracts.results import Inspected, Loaded
 from tasks.plan.memory_limits import memory_for
-from tasks.plan.plan import lacks_to_compile, why_not_liger
+from tasks.plan.plan import why_not_liger
 from tasks.runtime.context import RunContext
-from tasks.runtime.gguf_converter import (
-    VARIABLE,
-    find_converter,
-    how_to_install,
-    knows,
-    lacks_module,
-)
-from tasks.runtime.hardware import count_gpus
+from tasks.runtime.gguf_converter import VARIABLE, how_to_install
 from tasks.storage.remote_sources import hub_model
 from tasks.storage.store import open_store
 
@@ -42,12 +35,14 @@ class PreflightInputs(Contract):
     """What can be checked before training.
 
     Attributes:
+        machine: That trains.
         settings: The recipe's `plan`.
         max_length: Tokens of the longest example after truncation.
         gguf: The type of the GGUF file that ships beside the model, or `none`.
         base: The base model.
     """
 
+    machine: Machine
     task: Task
     quantization: str
     lora: LoraRecipe
@@ -63,11 +58,12 @@ def refuse_early(inputs: PreflightInputs, context: RunContext) -> None:
     """Refuse a run that would fail later.
 
     Raises:
-        BadRecipe: The recipe requires kernels or compiling that this machine cannot provide, LoRA
-            targets match no module, the maximum length exceeds the model's, or the GGUF file
-            cannot be made.
+        BadRecipe: The recipe requires kernels, compiling or processes that the machine cannot
+            provide, LoRA targets match no module, the maximum length exceeds the model's, or the
+            GGUF file cannot be made.
         StorageFailed: The store's disk is too full for what training will write.
     """
+    _refuse_processes(inputs)
     _refuse_sharing(inputs)
     _refuse_kernels(inputs)
     _refuse_compiling(inputs)
@@ -183,13 +179,25 @@ def _gb(size: int) -> str:
 
 
 def _refuse_compiling(inputs: PreflightInputs) -> None:
-    if inputs.settings.compile == "on" and (lacking := lacks_to_compile()):
+    if inputs.settings.compile == "on" and (lacking := inputs.machine.lacks_to_compile):
         raise BadRecipe(
             "plan.compile",
             f"on, where {lacking} was not found",
             "what torch.compile compiles with: a C++ compiler and Python's headers",
             "install g++ and python3-dev on the machine that trains (CXX may name another "
             "compiler), or set plan.compile to auto",
+        )
+
+
+def _refuse_processes(inputs: PreflightInputs) -> None:
+    machine, processes = inputs.machine, inputs.settings.processes
+    if machine.device == "cuda" and processes > machine.gpus:
+        raise BadRecipe(
+            "plan.processes",
+            f"{processes}, where a process may use {machine.gpus} GPUs",
+            "at most one process for each GPU",
+            f"set plan.processes to {machine.gpus} or 0, or give the worker more GPUs "
+            "(CUDA_VISIBLE_DEVICES)",
         )
 
 
@@ -215,10 +223,10 @@ def _refuse_sharing(inputs: PreflightInputs) -> None:
 def _refuse_kernels(inputs: PreflightInputs) -> None:
     if inputs.settings.kernels != "liger":
         return
-    device = "cuda" if count_gpus() else "cpu"
-    lacking = why_not_liger(inputs.task, device, inputs.inspected.architecture)
+    machine = inputs.machine
+    lacking = why_not_liger(inputs.task, inputs.inspected.architecture, machine)
     if lacking:
-        missing = device == "cuda" and importlib.util.find_spec("liger_kernel") is None
+        missing = machine.device == "cuda" and not machine.has_liger
         raise BadRecipe(
             "plan.kernels",
             f"liger, but {lacking}",
@@ -290,27 +298,27 @@ def _refuse_gguf(inputs: PreflightInputs) -> None:
             "a language model: llama.cpp and Ollama generate text",
             "set model.gguf to none",
         )
-    script = find_converter()
-    if script is None:
+    converter = inputs.machine.converter
+    if converter is None:
         hint = f" ({VARIABLE} points to none)" if os.environ.get(VARIABLE) else ""
         raise BadRecipe(
             "model.gguf",
-            f"{kind}, but no converter to GGUF on this machine{hint}",
+            f"{kind}, but no converter to GGUF on the machine that trains{hint}",
             "llama.cpp's convert_hf_to_gguf.py",
             f"run {how_to_install()}, or set model.gguf to none",
         )
-    if lacks_module(script):
+    if not converter.complete:
         raise BadRecipe(
             "model.gguf",
-            f"a converter ({script}) without the module sentencepiece, which it imports",
+            f"a converter ({converter.script}) without the module sentencepiece, which it imports",
             "the converter with what it imports",
             f"run {how_to_install()}, or install sentencepiece",
         )
     architecture = inputs.inspected.architecture
-    if not knows(script, architecture):
+    if architecture not in converter.architectures:
         raise BadRecipe(
             "model.gguf",
-            f"{kind} of a {architecture}, which the converter ({script}) does not know",
+            f"{kind} of a {architecture}, which the converter ({converter.script}) does not know",
             "an architecture that it names",
             f"set model.gguf to none, or {VARIABLE} to a newer checkout of llama.cpp",
         )

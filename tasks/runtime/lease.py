@@ -18,7 +18,7 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ from tasks.contracts.base import Contract
 from tasks.contracts.errors import BurnishError
 from tasks.runtime.context import RunContext
 from tasks.runtime.logs import run_logger
+from tasks.runtime.telling import tell
 from tasks.runtime.termination import check_sigterm
 from tasks.storage.objects import Objects
 
@@ -38,7 +39,6 @@ STALE_SECONDS = 30.0
 _POLL_SECONDS = 1.0
 
 _held: ContextVar[Lease | None] = ContextVar("held_lease", default=None)
-_on_wait: ContextVar[Callable[[str], None] | None] = ContextVar("on_wait", default=None)
 
 
 class Holder(Contract):
@@ -175,20 +175,6 @@ def held_number() -> int:
     return held.number if held else 0
 
 
-@contextlib.contextmanager
-def telling(on_wait: Callable[[str], None]) -> Iterator[None]:
-    """Inside this block, whoever has to wait for a lease says so.
-
-    Args:
-        on_wait: Called with a sentence, once for each holder.
-    """
-    token = _on_wait.set(on_wait)
-    try:
-        yield
-    finally:
-        _on_wait.reset(token)
-
-
 def _acquire(objects: Objects, path: str, context: RunContext) -> Lease:
     seen, since, told = "", time.monotonic(), ""
     while True:
@@ -209,10 +195,12 @@ def _acquire(objects: Objects, path: str, context: RunContext) -> Lease:
             continue
         if other.nonce != told:
             told = other.nonce
-            _tell(
+            sentence = (
                 f"Waiting for run {other.run_name}, which does the same work on {other.host} "
                 f"since {other.since}."
             )
+            if not tell(sentence):
+                run_logger().info(sentence)
         check_sigterm()
         time.sleep(_POLL_SECONDS)
 
@@ -220,12 +208,6 @@ def _acquire(objects: Objects, path: str, context: RunContext) -> Lease:
 def _held_by(objects: Objects, path: str, mine: Holder) -> Lease:
     found = objects.read(path)
     return Lease(objects, path, mine, found[1] if found else "")
-
-
-def _tell(sentence: str) -> None:
-    run_logger().info(sentence)
-    if on_wait := _on_wait.get():
-        on_wait(sentence)
 
 
 def _holder(number: int, context: RunContext) -> Holder:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from prefect.exceptions import TerminationSignal
 
 _signals: socket.socket | None = None
+_asked = threading.Event()
 
 
 @contextlib.contextmanager
@@ -44,12 +45,21 @@ def watch_sigterm() -> Iterator[None]:
         _signals = None
 
 
+def ask_to_stop() -> None:
+    """Let `check_sigterm` stop this process's run as if SIGTERM had arrived; for other threads."""
+    _asked.set()
+
+
 def check_sigterm() -> None:
     """Stop here if the run was asked to.
 
     Raises:
-        TerminationSignal: SIGTERM arrived since the last call, within `watch_sigterm`.
+        TerminationSignal: SIGTERM arrived since the last call, within `watch_sigterm`; or a thread
+            asked.
     """
+    if _asked.is_set():
+        _asked.clear()
+        raise TerminationSignal(signal=signal.SIGTERM)
     if _signals is None:
         return
     with contextlib.suppress(BlockingIOError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shutil
 import tempfile
 import weakref
 from collections.abc import Callable
@@ -22,8 +23,12 @@ import orjson
 from tasks.contracts.artifacts import Artifact, FileEntry, Manifest
 from tasks.contracts.base import digest_of
 from tasks.contracts.errors import DamagedArtifact, NotFound
+from tasks.storage.artifact_cache import ArtifactCache, open_cache
 from tasks.storage.folders import file_sha256, scratch_folder
 from tasks.storage.objects import FolderObjects, Objects, open_objects
+
+# Written often, and hardly ever read.
+_NOT_CACHED = ("checkpoint",)
 
 
 def default_store() -> str:
@@ -88,6 +93,8 @@ class Store:
                 )
             )
         self.write_manifest(kind, digest, entries)
+        if self._cache and kind not in _NOT_CACHED:
+            self._cache.add(digest, lambda entry: _link_files(folder, entry))
         return artifact
 
     def write_manifest(self, kind: str, digest: str, entries: list[FileEntry]) -> None:
@@ -133,7 +140,7 @@ class Store:
             DamagedArtifact: A file is missing or was changed.
         """
         if artifact.digest not in self._verified:
-            self._verified[artifact.digest] = self._fetch(artifact, self.manifest(artifact))
+            self._verified[artifact.digest] = self._complete(artifact, self.manifest(artifact))
         return self._verified[artifact.digest]
 
     def file(self, artifact: Artifact, path: str) -> Path:
@@ -150,23 +157,43 @@ class Store:
             raise DamagedArtifact(artifact.kind, artifact.digest, f"no file {path}")
         return self._fetch(artifact, manifest.model_copy(update={"files": only})) / path
 
+    def _complete(self, artifact: Artifact, manifest: Manifest) -> Path:
+        """All of an artifact, from this machine's cache if there is one and it is there."""
+        digest = artifact.digest
+        if self._cache is None:
+            return self._fetch(artifact, manifest)
+        if cached := self._cache.get(digest):
+            with contextlib.suppress(DamagedArtifact):
+                _verify(artifact, manifest, cached)
+                return cached
+            self._cache.remove(digest)
+
+        def fill(folder: Path) -> None:
+            self._download(artifact, manifest, folder)
+            _verify(artifact, manifest, folder)
+
+        return self._cache.add(digest, fill)
+
     def _fetch(self, artifact: Artifact, manifest: Manifest) -> Path:
+        if isinstance(self.objects, FolderObjects):
+            folder = Path(self.uri) / _path(artifact.kind, artifact.digest) / "files"
+        else:
+            folder = self._downloads / artifact.digest
+            self._download(artifact, manifest, folder)
+        _verify(artifact, manifest, folder)
+        return folder
+
+    def _download(self, artifact: Artifact, manifest: Manifest, folder: Path) -> None:
         home = f"{_path(artifact.kind, artifact.digest)}/files"
-        local = isinstance(self.objects, FolderObjects)
-        folder = Path(self.uri) / home if local else self._downloads / artifact.digest
         for entry in manifest.files:
             file = folder / entry.path
-            if not local:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with contextlib.suppress(NotFound):
-                    self.objects.download(f"{home}/{entry.path}", file)
-            if not file.is_file():
-                raise DamagedArtifact(artifact.kind, artifact.digest, f"no file {entry.path}")
-            if file.stat().st_size != entry.size or file_sha256(file) != entry.sha256:
-                raise DamagedArtifact(
-                    artifact.kind, artifact.digest, f"the changed file {entry.path}"
-                )
-        return folder
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(NotFound):
+                self.objects.download(f"{home}/{entry.path}", file)
+
+    @functools.cached_property
+    def _cache(self) -> ArtifactCache | None:
+        return None if isinstance(self.objects, FolderObjects) else open_cache()
 
     @functools.cached_property
     def _downloads(self) -> Path:
@@ -204,6 +231,25 @@ class Store:
         if isinstance(self.objects, FolderObjects):
             return Path(self.uri) / "scratch"
         return Path(tempfile.gettempdir()) / f"burnish-{os.getuid()}"
+
+
+def _verify(artifact: Artifact, manifest: Manifest, folder: Path) -> None:
+    for entry in manifest.files:
+        file = folder / entry.path
+        if not file.is_file():
+            raise DamagedArtifact(artifact.kind, artifact.digest, f"no file {entry.path}")
+        if file.stat().st_size != entry.size or file_sha256(file) != entry.sha256:
+            raise DamagedArtifact(artifact.kind, artifact.digest, f"the changed file {entry.path}")
+
+
+def _link_files(folder: Path, target: Path) -> None:
+    def link(source: str, copy: str) -> None:
+        try:
+            os.link(source, copy)
+        except OSError:  # Another disk.
+            shutil.copyfile(source, copy)
+
+    shutil.copytree(folder, target, copy_function=link, dirs_exist_ok=True)
 
 
 def list_files(folder: Path) -> list[FileEntry]:

@@ -29,9 +29,9 @@ from typing import Any
 
 from prefect.settings import PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
 
-from flows import stage_inputs
+from flows import score_inputs, stage_inputs
 from tasks.base_model.inspect_step import inspect_model
-from tasks.contracts.candidate import Prepared, Trained
+from tasks.contracts.candidate import Planned, Prepared
 from tasks.contracts.errors import BurnishError
 from tasks.contracts.recipe import Recipe
 from tasks.evaluate.step import score
@@ -40,6 +40,7 @@ from tasks.load.step import load
 from tasks.plan.plan import make_plan
 from tasks.plan.preflight import refuse_adapter, refuse_early
 from tasks.runtime.context import RunContext
+from tasks.runtime.machine import this_machine
 from tasks.storage.sources import resolve
 from tasks.tokenize.step import tokenize
 from tests.tasks.samples import easy_rows, write_jsonl
@@ -231,9 +232,11 @@ def fine_tune(task: str, base: Path, folder: Path) -> None:
     refuse_adapter(recipe.model.ship, model)
     loaded = load.once(stage_inputs.load_inputs(recipe, data), context)
     inspected = inspect_model.once(stage_inputs.inspect_inputs(recipe, model, loaded), context)
-    refuse_early(stage_inputs.preflight_inputs(recipe, model, loaded, inspected), context)
+    machine = this_machine()
+    refuse_early(stage_inputs.preflight_inputs(recipe, machine, model, loaded, inspected), context)
     tokenized = tokenize.once(stage_inputs.tokenize_inputs(recipe, loaded, inspected), context)
     prepared = Prepared(
+        machine=machine,
         data=data,
         model=model,
         loaded=loaded,
@@ -242,10 +245,10 @@ def fine_tune(task: str, base: Path, folder: Path) -> None:
         guard=None,
         converted=None,
     )
-    plan = make_plan(stage_inputs.plan_inputs(recipe, inspected, tokenized))
-    finetuned = finetune.once(stage_inputs.finetune_inputs(recipe, prepared, plan, None), context)
-    trained = Trained(**dict(prepared), plan=plan, finetuned=finetuned, gguf_exported=None)
-    score.once(stage_inputs.candidate_score_inputs(recipe, trained), context)
+    plan = make_plan(stage_inputs.plan_inputs(recipe, prepared))
+    planned = Planned(**dict(prepared), plan=plan)
+    finetuned = finetune.once(stage_inputs.finetune_inputs(recipe, planned), context)
+    score.once(score_inputs.candidate_score_inputs(recipe, planned, finetuned), context)
 
 
 def _texts(folder: Path) -> dict[str, str]:

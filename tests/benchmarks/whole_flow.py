@@ -154,10 +154,12 @@ def settings_of(folder: Path, code: dict[str, str]) -> dict[str, Any]:
         raise RuntimeError("plain_script merges an adapter that was trained on an nf4 base")
     from tasks.contracts.recipe import Recipe
     from tasks.plan.plan import PlanInputs, make_plan
+    from tasks.runtime.machine import this_machine
 
     checked = Recipe.model_validate(recipe)
     plan = make_plan(
         PlanInputs(
+            machine=this_machine(),
             task=checked.task,
             quantization=checked.quantization,
             training=checked.training,

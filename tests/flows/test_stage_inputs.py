@@ -5,30 +5,23 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import pytest
-import yaml
-
 import tasks
 from flows import stage_inputs
-from tasks.contracts.artifacts import Artifact
-from tasks.contracts.candidate import Prepared
-from tasks.contracts.errors import NotFound
+from tasks.contracts.candidate import Planned, Prepared
+from tasks.contracts.plan import Plan
 from tasks.contracts.recipe import Recipe
-from tasks.evaluate.benchmark_step import run_benchmarks
-from tasks.evaluate.step import ScoreInputs
 from tasks.plan.plan import make_plan
 from tests.tasks.plan.conftest import (
+    LIGER,
     artifact,
+    gpu_machine,
     inspected,
     loaded,
-    no_gpu,
+    machine,
     plan_inputs,
     source,
     tokenized,
 )
-from tests.tasks.samples import SHIPS
-
-__all__ = ["no_gpu"]
 
 TASKS = Path(tasks.__file__).parent
 
@@ -81,8 +74,9 @@ def imports_recipe(file: Path) -> bool:
 class TestForecastInputs:
     DATA = loaded(train=80, validation=10, test=10)
 
-    def inputs(self, tokens=None, plan=None, declared=None, **changes):
+    def inputs(self, tokens=None, plan=None, declared=None, on=None, **changes):
         prepared = Prepared(
+            machine=on or machine(),
             data=source(),
             model=source(),
             loaded=self.DATA,
@@ -92,86 +86,43 @@ class TestForecastInputs:
         plan = plan or make_plan(plan_inputs(task="instruction"))
         return stage_inputs.forecast_inputs(recipe(plan=declared or {}, **changes), prepared, plan)
 
-    def test_hold_the_longest_sequence_and_a_large_step(self, no_gpu):
+    def test_hold_the_longest_sequence_and_a_large_step(self):
         inputs = self.inputs()
         assert (inputs.longest, inputs.most_tokens, inputs.target_share) == (128, 1024, 0.5)
         assert self.inputs(task="preference").longest == 256
 
-    def test_are_the_same_for_a_few_rows_more(self, no_gpu):
+    def test_are_the_same_for_a_few_rows_more(self):
         more = self.inputs(tokenized(tokens=6100, target_tokens=3049))
         assert more.key_part() == self.inputs().key_part()
 
-    def test_hold_the_memory_that_the_recipe_declares(self, no_gpu):
+    def test_hold_the_memory_that_the_recipe_declares(self):
         assert self.inputs(declared={"device_memory_gb": 1.2}).memory == 1_200_000_000
 
-    def test_belong_to_a_kind_of_processor_but_not_to_one_beside_a_card(self, monkeypatch, no_gpu):
-        found = []
-        for cores in (2, 64):
-            monkeypatch.setattr(
-                stage_inputs, "device_kind", lambda _, cores=cores: f"EPYC, {cores} cores"
-            )
-            found.append(self.inputs().key_part())
-        assert found[0] != found[1]
+    def test_belong_to_a_kind_of_processor_but_not_to_one_beside_a_card(self):
+        other = self.inputs(on=machine(kind="EPYC, 64 cores"))
+        assert other.key_part() != self.inputs().key_part()
         plan = make_plan(plan_inputs(task="instruction"))
         assert self.inputs(plan=plan.model_copy(update={"device": "cuda"})).hardware == ""
+
+
+class TestFinetuneInputs:
+    def inputs(self, **plan):
+        planned = Planned(
+            machine=gpu_machine(libraries=LIGER),
+            data=source(),
+            model=source(),
+            loaded=loaded(),
+            inspected=inspected(),
+            tokenized=tokenized(),
+            plan=Plan(device="cuda", precision="bf16", **plan),
+        )
+        return stage_inputs.finetune_inputs(recipe(), planned)
+
+    def test_hold_the_version_of_liger_of_the_machine_that_trains(self):
+        assert self.inputs(kernels="liger").liger_version == LIGER["liger-kernel"]
+        assert self.inputs().liger_version == ""
 
 
 class TestGuardInputs:
     def test_are_none_without_a_guard_set(self):
         assert stage_inputs.guard_inputs(recipe(), artifact("tokenizer")) is None
-
-
-class TestBenchmarkInputs:
-    MODEL = Artifact(kind="model", digest="d" * 64, files=1, bytes=1, uri="")
-
-    def scoring(self, **changes) -> ScoreInputs:
-        facts = {
-            "kind": "merged",
-            "model": self.MODEL,
-            "base": None,
-            "quantization": "none",
-            "labels": (),
-            "seed": 1,
-            "test_digest": "t",
-            "dataset": self.MODEL,
-            "hardware": "",
-            "batch_size": 4,
-            "device": "cpu",
-        }
-        return ScoreInputs(**facts | changes)
-
-    def with_benchmarks(self, folder) -> Recipe:
-        wanted = {"slices": ["length"], "benchmarks": ["ships"], "benchmark_folder": str(folder)}
-        return recipe(evaluation=wanted)
-
-    def test_are_none_without_benchmarks(self):
-        assert stage_inputs.benchmark_tasks(recipe()) is None
-
-    def test_a_folder_that_is_missing_is_not_found(self, tmp_path):
-        with pytest.raises(NotFound):
-            stage_inputs.benchmark_tasks(self.with_benchmarks(tmp_path / "none"))
-
-    def test_their_key_covers_the_model_and_the_content_of_the_task_files(self, tmp_path):
-        folder = tmp_path / "own"
-        folder.mkdir()
-        write_tasks(folder)
-        wanted = self.with_benchmarks(folder)
-
-        def key(**changes):
-            tasks = stage_inputs.benchmark_tasks(wanted)
-            inputs = stage_inputs.benchmark_inputs(wanted, tasks, self.scoring(**changes))
-            return run_benchmarks.key(inputs)
-
-        first = key()
-        assert first == key(batch_size=9, seed=2)
-        assert first != key(model=self.MODEL.model_copy(update={"digest": "e" * 64}))
-        write_tasks(folder, target_delimiter=" ")
-        described = key()
-        (folder / "ships.jsonl").write_text("{}")
-        assert len({first, described, key()}) == 3
-
-
-def write_tasks(folder: Path, **changes) -> None:
-    """Write a task file and its data."""
-    (folder / "ships.yaml").write_text(yaml.safe_dump({**SHIPS, **changes}))
-    (folder / "ships.jsonl").write_text('{"question": "A", "choices": ["b", "c"], "label": 0}\n')

@@ -5,7 +5,12 @@ import pytest
 from tasks.contracts.errors import BadModel
 from tasks.contracts.jobs import Done, ExportGgufResult
 from tasks.finetune import gguf_export_step
-from tasks.finetune.gguf_export_step import GgufExportInputs, check_gguf_export, export_gguf
+from tasks.finetune.gguf_export_step import (
+    GgufCheckInputs,
+    GgufExportInputs,
+    check_gguf_export,
+    export_gguf,
+)
 from tasks.runtime.gguf_converter import SCRIPT, VARIABLE
 from tasks.storage.sources import resolve
 from tasks.storage.store import open_store
@@ -53,7 +58,7 @@ def jobs(monkeypatch):
 
 class TestExport:
     def test_stores_the_gguf_file_apart_from_the_model(self, model, context, converter, jobs):
-        inputs = GgufExportInputs(model=model, file_type="q8_0")
+        inputs = GgufExportInputs(model=model, file_type="q8_0", converter="c")
         exported = export_gguf.once(inputs, context)
         store = open_store(context.store)
         assert exported.file == "model-q8_0.gguf" and exported.artifact.kind == "gguf"
@@ -63,7 +68,7 @@ class TestExport:
         assert job.converter == converter and job.model == store.open(model)
 
     def test_is_repeated_only_if_its_file_is_gone(self, model, context, converter, jobs):
-        inputs = GgufExportInputs(model=model, file_type="q8_0")
+        inputs = GgufExportInputs(model=model, file_type="q8_0", converter="c")
         first = export_gguf.once(inputs, context)
         assert export_gguf.once(inputs, context) == first
         open_store(context.store).discard("gguf", first.artifact.digest)
@@ -72,17 +77,16 @@ class TestExport:
 
 
 class TestKey:
-    def test_depends_on_model_type_and_converter(self, model, converter):
+    def test_depends_on_model_type_and_converter(self, model):
         def key(**changes):
-            fields = {"model": model, "file_type": "f16"} | changes
+            fields = {"model": model, "file_type": "f16", "converter": "c"} | changes
             return export_gguf.key(GgufExportInputs(**fields))
 
         before = key()
         assert key() == before
         assert key(file_type="q8_0") != before
         assert key(model=model.model_copy(update={"digest": "other"})) != before
-        converter.write_text("print()")
-        assert key() != before
+        assert key(converter="other") != before
 
 
 class TestCheck:
@@ -97,10 +101,17 @@ class TestCheck:
     def test_gets_the_base_model_and_the_tokenizer_that_ships(
         self, base, model, context, converter, jobs
     ):
-        check_gguf_export(base, model, "f16", context)
+        check_gguf_export.once(check_of(base, model), context)
         (job,) = jobs
         assert job.base.name == "base" and job.file_type == "f16"
         assert job.tokenizer == open_store(context.store).open(model)
+
+    def test_is_done_once_for_a_converter(self, base, model, context, converter, jobs):
+        check_gguf_export.once(check_of(base, model), context)
+        check_gguf_export.once(check_of(base, model), context)
+        assert len(jobs) == 1
+        check_gguf_export.once(check_of(base, model, converter="other"), context)
+        assert len(jobs) == 2
 
     def test_raises_the_error_of_the_program(self, base, model, context, converter, monkeypatch):
         def refuse(module, job, result, **options):
@@ -108,4 +119,8 @@ class TestCheck:
 
         monkeypatch.setattr(gguf_export_step, "run_program", refuse)
         with pytest.raises(BadModel):
-            check_gguf_export(base, model, "f16", context)
+            check_gguf_export.once(check_of(base, model), context)
+
+
+def check_of(base, tokenizer, converter="c"):
+    return GgufCheckInputs(base=base, tokenizer=tokenizer, file_type="f16", converter=converter)

@@ -72,13 +72,8 @@ def inputs(tmp_path, store):
 
 
 class TestKey:
-    def test_includes_the_version_of_liger_kernel_if_the_plan_uses_it(self, inputs, monkeypatch):
-        monkeypatch.setattr(
-            finetune_step, "library_versions", lambda names: dict.fromkeys(names, "0.8.5")
-        )
-        plain = Plan(device="cuda", precision="bf16")
-        assert inputs(plan=plain).liger_version == ""
-        assert inputs(plan=plain.model_copy(update={"kernels": "liger"})).liger_version == "0.8.5"
+    def test_depends_on_the_version_of_liger_kernel(self, inputs):
+        assert finetune.key(inputs(liger_version="0.8.5")) != finetune.key(inputs())
 
     def test_does_not_depend_on_how_memory_is_used(self, inputs):
         key = finetune.key(inputs())

@@ -4,16 +4,47 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from tasks.contracts.artifacts import Artifact, Source, SourceFile
 from tasks.contracts.forecast import Forecast
+from tasks.contracts.machine import GgufConverter, Machine
 from tasks.contracts.results import Inspected, Loaded, Tokenized
-from tasks.plan import plan as plan_module
 from tasks.plan.plan import PlanInputs
 from tasks.plan.preflight import PreflightInputs
 
 LINEAR = ("encoder.layer.0.attention.self.query", "encoder.layer.0.attention.self.value")
+
+
+CONVERTER = GgufConverter(
+    script="/llama.cpp/convert_hf_to_gguf.py",
+    digest="c",
+    complete=True,
+    architectures=("Bert", "LlamaForCausalLM"),
+)
+LIGER = {"liger-kernel": "0.8.5"}
+
+
+def machine(**changes: Any) -> Machine:
+    """A machine without a GPU, with all that training may ask for."""
+    facts: dict[str, Any] = {
+        "device": "cpu",
+        "gpus": 0,
+        "kind": "EPYC, 2 cores",
+        "processor": "x86_64",
+        "memory": 16 * 10**9,
+        "host_memory": 16 * 10**9,
+        "bf16": True,
+        "lacks_to_compile": "",
+        "converter": CONVERTER,
+        "libraries": LIGER,
+    }
+    return Machine(**facts | changes)
+
+
+def gpu_machine(**changes: Any) -> Machine:
+    """The same with a GPU."""
+    return machine(
+        **{"device": "cuda", "gpus": 1, "kind": "A Card", "memory": 24 * 10**9} | changes
+    )
 
 
 def artifact(kind: str) -> Artifact:
@@ -60,6 +91,7 @@ def tokenized(**changes: Any) -> Tokenized:
 def plan_inputs(**changes: Any) -> PlanInputs:
     """Inputs of a classifier's plan, all of it left open."""
     facts: dict[str, Any] = {
+        "machine": machine(),
         "task": "text-classification",
         "quantization": "none",
         "training": {},
@@ -71,6 +103,7 @@ def plan_inputs(**changes: Any) -> PlanInputs:
 def preflight_inputs(**changes: Any) -> PreflightInputs:
     """Inputs of the checks of a classifier that passes them all."""
     facts: dict[str, Any] = {
+        "machine": machine(),
         "task": "text-classification",
         "quantization": "none",
         "lora": {},
@@ -97,8 +130,3 @@ def forecast_of(**changes: Any) -> Forecast:
         "trained_parameters": 1_000_000,
     }
     return Forecast(**facts | changes)
-
-
-@pytest.fixture
-def no_gpu(monkeypatch):
-    monkeypatch.setattr(plan_module, "count_gpus", lambda: 0)

@@ -27,7 +27,7 @@ def base(tmp_path):
 
 
 @pytest.fixture
-def forecast_for(base, tmp_path, no_gpu):
+def forecast_for(base, tmp_path):
     """The forecast of a small model on so many bytes of memory."""
 
     def run(memory):

@@ -3,18 +3,23 @@
 import pytest
 
 from tasks.plan.memory_limits import memory_for, memory_limits, reserve_of
+from tests.tasks.plan.conftest import gpu_machine, machine
 
 
 class TestMemoryLimits:
-    def test_leave_a_reserve_of_this_machine(self):
-        limits = memory_limits("cpu", 0)
-        assert limits.memory > limits.reserve > 0
+    def test_leave_a_reserve_of_a_machine(self):
+        limits = memory_limits(machine(), 0)
+        assert limits.memory == 16 * 10**9 and limits.memory > limits.reserve > 0
         assert (limits.host_memory, limits.host_reserve) == (limits.memory, limits.reserve)
 
+    def test_of_a_card_leave_a_reserve_of_both(self):
+        limits = memory_limits(gpu_machine(), 0)
+        assert (limits.memory, limits.host_memory) == (24 * 10**9, 16 * 10**9)
+
     def test_of_a_declared_card_are_of_that_card(self):
-        limits = memory_limits("cuda", 1.2)
+        limits = memory_limits(gpu_machine(), 1.2)
         assert limits.memory == 1_200_000_000
-        assert limits.host_memory == memory_limits("cpu", 0).memory
+        assert limits.host_memory == memory_limits(machine(), 0).memory
 
 
 class TestReserves:

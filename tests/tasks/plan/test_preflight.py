@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import sys
-import sysconfig
 from collections import namedtuple
 from typing import Any
 
@@ -13,20 +10,20 @@ import pytest
 
 from tasks.contracts.errors import BadRecipe, StorageFailed
 from tasks.contracts.forecast import Remedy
-from tasks.plan import plan as plan_module
-from tasks.plan import preflight
 from tasks.plan.preflight import (
     refuse_adapter,
     refuse_early,
     refuse_memory,
     refuse_small_test,
 )
-from tasks.runtime import gguf_converter
 from tests.tasks.plan.conftest import (
+    CONVERTER,
     LINEAR,
     forecast_of,
+    gpu_machine,
     inspected,
     loaded,
+    machine,
     preflight_inputs,
     source,
 )
@@ -95,46 +92,38 @@ class TestTheRecipeAndTheModel:
 
 
 class TestTheMachine:
-    @pytest.fixture
-    def machine(self, monkeypatch):
-        """Sets what the machine has: GPUs, and Liger's kernels."""
-
-        def have(gpus=1, liger=True):
-            for module in (plan_module, preflight):
-                monkeypatch.setattr(module, "count_gpus", lambda: gpus)
-            found = {"liger_kernel": object() if liger else None}
-            monkeypatch.setattr(importlib.util, "find_spec", found.get)
-
-        return have
-
     @pytest.mark.parametrize(
-        ("gpus", "liger", "architecture", "fix"),
+        ("on", "architecture", "fix"),
         [
-            (1, False, "LlamaForCausalLM", "burnish[liger]', or set plan.kernels to none"),
-            (0, True, "LlamaForCausalLM", "set plan.kernels to none or auto"),
-            (1, True, "GPT2LMHeadModel", "set plan.kernels to none or auto"),
+            (
+                gpu_machine(libraries={}),
+                "LlamaForCausalLM",
+                "burnish[liger]', or set plan.kernels to none",
+            ),
+            (machine(), "LlamaForCausalLM", "set plan.kernels to none or auto"),
+            (gpu_machine(), "GPT2LMHeadModel", "set plan.kernels to none or auto"),
         ],
     )
-    def test_kernels_that_cannot_be_used_are_refused(
-        self, refuse, machine, gpus, liger, architecture, fix
-    ):
+    def test_kernels_that_cannot_be_used_are_refused(self, refuse, on, architecture, fix):
         wanted = {"task": "completion", "settings": {"kernels": "liger"}}
-        machine(gpus, liger)
         with pytest.raises(BadRecipe) as error:
-            refuse(**wanted, inspected=inspected(architecture=architecture))
+            refuse(**wanted, machine=on, inspected=inspected(architecture=architecture))
         assert error.value.where == "plan.kernels" and fix in error.value.fix
-        machine()
-        refuse(**wanted, inspected=inspected(architecture="LlamaForCausalLM"))
+        llama = inspected(architecture="LlamaForCausalLM")
+        refuse(**wanted, machine=gpu_machine(), inspected=llama)
 
-    def test_compiling_without_a_compiler_is_refused(self, refuse, tmp_path, monkeypatch):
-        (tmp_path / "Python.h").touch()
-        monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
-        monkeypatch.setenv("CXX", sys.executable)
-        refuse(task="completion", settings={"compile": "on"})
-        monkeypatch.setenv("CXX", "g++-of-nowhere")
-        with pytest.raises(BadRecipe, match="g\\+\\+-of-nowhere was not found") as error:
-            refuse(task="completion", settings={"compile": "on"})
+    def test_compiling_without_a_compiler_is_refused(self, refuse):
+        wanted = {"task": "completion", "settings": {"compile": "on"}}
+        refuse(**wanted)
+        with pytest.raises(BadRecipe, match="the compiler g\\+\\+ was not found") as error:
+            refuse(**wanted, machine=machine(lacks_to_compile="the compiler g++"))
         assert error.value.where == "plan.compile" and "install g++" in error.value.fix
+
+    def test_more_processes_than_gpus_are_refused(self, refuse):
+        with pytest.raises(BadRecipe, match="found 2, where a process may use 1 GPUs"):
+            refuse(machine=gpu_machine(), settings={"processes": 2})
+        refuse(machine=gpu_machine(gpus=2), settings={"processes": 2})
+        refuse(settings={"processes": 2})
 
 
 class TestTheDisk:
@@ -148,14 +137,6 @@ class TestTheDisk:
 
         return have
 
-    @pytest.fixture
-    def converter(self, tmp_path, monkeypatch):
-        """A converter to GGUF that knows Bert."""
-        folder = tmp_path / "llama.cpp"
-        (folder / "sentencepiece").mkdir(parents=True)
-        (folder / gguf_converter.SCRIPT).write_text('MAP = {"Bert": "bert"}')
-        monkeypatch.setenv(gguf_converter.VARIABLE, str(folder))
-
     def test_that_is_too_full_is_refused(self, refuse, free):
         free(3 * 10**6)
         with pytest.raises(StorageFailed, match=r"no disk space: 3 MB free; expected about 4 MB"):
@@ -164,9 +145,7 @@ class TestTheDisk:
     @pytest.mark.parametrize(
         ("kind", "size", "need"), [("f32", 400, 1208), ("bf16", 200, 608), ("q8_0", 106, 327)]
     )
-    def test_that_is_too_full_for_the_gguf_file_is_refused(
-        self, refuse, free, converter, kind, size, need
-    ):
+    def test_that_is_too_full_for_the_gguf_file_is_refused(self, refuse, free, kind, size, need):
         free(9 * 10**6)
         expected = f"about {need} MB, 4 times the base model and 3 times the GGUF file of {size} MB"
         wanted = {
@@ -188,35 +167,28 @@ GGUF: dict[str, Any] = {
 
 
 class TestGguf:
-    def test_a_model_that_the_converter_knows_passes(self, refuse, gguf_converter_checkout):
+    def test_a_model_that_the_converter_knows_passes(self, refuse):
         refuse(**GGUF)
 
-    def test_without_a_converter_the_field_and_the_command_are_named(
-        self, refuse, no_gguf_converter
-    ):
+    def test_without_a_converter_the_field_and_the_command_are_named(self, refuse):
         with pytest.raises(BadRecipe, match=r"model\.gguf: found f16.*pip install --no-deps"):
-            refuse(**GGUF)
+            refuse(**GGUF, machine=machine(converter=None))
 
-    def test_a_converter_without_a_module_that_it_imports_is_refused(
-        self, refuse, gguf_converter_checkout, monkeypatch
-    ):
-        (gguf_converter_checkout / "sentencepiece").rmdir()
-        monkeypatch.setattr(sys, "path", [])
+    def test_a_converter_without_a_module_that_it_imports_is_refused(self, refuse):
+        incomplete = CONVERTER.model_copy(update={"complete": False})
         with pytest.raises(BadRecipe, match="without the module sentencepiece"):
-            refuse(**GGUF)
+            refuse(**GGUF, machine=machine(converter=incomplete))
 
-    def test_an_architecture_that_the_converter_does_not_know_is_refused(
-        self, refuse, gguf_converter_checkout
-    ):
+    def test_an_architecture_that_the_converter_does_not_know_is_refused(self, refuse):
         with pytest.raises(BadRecipe, match="SomeForCausalLM, which the converter"):
             refuse(**GGUF | {"inspected": inspected(architecture="SomeForCausalLM")})
 
-    def test_a_classifier_is_refused(self, refuse, gguf_converter_checkout):
+    def test_a_classifier_is_refused(self, refuse):
         with pytest.raises(BadRecipe, match="for a classifier"):
             refuse(**GGUF | {"task": "text-classification"})
 
-    def test_no_converter_is_needed_without_a_gguf_file(self, refuse, no_gguf_converter):
-        refuse(**GGUF | {"gguf": "none"})
+    def test_no_converter_is_needed_without_a_gguf_file(self, refuse):
+        refuse(**GGUF | {"gguf": "none"}, machine=machine(converter=None))
 
 
 class TestMemory:

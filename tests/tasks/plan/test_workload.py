@@ -33,7 +33,12 @@ def kind(**changes):
 
 def workload_of(context, training=None):
     inputs = WorkloadInputs(
-        kind=training or kind(), loaded=DATA, tokenized=tokenized(), batch_size=8, epochs=2
+        kind=training or kind(),
+        device_kind="A Card",
+        loaded=DATA,
+        tokenized=tokenized(),
+        batch_size=8,
+        epochs=2,
     )
     return workload(inputs, context)
 
@@ -81,11 +86,11 @@ class TestThroughput:
     def test_is_unknown_until_a_similar_model_was_trained(self, context):
         before = workload_of(context)
         assert (before.tokens, before.steps, before.seconds) == (4800, 20, None)
-        remember_throughput(kind(), finetuned(), context)
+        remember_throughput(kind(), "A Card", finetuned(), context)
         assert workload_of(context).seconds == 2 * 4800 / 50
         plan = Plan(device="cpu", precision="fp32", checkpointing=True)
         assert workload_of(context, kind(plan=plan)).seconds is None
 
     def test_of_a_reused_result_is_not_stored(self, context):
-        remember_throughput(kind(), finetuned(run_id="run 2"), context)
+        remember_throughput(kind(), "A Card", finetuned(run_id="run 2"), context)
         assert workload_of(context).seconds is None

@@ -75,6 +75,9 @@ COVERED = {
             micro_batches preference
             validation_metrics
     """,
+    "gguf-check": """
+        finetune: gguf_check_program gguf_export_program gguf_export_step
+    """,
     "gguf-export": """
         finetune: gguf_export_program gguf_export_step
     """,

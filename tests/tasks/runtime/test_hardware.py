@@ -3,15 +3,13 @@
 import pytest
 
 from tasks.runtime import hardware
+from tasks.runtime.machine import this_machine
 
 
 class TestTheMachine:
-    def test_has_memory_and_a_name(self):
-        assert hardware.found_memory("cpu") > 10**9
-        assert "cores" in hardware.device_kind("cpu")
-
-    def test_has_the_memory_that_is_declared(self):
-        assert hardware.found_memory("cuda", 24) == 24 * 10**9
+    def test_has_memory_and_a_processor_with_a_name(self):
+        assert hardware.host_memory() > 10**9
+        assert "cores" in hardware.processor_kind()
 
 
 class TestGpus:
@@ -30,10 +28,12 @@ class TestGpus:
         monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
-    def test_are_described_by_the_first(self):
-        assert hardware.count_gpus() == 3
-        assert hardware.found_memory("cuda") == 143771 * 2**20
-        assert hardware.device_kind("cuda") == "NVIDIA H200"
+    def test_describe_the_machine_by_the_first(self):
+        machine = this_machine(("pytest", "no-such-package"))
+        assert (machine.device, machine.gpus, machine.kind) == ("cuda", 3, "NVIDIA H200")
+        assert machine.memory == 143771 * 2**20 and machine.bf16
+        assert machine.libraries["no-such-package"] == "absent"
+        assert machine.libraries["pytest"] == pytest.__version__
 
     @pytest.mark.parametrize(
         ("visible", "names"),
@@ -52,5 +52,6 @@ class TestGpus:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert [gpu.name for gpu in hardware.visible_gpus()] == names
         assert hardware.has_gpu() == bool(names)
-        expected = names[0] if names else "unknown GPU"
-        assert hardware.device_kind("cuda") == expected
+        machine = this_machine()
+        assert machine.gpus == len(names)
+        assert machine.device == ("cuda" if names else "cpu")

@@ -11,7 +11,8 @@ import pytest
 
 from tasks.runtime import lease as leases
 from tasks.runtime.context import RunContext
-from tasks.runtime.lease import Holder, LeaseLost, check_lease, held_number, lease, telling
+from tasks.runtime.lease import Holder, LeaseLost, check_lease, held_number, lease
+from tasks.runtime.telling import telling
 from tasks.storage.objects import open_objects
 from tests.tasks.runtime.programs import wait_until
 

@@ -1,0 +1,171 @@
+"""A pool's workers train, on another machine as far as one machine can play two: a worker with
+another home and working folder, and a store on S3."""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.client.schemas.sorting import FlowRunSort
+
+from flows.retrain import retrain
+from tasks.contracts.pool import PoolRun
+from tasks.contracts.results import Finetuned
+from tasks.release import deployment_log
+from tasks.runtime import pool as pool_module
+from tasks.runtime.pool_run import run_path
+from tasks.storage.store import open_store
+from tests.faults.soundness import damaged_artifacts
+from tests.flows.conftest import ROWS, Place, report_of, training_programs
+from tests.tasks.samples import easy_rows, write_jsonl
+from tests.waiting import wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+# Some seconds of training, with a checkpoint every second.
+LONG = {"training__epochs": 24, "training__checkpoint_minutes": 0.015}
+
+
+class Worker:
+    """`python -m infra.gpu_workers`, on a machine of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.folder.mkdir()
+        self.start()
+
+    def start(self) -> None:
+        """Start it in a process group of its own."""
+        places = {"HOME": self.folder, "PREFECT_HOME": self.folder / "p", "TMPDIR": self.folder}
+        # What the runs' own recipe says of the store counts, not this.
+        own = {**{name: str(path) for name, path in places.items()}, "BURNISH_STORE": "elsewhere"}
+        with open(self.folder / "output", "a") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "infra.gpu_workers", "--pool", "gpu"],
+                cwd=self.folder,
+                env={**os.environ, **own},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def runs(self) -> list[psutil.Process]:
+        """The processes of its runs, the training programs below them included."""
+        below = psutil.Process(self._process.pid).children(recursive=True)
+        # The script's own child is Prefect's worker.
+        return [each for each in below if "prefect.engine" in " ".join(each.cmdline())]
+
+    def trains(self) -> bool:
+        """Whether a training program is at work."""
+        return bool(training_programs(self._process.pid))
+
+    def lose(self) -> None:
+        """Kill everything at once, as the loss of a machine does."""
+        lost = psutil.Process(self._process.pid).children(recursive=True)
+        for process in [psutil.Process(self._process.pid), *lost]:
+            kill(process)
+        self._process.wait()
+
+    def stop(self) -> None:
+        """Stop it as a service manager does."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(60)
+
+
+def kill(process: psutil.Process) -> None:
+    with_below = [process, *process.children(recursive=True)] if process.is_running() else []
+    for each in with_below:
+        if each.is_running():
+            each.send_signal(signal.SIGKILL)
+
+
+@pytest.fixture
+def worker(prefect_env, s3_env, tmp_path):
+    started = Worker(tmp_path / "worker")
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def place(prefect_env, s3_env, tmp_path, tiny_base):
+    place = Place(tmp_path / "place", tiny_base)
+    write_jsonl(place.data, easy_rows(ROWS))
+    return place
+
+
+def pool_runs() -> list:
+    """All runs of pools, the oldest first."""
+    flows = FlowFilter(name=FlowFilterName(any_=["steps"]))
+    with get_client(sync_client=True) as client:
+        return client.read_flow_runs(flow_filter=flows, sort=FlowRunSort.START_TIME_ASC)
+
+
+class TestAPool:
+    def test_trains_once_whatever_is_killed(self, worker, place, s3_env, tmp_path, monkeypatch):
+        """Two runs want the same model; one of them, the worker's run and then the whole worker
+        are killed while it trains."""
+        # In place, undisturbed, in another store: what the pool is to produce, bit for bit.
+        undisturbed = place.run(**LONG)
+        assert undisturbed.name == "Released", undisturbed.message
+        expected = place.log()[-1].release.digest
+
+        monkeypatch.setattr(pool_module, "SILENT_SECONDS", 12.0)
+        store = f"s3://{s3_env}/store"
+        targets = str([str(tmp_path / "releases")])
+        recipe = place.recipe(plan__pool="gpu", store=store, publish__targets=targets, **LONG)
+        file = tmp_path / "recipe.yaml"
+        file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+        other = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "retrain", str(file)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        checkpoints = open_store(store).objects
+
+        def disturb() -> None:
+            wait_for(lambda: checkpoints.sizes("checkpoints/"), "a checkpoint of the first run")
+            other.kill()
+            for run in worker.runs():
+                kill(run)
+            wait_for(lambda: len(pool_runs()) >= 3 and worker.trains(), "the second run to train")
+            worker.lose()
+            worker.start()
+
+        # In this context, where the Prefect client knows its server.
+        disturbing = threading.Thread(target=contextvars.copy_context().run, args=(disturb,))
+        disturbing.start()
+        state = retrain(recipe, "nothing", return_state=True)
+        disturbing.join()
+        assert state.name == "Released", state.message
+        opened = open_store(store)
+        entries = deployment_log.entries(opened, "tiny", "production")
+        (deployed,) = [entry for entry in entries if entry.kind == "deployed"]
+        assert deployed.release.digest == expected
+        (record,) = opened.objects.sizes("keys/finetune/")
+        trained = Finetuned.model_validate(opened.read_json(record))
+        assert "a checkpoint of run" in trained.resumed
+        assert opened.objects.sizes("checkpoints/") == {}
+        assert damaged_artifacts(opened) == []
+
+        # One asked what the worker has; then the killed, the lost, and the last one.
+        asked, *trainings = pool_runs()
+        assert asked.state.is_completed()
+        assert [run.state.is_crashed() for run in trainings] == [True, True, False]
+        last = PoolRun.model_validate(opened.read_json(run_path(str(trainings[-1].id))))
+        assert last.ended == "done" and last.error is None
+        report = report_of(state)
+        assert all(str(run.id) in report for run in trainings)
+
+        # Whoever comes later finds it all.
+        again = retrain(recipe, "nothing", return_state=True)
+        assert again.name == "Up to date" and len(pool_runs()) == 4
