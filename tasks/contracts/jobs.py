@@ -216,6 +216,8 @@ class FinetuneJob(Job):
     """Tokens of a language model's forward pass; 0: as many as fit."""
     max_micro_batch_tokens: int
     """The most that `micro_batch_tokens: 0` may choose, from the forecast; 0: no limit."""
+    halvings: int
+    """How often micro-batches are halved, since device memory ran out in an earlier process."""
     tight_memory: bool
     """Whether freed memory is returned to the system at once, which is slower."""
     work: Path

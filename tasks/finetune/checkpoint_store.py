@@ -37,7 +37,7 @@ class Checkpoint(Contract):
     Attributes:
         number: Of the lease of the run that wrote it.
         step, steps: Where the training was, and where it ends.
-        at, run_name: When it was written, and by which run.
+        at, run_id, run_name: When it was written, and by which run.
     """
 
     artifact: Artifact
@@ -45,6 +45,7 @@ class Checkpoint(Contract):
     step: int
     steps: int
     at: str
+    run_id: str = ""
     run_name: str
 
 
@@ -90,9 +91,15 @@ class CheckpointStore:
         self._reached = (0, 0)
         self._thread = threading.Thread(target=self._keep_offered, daemon=True)
 
-    def newest(self) -> Resumable | None:
-        """The newest checkpoint that verifies; a damaged one is passed over with a warning."""
+    def newest(self, own: bool = False) -> Resumable | None:
+        """The newest checkpoint that verifies; a damaged one is passed over with a warning.
+
+        Args:
+            own: Whether only those count that this run has written.
+        """
         for path, record in reversed(_records(self._store, self._key)):
+            if own and record.run_id != self._run.run_id:
+                continue
             try:
                 folder = self._store.open(record.artifact)
             except DamagedArtifact as damage:
@@ -187,6 +194,7 @@ class CheckpointStore:
                 step=step,
                 steps=steps,
                 at=at,
+                run_id=self._run.run_id,
                 run_name=self._run.run_name,
             )
 
@@ -207,15 +215,21 @@ def remove_checkpoints(key: str, context: RunContext) -> None:
 
 
 def remove_abandoned(context: RunContext) -> None:
-    """Delete the checkpoints of trainings that nobody went on with for two weeks."""
+    """Delete the checkpoints of trainings that nobody went on with for two weeks, and those that no
+    record names, such as one whose record could not be read."""
     store = open_store(context.store)
     oldest = (datetime.now(UTC) - _ABANDONED).isoformat(timespec="seconds")
-    keys = {path.split("/")[1] for path in store.objects.sizes("checkpoints/")}
-    for key in keys:
+    # Before the records: a checkpoint that is being written has its record first.
+    stored = {path.split("/")[2] for path in store.objects.sizes(f"artifacts/{KIND}/")}
+    named = set()
+    for key in {path.split("/")[1] for path in store.objects.sizes("checkpoints/")}:
         records = _records(store, key)
+        named |= {record.artifact.digest for _, record in records}
         if records and max(record.at for _, record in records) < oldest:
             for path, record in records:
                 _delete(store, path, record)
+    for digest in stored - named:
+        store.discard(KIND, digest)
 
 
 def _folder(key: str) -> str:

@@ -262,7 +262,8 @@ def _train(
     checkpoints = Checkpoints(
         reporter, best, training.checkpoint_minutes, job.stop_seconds, task.warnings
     )
-    callbacks: list[Any] = [best, checkpoints, *([Resumed(saved, best)] if saved else [])]
+    resumed = [Resumed(saved, best, job.halvings)] if saved else []
+    callbacks: list[Any] = [best, checkpoints, *resumed]
     trainer = task.trainer(model, train, validation, callbacks)
     for callback in callbacks[1:]:
         callback.trainer = trainer

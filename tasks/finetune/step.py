@@ -9,7 +9,7 @@ import orjson
 
 from tasks.contracts.artifacts import Artifact, Source
 from tasks.contracts.base import Contract
-from tasks.contracts.errors import Hung
+from tasks.contracts.errors import Hung, OutOfDeviceMemory
 from tasks.contracts.jobs import FinetuneJob, FinetuneResult, PinnedBase, TokenShard
 from tasks.contracts.plan import Plan
 from tasks.contracts.recipe_data import Task
@@ -31,6 +31,7 @@ from tasks.storage.store import open_store
 
 # Of a checkpoint after a request to stop; `run_program` kills the program after some more.
 _SECONDS_TO_SAVE = 15.0
+_HALVINGS = 3
 
 
 class FinetuneInputs(Contract):
@@ -98,28 +99,46 @@ def finetune(inputs: FinetuneInputs, context: RunContext) -> Finetuned:
 
     Raises:
         TrainingDiverged: The loss became NaN or infinite.
-        OutOfDeviceMemory, OutOfHostMemory, Preempted, TimedOut: The program ended without a result.
+        OutOfDeviceMemory: Even an eighth of the planned micro-batch did not fit.
+        OutOfHostMemory, Preempted, TimedOut: The program ended without a result.
         Hung: The program stood still, twice.
     """
     remove_abandoned(context)
-    try:
-        return _train(inputs, context, "finetune" in context.refresh)
-    except Hung as hung:
-        sentence = f"{hung.where} was ended ({hung.found}), and started again. {hung.kept}"
-        run_logger().warning(sentence)
-    finetuned = _train(inputs, context, anew=False)
-    return finetuned.model_copy(update={"warnings": (sentence, *finetuned.warnings)})
+    halvings, warnings, hung_before = 0, [], False
+    while True:
+        try:
+            finetuned = _train(inputs, context, halvings)
+        except Hung as hung:
+            if hung_before:
+                raise
+            hung_before = True
+            warnings.append(
+                f"{hung.where} was ended ({hung.found}), and started again. {hung.kept}"
+            )
+        except OutOfDeviceMemory as error:
+            if halvings == _HALVINGS:
+                raise
+            halvings += 1
+            warnings.append(
+                f"Device memory was too small ({error.found}): training went on with micro-batches "
+                f"of 1/{2**halvings} of the planned size, so another training may differ from this "
+                f"one in the last bits. {error.kept}"
+            )
+        else:
+            return finetuned.model_copy(update={"warnings": (*warnings, *finetuned.warnings)})
+        run_logger().warning(warnings[-1])
 
 
-def _train(inputs: FinetuneInputs, context: RunContext, anew: bool) -> Finetuned:
-    """Train once, from the newest checkpoint unless it is to begin anew."""
+def _train(inputs: FinetuneInputs, context: RunContext, halvings: int) -> Finetuned:
+    """Train once, from the newest checkpoint: if the training is to be refreshed, the newest that
+    this run has written itself."""
     store = open_store(context.store)
     with store.scratch() as scratch, TrainingProgress() as progress:
         checkpoints = CheckpointStore(finetune.key(inputs), context, scratch)
-        resumed = None if anew else checkpoints.newest()
+        resumed = checkpoints.newest(own="finetune" in context.refresh)
         if resumed:
             run_logger().info("Training goes on from %s.", resumed.origin)
-        job = _job(inputs, context, scratch, resumed)
+        job = _job(inputs, context, scratch, resumed, halvings)
 
         def update(line: dict[str, Any]) -> None:
             checkpoints.update(line)
@@ -154,7 +173,11 @@ def _train(inputs: FinetuneInputs, context: RunContext, anew: bool) -> Finetuned
 
 
 def _job(
-    inputs: FinetuneInputs, context: RunContext, scratch: Path, resumed: Resumable | None
+    inputs: FinetuneInputs,
+    context: RunContext,
+    scratch: Path,
+    resumed: Resumable | None,
+    halvings: int,
 ) -> FinetuneJob:
     store = open_store(context.store)
     return FinetuneJob(
@@ -174,6 +197,7 @@ def _job(
         micro_batch_examples=0,
         micro_batch_tokens=inputs.micro_batch_tokens,
         max_micro_batch_tokens=inputs.max_micro_batch_tokens,
+        halvings=halvings,
         tight_memory=inputs.tight_memory,
         work=scratch / "checkpoints",
         resume_from=resumed.folder if resumed else None,

@@ -79,12 +79,13 @@ class Resumed(TrainerCallback):
     Args:
         saved: From the checkpoint.
         best: The best epoch so far.
+        halvings: How often micro-batches are halved from there on.
     """
 
     trainer: Trainer
 
-    def __init__(self, saved: SavedState, best: BestEpoch) -> None:
-        self._saved, self._best = saved, best
+    def __init__(self, saved: SavedState, best: BestEpoch, halvings: int) -> None:
+        self._saved, self._best, self._halvings = saved, best, halvings
 
     def on_train_begin(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
         """Restore, then evaluate.
@@ -95,6 +96,7 @@ class Resumed(TrainerCallback):
         trainer, saved = self.trainer, self._saved
         if saved.budget:
             trainer.budget = saved.budget
+            trainer.halve(self._halvings)
         # Otherwise the first log entry would be the mean of the steps since the checkpoint only.
         trainer._tr_loss += saved.loss_since_log
         trainer._globalstep_last_logged = saved.last_logged_step

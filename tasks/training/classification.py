@@ -123,7 +123,7 @@ class Classification:
     def _arguments(self, examples: int) -> Any:
         job = self._job
         share = -(-job.training.batch_size // ranks.count())
-        most = min(job.micro_batch_examples or share, share)
+        most = max(1, min(job.micro_batch_examples or share, share) >> job.halvings)
         # A divisor of the share: the batch size of a step stays that of the recipe.
         micro = next(size for size in range(most, 0, -1) if share % size == 0)
         return training_arguments(

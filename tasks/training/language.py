@@ -125,6 +125,7 @@ class Language:
             callbacks=callbacks,
         )
         trainer.batch_size = job.training.batch_size
+        trainer.halve(job.halvings)
         return trainer
 
     def merge(self, model: Any) -> PreTrainedModel:
@@ -220,7 +221,7 @@ class LanguageTrainer(Trainer):
         model.train()
         examples = inputs["examples"]
         while (loss := self._try_step(model, examples)) is None:
-            self.budget = max(self.budget // 2, 1)
+            self.halve()
             self._warnings.append(
                 f"device memory was too small: micro-batches of {self.budget} tokens from step "
                 f"{self.state.global_step + 1} on"
@@ -229,6 +230,10 @@ class LanguageTrainer(Trainer):
         if not math.isfinite(value):
             raise diverged(f"loss {value} at step {self.state.global_step + 1}")
         return loss
+
+    def halve(self, times: int = 1) -> None:
+        """Make micro-batches half as large as they are now, so many times."""
+        self.budget = max(self.budget >> times, 1)
 
     @torch.no_grad()
     def evaluate(

@@ -168,6 +168,7 @@ def make_job(spec: dict[str, Any], device: str, data: dict[str, Any]) -> Finetun
         plan=plan,
         ship="merged",
         micro_batch_examples=0,
+        halvings=0,
         micro_batch_tokens=spec["tokens"],
         max_micro_batch_tokens=0,
         tight_memory=False,

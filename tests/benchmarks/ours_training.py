@@ -91,6 +91,7 @@ def make_job(spec: dict[str, Any]) -> FinetuneJob:
         plan=Plan.model_validate(plan),
         ship="adapter",
         micro_batch_examples=0,
+        halvings=0,
         micro_batch_tokens=micro_batch_tokens,
         max_micro_batch_tokens=0,
         tight_memory=False,

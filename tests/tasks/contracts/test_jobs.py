@@ -35,6 +35,7 @@ FINETUNE = jobs.FinetuneJob(
     plan=Plan(device="cpu", precision="bf16", why={"precision": "the processor computes in it"}),
     ship="merged",
     micro_batch_examples=0,
+    halvings=0,
     micro_batch_tokens=0,
     max_micro_batch_tokens=7,
     tight_memory=False,

@@ -174,6 +174,17 @@ class TestKept:
         remove_checkpoints(KEY, context)
         assert paths(store) == []
 
+    def test_are_removed_if_no_record_names_them(self, train, store, context, tmp_path):
+        train(10, 20).close()
+        newest = f"checkpoints/{KEY}/000000-000000020.json"
+        store.objects.write(newest, b"{")
+        assert resume(context, tmp_path)[0].record.step == 10
+        remove_abandoned(context)
+        kept = records(store)[10].artifact.digest
+        assert {path.split("/")[2] for path in store.objects.sizes("artifacts/checkpoint/")} == {
+            kept
+        }
+
     def test_are_removed_two_weeks_after_the_last_one(self, train, store, context):
         train(10, 20).close()
         train(30, key="b" * 64).close()

@@ -88,6 +88,15 @@ class TestSameJob:
         ]
         assert np.allclose(*losses, atol=0.02)
 
+    def test_halved_micro_batches_are_those_of_half_the_size(self, train_job, lm_job):
+        sizes = ((train_job, "micro_batch_examples", 2), (lm_job, "micro_batch_tokens", 64))
+        for make, field, size in sizes:
+            halved = make(training={"epochs": 1}, **{field: 2 * size}, halvings=1)
+            small = make(training={"epochs": 1}, **{field: size})
+            for job in (halved, small):
+                finetune_program.main(job, Notes())
+            assert content(halved.out) == content(small.out)
+
 
 class TestOperationWithoutDeterminism:
     def test_is_trained_with_a_warning(self, lm_job, monkeypatch):

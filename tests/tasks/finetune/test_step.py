@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.contracts.errors import Hung, Preempted, preempted
+from tasks.contracts.errors import Hung, OutOfDeviceMemory, Preempted, preempted
 from tasks.contracts.jobs import FinetuneResult, TokenShard
 from tasks.contracts.plan import Plan
 from tasks.contracts.recipe_training import LoraRecipe, TrainingRecipe
@@ -152,7 +152,8 @@ class TestInterruptedTraining:
             return RESULT
 
         monkeypatch.setattr(finetune_step, "run_program", run_program)
-        again = context.model_copy(update={"refresh": ("finetune",) if refresh else ()})
+        refreshing = {"refresh": ("finetune",) if refresh else (), "run_id": "another"}
+        again = context.model_copy(update=refreshing)
         trained = finetune.once(inputs(), again)
         assert begun == [None if refresh else "state"]
         assert trained.resumed.startswith("" if refresh else "step 20 of 100, a checkpoint of run")
@@ -185,6 +186,62 @@ class TestHungTraining:
             assert "program finetune was ended (no progress for 30.0 minutes)" in warning
             assert "reached step 25 of 100" in warning
         assert calls == [30.0, 30.0]
+
+
+class TestADeviceThatIsTooSmall:
+    @pytest.mark.parametrize("fits_after", [1, 3, 4])
+    def test_gets_half_the_micro_batch_from_the_checkpoint_on(
+        self, inputs, context, monkeypatch, fits_after
+    ):
+        begun = []
+
+        def run_program(module, job, result, **options):
+            begun.append((job.halvings, job.resume_from is not None))
+            line = {"stage": "training", "step": 20 * len(begun), "steps": 100}
+            saved = job.work / "checkpoints" / "checkpoint"
+            saved.mkdir(parents=True)
+            (saved / "optimizer.pt").write_text(str(len(begun)))
+            options["on_progress"]({**line, "checkpoint": str(saved)})
+            if len(begun) <= fits_after:
+                raise OutOfDeviceMemory("training.batch_size", "CUDA out of memory", "a", "b")
+            for folder in (job.out, job.check_out.parent):
+                folder.mkdir()
+                (folder / "file").write_text("content")
+            return RESULT
+
+        monkeypatch.setattr(finetune_step, "run_program", run_program)
+        if fits_after == 4:
+            with pytest.raises(OutOfDeviceMemory):
+                finetune.once(inputs(), context)
+        else:
+            *_, last = finetune.once(inputs(), context).warnings
+            assert f"1/{2**fits_after} of the planned size" in last
+            assert f"goes on from the checkpoint of step {20 * fits_after}" in last
+        expected = [(0, False), (1, True), (2, True), (3, True)]
+        assert begun == expected[: fits_after + 1]
+
+
+class TestARefreshedTraining:
+    def test_that_is_tried_again_goes_on_from_its_own_checkpoint(
+        self, inputs, context, monkeypatch
+    ):
+        begun = []
+
+        def run_program(module, job, result, **options):
+            begun.append(job.resume_from is not None)
+            saved = job.work / "checkpoints" / "checkpoint-20"
+            saved.mkdir(parents=True)
+            (saved / "optimizer.pt").write_text(str(len(begun)))
+            line = {"stage": "training", "step": 20, "steps": 100}
+            options["on_progress"]({**line, "checkpoint": str(saved)})
+            raise preempted()
+
+        monkeypatch.setattr(finetune_step, "run_program", run_program)
+        refreshing = context.model_copy(update={"refresh": ("finetune",), "run_id": "one"})
+        for run in ("one", "one", "another"):
+            with pytest.raises(Preempted):
+                finetune.once(inputs(), refreshing.model_copy(update={"run_id": run}))
+        assert begun == [False, True, False]
 
 
 class TestTokenFiles:

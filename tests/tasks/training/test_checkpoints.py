@@ -7,6 +7,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -98,6 +99,24 @@ class TestInterruptedTraining:
         expected = finetune_program.main(whole := train_job(training=training), Notes())
         assert expected.steps == 8
         assert_resumed_like_whole(whole, train_job(training=training), (8,))
+
+
+class TestWithLessMemory:
+    @pytest.mark.parametrize("kind", ["train_job", "lm_job"])
+    def test_goes_on_with_smaller_micro_batches_to_almost_the_same_losses(self, request, kind):
+        make = request.getfixturevalue(kind)
+        expected = finetune_program.main(make(), Notes())
+        job, notes = make(), Notes(stop_at=2)
+        with pytest.raises(Preempted):
+            finetune_program.main(job, notes)
+        smaller = {"resume_from": checkpoints_of(notes)[-1], "halvings": 1}
+        resumed = finetune_program.main(job.model_copy(update=smaller), Notes())
+        assert resumed.steps == expected.steps
+        losses = [
+            [entry["loss"] for entry in run.history if "loss" in entry]
+            for run in (expected, resumed)
+        ]
+        assert np.allclose(*losses, atol=0.02)
 
 
 class TestCheckpoint:
