@@ -43,7 +43,7 @@ from tasks.runtime.termination import check_sigterm
 from tasks.storage.source_copies import with_stored_copies
 from tasks.storage.store import Store, open_store
 
-SILENT_SECONDS = 90.0
+SILENT_SECONDS = 60.0
 """How long a running run may be silent before it is taken for dead."""
 START_SECONDS = 300.0
 """How long a run may take from its worker's first sign to its own first word."""

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,9 +20,10 @@ import pytest
 import yaml
 
 from flows import retrain as flow
+from tasks.contracts.errors import StorageFailed
 from tasks.release import publish as publish_
 from tasks.storage.objects import FolderObjects
-from tests.faults.soundness import left_behind
+from tests.faults.soundness import damaged_artifacts, left_behind
 from tests.flows.conftest import Place, training_programs
 from tests.waiting import wait_for
 
@@ -106,6 +108,70 @@ class TestDeathWhilePublishing:
         counting = DyingObjects(monkeypatch, at=-1, after=False)
         assert place.run(name=NAME).name == "Released"
         assert counting.count == WRITES
+
+
+class FaultyObjects(DyingObjects):
+    """Storage that has a fault at one write, once, and works on afterwards.
+
+    Args:
+        fault: `fails`: nothing is written, and an error says so. `loses the answer`: it is written,
+            and an error comes back. `truncates`: half of a file is written, and nothing says so.
+    """
+
+    def __init__(self, monkeypatch, at: int, fault: str) -> None:
+        self.fault = fault
+        super().__init__(monkeypatch, at, after=False)
+
+    def _dying(self, method):
+        def call(objects, path, *arguments, **options):
+            with self._lock:
+                self.count += self.begun
+                due = self.begun and self.count == self.at
+            if due and self.fault == "truncates" and method.__name__ == "upload":
+                half = objects.folder / path
+                half.parent.mkdir(parents=True, exist_ok=True)
+                content = arguments[0].read_bytes()
+                half.write_bytes(content[: len(content) // 2])
+                return None
+            if due and self.fault == "fails":
+                raise outage(path)
+            answer = method(objects, path, *arguments, **options)
+            if due and self.fault == "loses the answer":
+                raise outage(path)
+            return answer
+
+        return call
+
+
+def outage(path: str) -> StorageFailed:
+    return StorageFailed(path, "a connection that was reset", "an answer", "wait, and try again")
+
+
+class TestFaultyStorage:
+    @pytest.mark.parametrize("fault", ["fails", "loses the answer", "truncates"])
+    @pytest.mark.parametrize("at", range(1, WRITES + 1))
+    def test_is_survived_by_the_run_itself_or_by_the_next_one(self, place, monkeypatch, at, fault):
+        monkeypatch.setenv("BURNISH_RETRY_SECONDS", "0.01")
+        with monkeypatch.context() as patch:
+            FaultyObjects(patch, at, fault)
+            state = place.run(name=NAME)
+        if state.name not in ("Released", "Up to date"):
+            assert state.is_failed() and "Fix: " in state.message
+            assert place.run(name=NAME).name in ("Released", "Up to date")
+        check_released_once(place)
+        assert damaged_artifacts(place.store) == []
+
+    def test_that_is_slow_only_takes_longer(self, place, monkeypatch):
+        for name in ("read", "write", "create", "replace", "upload", "sizes"):
+            method = getattr(FolderObjects, name)
+
+            def slow(*arguments, method=method, **options):
+                time.sleep(0.02)
+                return method(*arguments, **options)
+
+            monkeypatch.setattr(FolderObjects, name, slow)
+        assert place.run(name=NAME).name == "Released"
+        check_released_once(place)
 
 
 DIE_AFTER_THE_CLAIM = """

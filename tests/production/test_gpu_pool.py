@@ -4,18 +4,14 @@ another home and working folder, and a store on S3."""
 from __future__ import annotations
 
 import contextvars
-import os
-import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.sorting import FlowRunSort
 
 from flows.retrain import retrain
@@ -26,67 +22,16 @@ from tasks.runtime import pool as pool_module
 from tasks.runtime.pool_run import run_path
 from tasks.storage.store import open_store
 from tests.faults.soundness import damaged_artifacts
-from tests.flows.conftest import ROWS, Place, report_of, training_programs
+from tests.flows.conftest import ROWS, Place, report_of
+from tests.production.gpu_worker import Worker, kill
 from tests.tasks.samples import easy_rows, write_jsonl
 from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 # Some seconds of training, with a checkpoint every second.
-LONG = {"training__epochs": 24, "training__checkpoint_minutes": 0.015}
-
-
-class Worker:
-    """`python -m infra.gpu_workers`, on a machine of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.folder.mkdir()
-        self.start()
-
-    def start(self) -> None:
-        """Start it in a process group of its own."""
-        places = {"HOME": self.folder, "PREFECT_HOME": self.folder / "p", "TMPDIR": self.folder}
-        # What the runs' own recipe says of the store counts, not this.
-        own = {**{name: str(path) for name, path in places.items()}, "BURNISH_STORE": "elsewhere"}
-        with open(self.folder / "output", "a") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "infra.gpu_workers", "--pool", "gpu"],
-                cwd=self.folder,
-                env={**os.environ, **own},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-
-    def runs(self) -> list[psutil.Process]:
-        """The processes of its runs, the training programs below them included."""
-        below = psutil.Process(self._process.pid).children(recursive=True)
-        # The script's own child is Prefect's worker.
-        return [each for each in below if "prefect.engine" in " ".join(each.cmdline())]
-
-    def trains(self) -> bool:
-        """Whether a training program is at work."""
-        return bool(training_programs(self._process.pid))
-
-    def lose(self) -> None:
-        """Kill everything at once, as the loss of a machine does."""
-        lost = psutil.Process(self._process.pid).children(recursive=True)
-        for process in [psutil.Process(self._process.pid), *lost]:
-            kill(process)
-        self._process.wait()
-
-    def stop(self) -> None:
-        """Stop it as a service manager does."""
-        if self._process.poll() is None:
-            self._process.terminate()
-            self._process.wait(60)
-
-
-def kill(process: psutil.Process) -> None:
-    with_below = [process, *process.children(recursive=True)] if process.is_running() else []
-    for each in with_below:
-        if each.is_running():
-            each.send_signal(signal.SIGKILL)
+NAME = "pooled"
+LONG = {"name": NAME, "training__epochs": 12, "training__checkpoint_minutes": 0.01}
 
 
 @pytest.fixture
@@ -104,10 +49,10 @@ def place(prefect_env, s3_env, tmp_path, tiny_base):
 
 
 def pool_runs() -> list:
-    """All runs of pools, the oldest first."""
-    flows = FlowFilter(name=FlowFilterName(any_=["steps"]))
+    """The runs of the pool's worker, the oldest first."""
+    mine = FlowRunFilter(tags=FlowRunFilterTags(all_=[NAME]))
     with get_client(sync_client=True) as client:
-        return client.read_flow_runs(flow_filter=flows, sort=FlowRunSort.START_TIME_ASC)
+        return client.read_flow_runs(flow_run_filter=mine, sort=FlowRunSort.START_TIME_ASC)
 
 
 class TestAPool:
@@ -117,7 +62,7 @@ class TestAPool:
         # In place, undisturbed, in another store: what the pool is to produce, bit for bit.
         undisturbed = place.run(**LONG)
         assert undisturbed.name == "Released", undisturbed.message
-        expected = place.log()[-1].release.digest
+        expected = place.log(NAME)[-1].release.digest
 
         monkeypatch.setattr(pool_module, "SILENT_SECONDS", 12.0)
         store = f"s3://{s3_env}/store"
@@ -148,7 +93,7 @@ class TestAPool:
         disturbing.join()
         assert state.name == "Released", state.message
         opened = open_store(store)
-        entries = deployment_log.entries(opened, "tiny", "production")
+        entries = deployment_log.entries(opened, NAME, "production")
         (deployed,) = [entry for entry in entries if entry.kind == "deployed"]
         assert deployed.release.digest == expected
         (record,) = opened.objects.sizes("keys/finetune/")

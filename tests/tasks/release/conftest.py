@@ -25,6 +25,7 @@ from tasks.contracts.results import (
 from tasks.contracts.verdict import GateResult, Verdict
 from tasks.release.inputs import ReleaseInputs
 from tasks.storage.store import open_store
+from tests.tasks.plan.conftest import machine
 from tests.tasks.samples import run_context
 
 MADE = Provenance(
@@ -115,6 +116,7 @@ def inputs(store):
 
     def make(**changes) -> ReleaseInputs:
         made = {
+            "machine": machine(),
             "data": source("data"),
             "model": source("model"),
             "plan": Plan(device="cpu", precision="fp32"),
