@@ -27,6 +27,8 @@ def main() -> int:
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE",
         "prefect.server.concurrency.lease_storage.filesystem",
     )
+    # A run that somebody started by hand should not wait 10 seconds for the worker to look.
+    os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "2")
     os.environ["PREFECT_API_URL"] = API
     # By default, links in logs lead to the V1 UI, whose lists leave out runs with custom state
     # names, such as ours.

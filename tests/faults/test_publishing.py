@@ -28,7 +28,7 @@ from tests.flows.conftest import Place, training_programs
 from tests.waiting import wait_for
 
 NAME = "second"  # the same work under another name: only gate, publish and announce run
-WRITES = 14
+WRITES, UPLOADS = 14, 5
 
 
 class Died(BaseException):
@@ -86,8 +86,10 @@ def check_released_once(place: Place) -> None:
 
 
 class TestDeathWhilePublishing:
-    @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-    @pytest.mark.parametrize("at", range(1, WRITES + 1))
+    # After a write is before the next one.
+    @pytest.mark.parametrize(
+        ("at", "after"), [*((at, False) for at in range(1, WRITES + 1)), (WRITES, True)]
+    )
     def test_the_next_run_finishes_it_once(self, place, monkeypatch, at, after):
         with monkeypatch.context() as patch:
             dying = DyingObjects(patch, at, after)
@@ -119,15 +121,19 @@ class FaultyObjects(DyingObjects):
     """
 
     def __init__(self, monkeypatch, at: int, fault: str) -> None:
-        self.fault = fault
+        self.fault, self.happened = fault, False
         super().__init__(monkeypatch, at, after=False)
 
     def _dying(self, method):
         def call(objects, path, *arguments, **options):
             with self._lock:
-                self.count += self.begun
-                due = self.begun and self.count == self.at
-            if due and self.fault == "truncates" and method.__name__ == "upload":
+                # Only a file of a release is written in parts.
+                self.count += self.begun and (
+                    self.fault != "truncates" or method.__name__ == "upload"
+                )
+                due = self.count == self.at and not self.happened
+                self.happened = self.happened or due
+            if due and self.fault == "truncates":
                 half = objects.folder / path
                 half.parent.mkdir(parents=True, exist_ok=True)
                 content = arguments[0].read_bytes()
@@ -148,13 +154,17 @@ def outage(path: str) -> StorageFailed:
 
 
 class TestFaultyStorage:
-    @pytest.mark.parametrize("fault", ["fails", "loses the answer", "truncates"])
-    @pytest.mark.parametrize("at", range(1, WRITES + 1))
+    @pytest.mark.parametrize(
+        ("at", "fault"),
+        [(at, ("fails", "loses the answer")[at % 2]) for at in range(1, WRITES + 1)]
+        + [(at, "truncates") for at in range(1, UPLOADS + 1)],
+    )
     def test_is_survived_by_the_run_itself_or_by_the_next_one(self, place, monkeypatch, at, fault):
         monkeypatch.setenv("BURNISH_RETRY_SECONDS", "0.01")
         with monkeypatch.context() as patch:
-            FaultyObjects(patch, at, fault)
+            storage = FaultyObjects(patch, at, fault)
             state = place.run(name=NAME)
+            assert storage.happened
         if state.name not in ("Released", "Up to date"):
             assert state.is_failed() and "Fix: " in state.message
             assert place.run(name=NAME).name in ("Released", "Up to date")

@@ -103,7 +103,7 @@ class TestTwoProcesses:
     def test_train_the_same_model_as_one(self, chat):
         found = {}
         for name, count in (("one", 1), ("two", 2)):
-            state = chat.run(name=name, plan__processes=count)
+            state = chat.run(name=name, plan__processes=count, training__epochs=1)
             assert state.name == "Released", state.message
             assert f"- world_size: {count}, for the recipe says so" in report_of(state)
             found[name] = chat.provenance(name)

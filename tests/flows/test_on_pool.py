@@ -73,10 +73,13 @@ class TestARun:
         assert "done in" in report_of(state)
         pool.clear()
 
-        # Nothing is left to train, but other scores are asked for.
-        assert place.run(**changed, refresh="evaluate").name == "Up to date"
-        place.run(**changed, gate__max_latency_ms=10_000, data__split__seed=3)
-        assert names(pool[-1])[0] == "finetune"
+        # Nothing is left to do: nobody is asked.
+        assert place.run(**changed).name == "Up to date"
+        assert pool == []
+        # What is deployed is scored anew as the baseline of another candidate.
+        other = place.run(**changed, training__seed=5)
+        assert other.name in ("Released", "Rejected"), other.message
+        assert names(pool[-1]) == ["finetune", "evaluate", "evaluate"]
 
     def test_has_refreshed_steps_repeated_by_the_worker(self, place, pool):
         place.run(plan__pool="none")

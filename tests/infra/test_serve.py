@@ -141,7 +141,7 @@ class TestServer:
     ):
         place = Place(tmp_path, tiny_base)
         run_id = start_run(
-            place, name="resumed", training__epochs=60, training__checkpoint_minutes=0.01
+            place, name="resumed", training__epochs=30, training__checkpoint_minutes=0.01
         )
         trainer = trainer_of(served, run_id)
         kept = f"{place.folder}/store/checkpoints/*/*.json"

@@ -97,7 +97,6 @@ class TestTwoProcesses:
     @pytest.mark.parametrize(
         ("task", "precision", "checkpointing", "names"),
         [
-            ("instruction", "fp32", False, ("loss", "accuracy")),
             ("preference", "fp32", True, ("loss", "accuracy", "margin")),
             ("instruction", "bf16", True, ("loss",)),
         ],
