@@ -155,14 +155,14 @@ class _Steps:
 
     def _first_key(self) -> str:
         asked = self._asked[0]
-        return POOL_STEPS[asked.step].key(inputs_of(asked, [], self._context), self._context)
+        return POOL_STEPS[asked.step].key(inputs_of(asked, []), self._context)
 
     def _first_missing(self) -> str | None:
         """The key of the first step that is not recorded; None if there is none."""
         results: list[StepResult] = []
         for asked in self._asked:
             step = POOL_STEPS[asked.step]
-            inputs = inputs_of(asked, results, self._context)
+            inputs = inputs_of(asked, results)
             result = step.cached(inputs, self._context)
             if result is None:
                 return step.key(inputs, self._context)

@@ -178,25 +178,24 @@ def _do(
     for number, wanted in enumerate(request.steps, 1):
         step = POOL_STEPS[wanted.step]
         show(f"Step {number} of {len(request.steps)}: {step.name}.")
-        results.append(step(inputs_of(wanted, results, context), context))
+        inputs = from_stored_copies(inputs_of(wanted, results), open_store(context.store))
+        results.append(step(inputs, context))
         report.add_step(step.name, results[-1], "")
 
 
-def inputs_of(wanted: StepRequest, results: list[StepResult], context: RunContext) -> Contract:
-    """The inputs of a requested step, on this machine.
+def inputs_of(wanted: StepRequest, results: list[StepResult]) -> Contract:
+    """The inputs of a requested step.
 
     Args:
         wanted: The step.
         results: Of the steps before it in the request.
-        context: The run.
     """
     taken = {
         name: as_plain(getattr(results[source.step], source.field))
         for name, source in wanted.takes.items()
     }
     plain = orjson.dumps(wanted.inputs | taken)
-    inputs = POOL_STEPS[wanted.step].inputs.model_validate_json(plain)
-    return from_stored_copies(inputs, open_store(context.store))
+    return POOL_STEPS[wanted.step].inputs.model_validate_json(plain)
 
 
 def _why_stopped(own_id: str, status: PoolRunStatus) -> tuple[str, Ending]:

@@ -7,7 +7,9 @@ and has one run at a time. All workers of a pool are of one kind: machines of an
 another pool. Ctrl-C lets the runs keep a checkpoint, and stops the workers.
 
 The workers need no copy of this repository but the installed package, and the credentials of the
-store and of the sources in their environment.
+store and of the sources in their environment. What they fetch from a store on S3, and what they
+make, they keep in `BURNISH_CACHE` (by default `~/.cache/burnish/artifacts`), up to
+`BURNISH_CACHE_GB` (50).
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from prefect.flows import EntrypointType
 from flows.steps import steps
 from infra.processes import handle_signals, start, stop, stop_runs
 from tasks.runtime.hardware import visible_gpus
+from tasks.storage import artifact_cache
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     handle_signals()
     # A run that waits for a GPU should not wait 10 seconds for its worker to look.
     os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "2")
+    os.environ.setdefault(artifact_cache.VARIABLE, "~/.cache/burnish/artifacts")
     register(wanted.pool)
     groups = gpu_groups([gpu.uuid for gpu in visible_gpus()], wanted.gpus_per_worker)
     workers = []

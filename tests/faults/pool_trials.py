@@ -2,9 +2,9 @@
 `python -m tests.faults.pool_trials [--trials 20]`.
 
 The store is on S3, the worker has another home and folder. Each trial starts the run and kills up
-to three times, at random instants: the run that asks, the worker's run, or the whole worker with
-its run, as the loss of a machine does. What was killed is started again, but for the worker's run,
-which the run that asks must replace. `results/pool_trials.json` holds the trials that were done;
+to three times, at random instants: the run that asks, the worker's run, the whole worker with its
+run, as the loss of a machine does, or the worker by SIGTERM, as a shutdown does. What was killed is
+started again, but for the worker's run, which the run that asks must replace. `results/pool_trials.json` holds the trials that were done;
 another call goes on with the missing ones.
 """
 
@@ -38,7 +38,12 @@ from tests.tiny_models import make_encoder
 
 RESULTS = Path(__file__).parent / "results" / "pool_trials.json"
 ROOT = Path(__file__).resolve().parents[2]
-VICTIMS = ("the run that asks", "the worker's run", "the worker")
+VICTIMS = (
+    "the run that asks",
+    "the worker's run",
+    "the worker with its run",
+    "the worker by SIGTERM",
+)
 ROWS = 300
 _MOST_KILLS = 3
 _SPAN_SECONDS = 25.0
@@ -101,9 +106,12 @@ class PoolTrials:
         if victim == "the worker's run":
             for each in self.worker.runs():
                 kill(each)
+            return run
+        if victim == "the worker by SIGTERM":
+            self.worker.stop()
         else:
             self.worker.lose()
-            self.worker.start()
+        self.worker.start()
         return run
 
     def _problems(self, store: Store) -> list[str]:
@@ -192,7 +200,7 @@ def write_table(trials: list[dict[str, Any]]) -> None:
     bad = [trial for trial in trials if trial["problems"]]
     resumed = sum(bool(trial["resumed"]) for trial in trials)
     lines = [
-        "# Runs that train on a pool, killed by SIGKILL",
+        "# Runs that train on a pool, killed",
         f"{len(trials)} trials, the store on S3, the worker with another home and folder. Killed: "
         + ", ".join(f"{victim} {victims[victim]} times" for victim in VICTIMS)
         + ".",

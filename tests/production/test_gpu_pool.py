@@ -20,6 +20,7 @@ from tasks.contracts.results import Finetuned
 from tasks.release import deployment_log
 from tasks.runtime import pool as pool_module
 from tasks.runtime.pool_run import run_path
+from tasks.storage.objects import S3Objects
 from tasks.storage.store import open_store
 from tests.faults.soundness import damaged_artifacts
 from tests.flows.conftest import ROWS, Place, report_of
@@ -53,6 +54,18 @@ def pool_runs() -> list:
     mine = FlowRunFilter(tags=FlowRunFilterTags(all_=[NAME]))
     with get_client(sync_client=True) as client:
         return client.read_flow_runs(flow_run_filter=mine, sort=FlowRunSort.START_TIME_ASC)
+
+
+def noted_downloads(monkeypatch) -> list[str]:
+    """What this process downloads from S3, as it happens."""
+    noted, download = [], S3Objects.download
+
+    def note(objects, path, file):
+        noted.append(path)
+        download(objects, path, file)
+
+    monkeypatch.setattr(S3Objects, "download", note)
+    return noted
 
 
 class TestAPool:
@@ -89,6 +102,7 @@ class TestAPool:
         # In this context, where the Prefect client knows its server.
         disturbing = threading.Thread(target=contextvars.copy_context().run, args=(disturb,))
         disturbing.start()
+        fetched = noted_downloads(monkeypatch)
         state = retrain(recipe, "nothing", return_state=True)
         disturbing.join()
         assert state.name == "Released", state.message
@@ -110,6 +124,10 @@ class TestAPool:
         assert last.ended == "done" and last.error is None
         report = report_of(state)
         assert all(str(run.id) in report for run in trainings)
+
+        # The base model is for the worker: this run never fetches its copy.
+        assert opened.objects.sizes("artifacts/source/")
+        assert fetched and not [path for path in fetched if "/source/" in path]
 
         # Whoever comes later finds it all.
         again = retrain(recipe, "nothing", return_state=True)
