@@ -26,6 +26,7 @@ FINISHED_STEPS = (
 )
 _LINK, _PLAIN_LINK = re.compile(r"\[(.+?)\]\((.+?)\)"), r"\1 (\2)"
 _RUNNING = "Running"
+_DESCRIPTION_LETTERS = 200
 _LAST_WRITE_SECONDS = 30.0
 
 
@@ -201,10 +202,10 @@ class RunReport:
         """Update the artifact on the run's page, without waiting. A run does not fail because its
         report cannot be written.
         """
-        text = self.markdown()
-        self.writing.submit(lambda: self._write(text))
+        text, description = self.markdown(), _description(self.name, self.outcome, self.explanation)
+        self.writing.submit(lambda: self._write(text, description))
 
-    def _write(self, text: str) -> None:
+    def _write(self, text: str, description: str) -> None:
         try:
             with brief_client() as client:
                 if self._artifact is None:
@@ -212,13 +213,14 @@ class RunReport:
                         ArtifactCreate(
                             key=f"report-{self.name}",
                             type="markdown",
-                            description="The run's report",
+                            description=description,
                             data=text,
                             flow_run_id=UUID(self.run_id),
                         )
                     ).id
                 else:
-                    client.update_artifact(self._artifact, ArtifactUpdate(data=text))
+                    change = ArtifactUpdate(data=text, description=description)
+                    client.update_artifact(self._artifact, change)
         except Exception as error:
             run_logger().warning("could not write the report: %s", error)
 
@@ -238,4 +240,11 @@ def close_report(run_id: UUID, outcome: str, explanation: str) -> None:
             name, _, before = heading.rpartition(": ")
             if (found.key or "").startswith("report-") and before == _RUNNING:
                 text = f"{name}: {outcome}\n\n{explanation}\n\nBefore: {rest.strip()}\n"
-                client.update_artifact(found.id, ArtifactUpdate(data=text))
+                description = _description(name.removeprefix("# "), outcome, "")
+                client.update_artifact(found.id, ArtifactUpdate(data=text, description=description))
+
+
+def _description(name: str, outcome: str, explanation: str) -> str:
+    """What lists of artifacts show: `news · Released. Version fae2adc5779d is deployed.`"""
+    words = " ".join(filter(None, [f"{name} · {outcome}.", explanation]))
+    return words if len(words) <= _DESCRIPTION_LETTERS else f"{words[: _DESCRIPTION_LETTERS - 1]}…"

@@ -4,8 +4,9 @@
 The store is on S3, the worker has another home and folder. Each trial starts the run and kills up
 to three times, at random instants: the run that asks, the worker's run, the whole worker with its
 run, as the loss of a machine does, or the worker by SIGTERM, as a shutdown does. What was killed is
-started again, but for the worker's run, which the run that asks must replace. `results/pool_trials.json` holds the trials that were done;
-another call goes on with the missing ones.
+started again, but for the worker's run, which the run that asks must replace.
+`results/pool_trials.json` holds the trials that were done; another call goes on with the missing
+ones.
 """
 
 from __future__ import annotations

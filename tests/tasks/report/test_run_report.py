@@ -30,10 +30,14 @@ def result(run_id):
 
 def page_of(run_id: UUID) -> str:
     """The report on a run's page."""
+    return artifact_of(run_id).data
+
+
+def artifact_of(run_id: UUID):
     mine = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
     with get_client(sync_client=True) as client:
         (found,) = client.read_artifacts(artifact_filter=mine)
-    return found.data
+    return found
 
 
 class TestSections:
@@ -116,6 +120,35 @@ class TestSteps:
         report.add_step("finetune", result("run-1"), "weights")
         assert "| load | done in 2.0 s | rows |" in report.markdown()
         assert "| finetune | reused from run calm-otter, then | weights |" in report.markdown()
+
+
+class TestDescription:
+    """What lists of artifacts show."""
+
+    def described(self, *words, close=False):
+        run_id = uuid4()
+        report = RunReport("news", str(run_id), deployed=True)
+        report.status("Training: step 20 of 58.")
+        report.writing.flush(30)
+        before = artifact_of(run_id).description
+        if close:
+            run_report.close_report(run_id, "Crashed", "- **Cause:** gone")
+        else:
+            report.end(*words)
+        return before, artifact_of(run_id).description
+
+    def test_says_what_the_run_does_and_how_it_ended(self, prefect_env):
+        assert self.described("Released", "Version fae2adc5779d is deployed.") == (
+            "news · Running. Training: step 20 of 58.",
+            "news · Released. Version fae2adc5779d is deployed.",
+        )
+
+    def test_says_that_the_process_was_killed(self, prefect_env):
+        assert self.described(close=True)[1] == "news · Crashed."
+
+    def test_is_short(self, prefect_env):
+        _, description = self.described("Failed", "word " * 100)
+        assert len(description) == 200 and description.endswith("…")
 
 
 class TestCloseReport:
