@@ -91,11 +91,16 @@ def events(
     from tasks.storage.store import default_store, open_store
 
     opened = open_store(store or default_store())
-    if latest:
-        entry = deployment_log.deployed(opened, name, channel)
-        if entry is None:
-            typer.echo(f"nothing is deployed for {name} on {channel} in {opened.uri}", err=True)
+    entry = deployment_log.deployed(opened, name, channel)
+    if entry is None:
+        known = ", ".join(deployment_log.known_logs(opened)) or "no model"
+        typer.echo(
+            f"nothing is deployed for {name} on {channel} in {opened.uri}, which has {known}",
+            err=True,
+        )
+        if not follow:
             raise typer.Exit(1)
+    if latest and entry:
         typer.echo(entry.event.model_dump_json())
         return
     while True:

@@ -27,6 +27,12 @@ def entries(store: Store, name: str, channel: str, after: int = 0) -> list[LogEn
     return [_read(store, name, channel, number) for number in numbers]
 
 
+def known_logs(store: Store) -> list[str]:
+    """The models and channels that have a log, as `model on channel`."""
+    found = {tuple(path.split("/")[1:3]) for path in store.objects.sizes("logs/")}
+    return [f"{name} on {channel}" for name, channel in sorted(found)]
+
+
 def head(store: Store, name: str, channel: str) -> LogEntry | None:
     """The newest entry of any kind; None for an empty log."""
     numbers = _numbers(store, f"logs/{name}/{channel}/")

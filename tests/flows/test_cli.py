@@ -154,9 +154,14 @@ class TestEvents:
         assert event["specversion"] == "1.0"
         assert event["data"]["publications"][0]["uri"] == f"/releases/{'b' * 64}"
 
-    def test_nothing_deployed_is_an_error_for_latest(self, capsys, store):
-        status, _, err = run(capsys, "events", "other", "--store", store.uri, "--latest")
-        assert (status, "nothing is deployed for other" in err) == (1, True)
+    @pytest.mark.parametrize("options", [[], ["--latest"]])
+    def test_of_an_unknown_model_are_an_error_that_names_the_known_ones(
+        self, capsys, store, options
+    ):
+        status, out, err = run(capsys, "events", "other", "--store", store.uri, *options)
+        assert (status, out) == (1, "")
+        assert "nothing is deployed for other on production" in err
+        assert "which has news on production" in err
 
     def test_follow_prints_later_events(self, store):
         command = [sys.executable, "-m", "flows.cli", "events", "news", "--follow"]
