@@ -14,9 +14,9 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from tasks.contracts.errors import BadRecipe, NotFound
 from tasks.storage.folders import (
@@ -31,6 +31,9 @@ from tasks.storage.folders import (
 from tasks.storage.s3 import s3_client, s3_errors
 
 _STAGING = ".staging"
+_READS = 5
+
+Content = TypeVar("Content")
 
 
 class Objects(Protocol):
@@ -236,8 +239,7 @@ class S3Objects:
     def read(self, path: str) -> tuple[bytes, str] | None:
         try:
             with self._errors(path):
-                answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + path)
-                return answer["Body"].read(), answer["ETag"]
+                return self._whole(path, lambda body: body.read())
         except NotFound as error:
             if "bucket" in error.found:
                 raise
@@ -274,17 +276,13 @@ class S3Objects:
             self.client.download_file(self.bucket, self.prefix + path, str(file))
 
     def sha256(self, path: str) -> str | None:
-        digest = hashlib.sha256()
         try:
             with self._errors(path):
-                answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + path)
-                for block in answer["Body"].iter_chunks(1 << 20):
-                    digest.update(block)
+                return self._whole(path, _sha256)[0]
         except NotFound as error:
             if "bucket" in error.found:
                 raise
             return None
-        return digest.hexdigest()
 
     def sizes(self, prefix: str) -> dict[str, int]:
         found = {}
@@ -300,6 +298,24 @@ class S3Objects:
     def delete(self, path: str) -> None:
         with self._errors(path):
             self.client.delete_object(Bucket=self.bucket, Key=self.prefix + path)
+
+    def _whole(self, path: str, read: Callable[[Any], Content]) -> tuple[Content, str]:
+        """What an object's body is read as, and its tag. The client repeats a request that fails,
+        but not one whose answer breaks off within the body."""
+        from botocore.exceptions import (
+            IncompleteReadError,
+            ReadTimeoutError,
+            ResponseStreamingError,
+        )
+
+        for left in reversed(range(_READS)):
+            answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + path)
+            try:
+                return read(answer["Body"]), answer["ETag"]
+            except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
+                if not left:
+                    raise
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _put(self, path: str, data: bytes, **condition: str) -> None:
         self.client.put_object(
@@ -326,3 +342,10 @@ class S3Objects:
                     return now is not None and now[0] == data
                 raise
         return True
+
+
+def _sha256(body: Any) -> str:
+    digest = hashlib.sha256()
+    for block in body.iter_chunks(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()

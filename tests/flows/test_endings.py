@@ -39,7 +39,9 @@ class Command:
         values = place.recipe(name="stopped", training__epochs=1000).model_dump(mode="json")
         recipe.write_text(yaml.safe_dump(values))
         self.began = datetime.now(UTC)
-        code = f"{before}\nfrom flows.cli import main\nmain(['retrain', {str(recipe)!r}])\n"
+        # A shell that starts the tests in the background has them, and this, ignore Ctrl-C.
+        heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+        code = f"{heed}\n{before}\nfrom flows.cli import main\nmain(['retrain', {str(recipe)!r}])\n"
         self.process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(code)],
             stdout=subprocess.DEVNULL,
