@@ -11,9 +11,11 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from botocore.exceptions import IncompleteReadError
+from botocore.response import StreamingBody
 
 from tasks.contracts.errors import BadRecipe, NotFound, StorageFailed
-from tasks.storage.objects import FolderObjects, open_objects
+from tasks.storage.objects import FolderObjects, S3Objects, open_objects
 
 
 class TestObjects:
@@ -145,3 +147,34 @@ class TestErrors:
     def test_an_unknown_scheme_is_refused(self):
         with pytest.raises(BadRecipe):
             open_objects("gs://bucket")
+
+
+class TestAnAnswerThatBreaksOff:
+    @pytest.fixture
+    def broken(self, s3_env, monkeypatch):
+        """Objects on S3 with one object, and how many of the next answers break off."""
+        objects = S3Objects(f"s3://{s3_env}/prefix")
+        objects.write("a", b"content")
+        left, read = [], StreamingBody.read
+
+        def break_off(body, *arguments):
+            if left:
+                left.pop()
+                raise IncompleteReadError(actual_bytes=3, expected_bytes=7)
+            return read(body, *arguments)
+
+        monkeypatch.setattr(StreamingBody, "read", break_off)
+        return objects, left
+
+    def test_is_asked_for_again(self, broken):
+        objects, left = broken
+        left += [1, 1]
+        assert objects.read("a")[0] == b"content"
+        left += [1]
+        assert objects.sha256("a") == hashlib.sha256(b"content").hexdigest()
+
+    def test_time_and_again_is_a_failure_of_the_storage(self, broken):
+        objects, left = broken
+        left += [1] * 9
+        with pytest.raises(StorageFailed):
+            objects.read("a")
