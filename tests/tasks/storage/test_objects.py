@@ -157,11 +157,11 @@ class TestAnAnswerThatBreaksOff:
         objects.write("a", b"content")
         left, read = [], StreamingBody.read
 
-        def break_off(body, *arguments):
+        def break_off(body, *arguments, **options):
             if left:
                 left.pop()
                 raise IncompleteReadError(actual_bytes=3, expected_bytes=7)
-            return read(body, *arguments)
+            return read(body, *arguments, **options)
 
         monkeypatch.setattr(StreamingBody, "read", break_off)
         return objects, left
