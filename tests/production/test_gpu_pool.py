@@ -102,9 +102,10 @@ class TestAPool:
         # In this context, where the Prefect client knows its server.
         disturbing = threading.Thread(target=contextvars.copy_context().run, args=(disturb,))
         disturbing.start()
-        fetched = noted_downloads(monkeypatch)
+        downloads = noted_downloads(monkeypatch)
         state = retrain(recipe, "nothing", return_state=True)
         disturbing.join()
+        fetched = list(downloads)
         assert state.name == "Released", state.message
         opened = open_store(store)
         entries = deployment_log.entries(opened, NAME, "production")
