@@ -22,7 +22,7 @@ from tasks.runtime.context import RunContext
 from tasks.runtime.prefect_api import brief_client
 from tasks.storage.store import default_store, open_store
 
-PUBLISHES_NOTHING = "nothing by this run: the run that asked for it publishes, or does not."
+PUBLISHES_NOTHING = "nothing by this run: only the run that asked for it publishes."
 
 
 def conclude(

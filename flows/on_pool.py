@@ -77,10 +77,14 @@ def train_on_pool(
     benchmarks: BenchmarkTasks | None,
     context: RunContext,
     report: RunReport,
-) -> None:
-    """Have the pool train, and score what it trained, unless the training is recorded."""
+) -> RunContext:
+    """Have the pool train, and score what it trained, unless the training is recorded.
+
+    Returns:
+        The context without the refreshing that the pool has done.
+    """
     if not context.pool:
-        return
+        return context
     steps = _Steps(context)
     if check := stage_inputs.gguf_check_inputs(recipe, planned):
         steps.add(check_gguf_export, check)
@@ -90,13 +94,15 @@ def train_on_pool(
     # What the export takes is not known yet; any artifact will do in its place.
     if export := stage_inputs.gguf_export_inputs(recipe, planned.machine, training.tokens):
         steps.add(export_gguf, export, model=artifact)
-    if steps.all_done(refreshed=finetune.name in context.refresh):
-        return
+    if steps.all_done():
+        return context
     store = open_store(context.store)
     deployed = deployment_log.deployed(store, recipe.name, recipe.announce.channel)
     _add_scoring(steps, recipe, planned, None, trained, deployed, benchmarks, context)
     report.status(f"Training on pool {context.pool}.")
-    steps.compute(recipe.name, report)
+    done = steps.compute(recipe.name, report).refresh
+    left = tuple(name for name in context.refresh if name not in done)
+    return context.model_copy(update={"refresh": left})
 
 
 def score_on_pool(
@@ -112,7 +118,7 @@ def score_on_pool(
         return
     steps = _Steps(context)
     _add_scoring(steps, recipe, trained, trained.finetuned, 0, deployed, benchmarks, context)
-    if not steps.all_done(refreshed=score.name in context.refresh):
+    if not steps.all_done():
         report.status(f"Scoring on pool {context.pool}.")
         steps.compute(recipe.name, report)
 
@@ -129,12 +135,13 @@ class _Steps:
         self._asked.append(step_request(step, inputs, self._context, **takes))
         return len(self._asked) - 1
 
-    def all_done(self, refreshed: bool) -> bool:
-        """Whether every step is recorded."""
+    def all_done(self) -> bool:
+        """Whether every step is recorded, and none is to be refreshed."""
+        refreshed = any(asked.step in self._context.refresh for asked in self._asked)
         return not refreshed and self._first_missing() is None
 
-    def compute(self, name: str, report: RunReport) -> None:
-        """Have the pool do what is not recorded."""
+    def compute(self, name: str, report: RunReport) -> Request:
+        """Have the pool do what is not recorded; returns what it was asked."""
         context = self._context
         names = {asked.step for asked in self._asked}
         request = Request(
@@ -152,6 +159,7 @@ class _Steps:
 
         with telling(report.status):
             compute_on_pool(request, key, lambda: self._first_missing() != key, context, show)
+        return request
 
     def _first_key(self) -> str:
         asked = self._asked[0]

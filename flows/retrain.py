@@ -157,7 +157,7 @@ def run_once(recipe: Recipe, context: RunContext, report: RunReport) -> State:
 
     context = with_pool(recipe, context, report)
     planned = plan_training(recipe, context, report)
-    train_on_pool(recipe, planned, benchmarks, context, report)
+    context = train_on_pool(recipe, planned, benchmarks, context, report)
     trained = train(recipe, planned, context, report)
     newest = deployment_log.head(store, recipe.name, channel)
     deployed = deployment_log.deployed(store, recipe.name, channel)

@@ -12,7 +12,7 @@ from tasks.base_model.inspect_step import InspectInputs
 from tasks.contracts.artifacts import Artifact, Source
 from tasks.contracts.candidate import Candidate, Planned, Prepared, Trained
 from tasks.contracts.forecast import Forecast, must_be_tight
-from tasks.contracts.machine import Machine
+from tasks.contracts.machine import LIGER, Machine
 from tasks.contracts.plan import Plan
 from tasks.contracts.recipe import Recipe
 from tasks.contracts.release import LogEntry
@@ -34,7 +34,6 @@ from tasks.plan.workload import (
     tokens_of_large_step,
 )
 from tasks.release.inputs import ReleaseInputs
-from tasks.runtime.machine import LIGER
 from tasks.tokenize.step import TokenizeInputs
 
 

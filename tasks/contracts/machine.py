@@ -6,6 +6,7 @@ from typing import Literal
 
 from tasks.contracts.base import Contract
 
+LIGER = "liger-kernel"
 # What else runs on a machine, and how its memory is counted, differs a little between equal ones.
 _SAME_MEMORY = 0.05
 
@@ -56,7 +57,7 @@ class Machine(Contract):
     @property
     def has_liger(self) -> bool:
         """Whether Liger's kernels are installed there."""
-        return self.libraries.get("liger-kernel", "absent") != "absent"
+        return self.libraries.get(LIGER, "absent") != "absent"
 
     def differences(self, other: Machine) -> list[str]:
         """Where another machine would train differently, in words, from here to there."""

@@ -8,12 +8,11 @@ import shutil
 import sysconfig
 from pathlib import Path
 
-from tasks.contracts.machine import GgufConverter, Machine
+from tasks.contracts.machine import LIGER, GgufConverter, Machine
 from tasks.runtime import gguf_converter
 from tasks.runtime.code_digest import library_versions
 from tasks.runtime.hardware import host_memory, processor_kind, visible_gpus
 
-LIGER = "liger-kernel"
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 

@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
@@ -50,8 +50,6 @@ START_SECONDS = 300.0
 _POLL_SECONDS = 1.0
 _CRASHES = 3
 _KEPT = "Its worker keeps a checkpoint and stops, unless another run waits for it too."
-
-AnyContract = TypeVar("AnyContract", bound=Contract)
 
 
 class PoolStep(Protocol):
@@ -330,6 +328,6 @@ def _say(sentence: str) -> None:
         run_logger().info(sentence)
 
 
-def as_plain(results: Any) -> Any:
+def as_plain(value: Any) -> Any:
     """A value of a step's result as a request's plain value."""
-    return results.model_dump(mode="json") if isinstance(results, Contract) else results
+    return value.model_dump(mode="json") if isinstance(value, Contract) else value

@@ -88,6 +88,18 @@ class TestARun:
         request = pool[-1]
         assert names(request)[0] == "finetune" and "finetune" in request.refresh
 
+    def test_has_each_refreshed_step_repeated_once(self, place, pool):
+        # Nothing is deployed on this channel: the run goes on to the scores.
+        changes = {"plan__pool": "none", "announce__channel": "staging"}
+        place.run(**changes)
+        pool.clear()
+        state = place.run(refresh="finetune", **changes, gate__min_examples=21)
+        assert state.name in ("Up to date", "Released"), state.message
+        assert [names(request)[0] for request in pool] == ["finetune"]
+        pool.clear()
+        place.run(refresh="evaluate", plan__pool="none", announce__channel="another")
+        assert [set(names(request)) for request in pool] == [{"evaluate"}]
+
     @pytest.mark.slow
     @pytest.mark.skipif(not find_converter(), reason="needs the converter")
     def test_of_a_language_model_leaves_nothing_to_do_on_a_gpu(self, chat, pool, tmp_path):
