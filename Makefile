@@ -26,7 +26,7 @@ server: $(VENV)/ready
 	@$(BIN)/python -m infra.serve
 
 deploy: $(VENV)/ready
-	@$(BIN)/prefect --no-prompt deploy --all
+	@$(BIN)/burnish deploy $(RECIPE) $(ARGS)
 
 lint: $(VENV)/ready-dev
 	@$(BIN)/ruff check -q .

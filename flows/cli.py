@@ -1,18 +1,18 @@
-"""The `burnish` command: retrain, check a recipe, follow deployments, repair a damaged log."""
+"""The `burnish` command: retrain, check and deploy recipes, follow what is deployed, repair it."""
 
 from __future__ import annotations
 
 import sys
 import time
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import yaml
 
-from tasks.contracts.errors import BadRecipe, BurnishError, NotFound
-from tasks.contracts.recipe import Recipe, parse_recipe
+from flows.recipe_files import read_recipe, shipped_recipes
+from tasks.contracts.errors import BurnishError
+from tasks.contracts.recipe import Recipe
+from tasks.contracts.recipe_changes import NO_CHANGES, Changes
 
 app = typer.Typer(
     help="Keep a fine-tuned model good while its data keeps changing.",
@@ -44,13 +44,17 @@ def retrain(
 ) -> None:
     """Retrain a model, and release it if it passes the gate.
 
-    Exit status: 0 released or up to date, 3 rejected by the gate, 1 failed, 2 wrong usage.
+    Exit status: 0 released or up to date, 3 rejected by the gate, 1 failed, 2 wrong usage, 130
+    stopped by Ctrl-C: the same command goes on from there.
     """
-    checked = checked_recipe(recipe, set_ or [], store)
+    changes = _changes(set_, store)
+    checked = checked_recipe(recipe, changes)
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
+    from flows.prefect_server import some_server
     from flows.retrain import STEPS
     from flows.retrain import retrain as flow
+    from flows.terminal import heeding_ctrl_c, shown
     from flows.train import preload_if_data_changed
 
     if refresh not in ("nothing", *STEPS):
@@ -58,10 +62,11 @@ def retrain(
     preload_if_data_changed(checked)
     # The command itself reports how the run ends, so it needs no heartbeat, which would delay its
     # exit by up to a second.
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        state = flow(checked, refresh, return_state=True)
+    quick = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
+    with heeding_ctrl_c(checked.name), some_server(), quick, shown():
+        state = flow(recipe, changes, refresh, return_state=True)
     if not state.is_completed():
-        typer.echo(f"\n{checked.name}: {state.name}. {state.message}", err=True)
+        typer.echo(f"\n{checked.name}: {state.message}", err=True)
         raise typer.Exit(1)
     typer.echo(f"\n{state.result()}")
     raise typer.Exit(EXIT_REJECTED if state.name == "Rejected" else 0)
@@ -70,8 +75,42 @@ def retrain(
 @app.command()
 def check(recipe: RecipeName, set_: Settings = None) -> None:
     """Check a recipe, without touching data or model, and print it with all its defaults."""
-    checked = checked_recipe(recipe, set_ or [], "")
+    checked = checked_recipe(recipe, _changes(set_))
     typer.echo(yaml.safe_dump(checked.model_dump(mode="json"), sort_keys=False))
+
+
+@app.command()
+def deploy(
+    recipes: Annotated[
+        list[str] | None,
+        typer.Argument(help="Recipe files, or names of shipped ones. Default: all shipped ones."),
+    ] = None,
+    cron: Annotated[
+        str, typer.Option(help="When to retrain, such as '0 3 * * *'. It is switched on.")
+    ] = "",
+    timezone: Annotated[str, typer.Option(help="Of --cron, such as Europe/Paris.")] = "UTC",
+    pool: Annotated[str, typer.Option(help="The work pool. Default: as it was, or cpu.")] = "",
+    store: Annotated[
+        str, typer.Option(help="The store of all runs. Default: as it was, or $BURNISH_STORE.")
+    ] = "",
+    directory: Annotated[
+        str, typer.Option(help="Where runs start, on the workers. Default: this folder.")
+    ] = "",
+) -> None:
+    """Put recipes on the Prefect server, to be run and scheduled in its UI.
+
+    Repeating it keeps what was changed there: schedules, default values, tags.
+    """
+    names = recipes or shipped_recipes()
+    for name in names:
+        checked_recipe(name, NO_CHANGES)
+    from flows.deployments import deploy as deploy_recipe
+    from flows.prefect_server import lasting_server
+
+    with lasting_server():
+        for name in names:
+            made = deploy_recipe(name, pool, cron, timezone, store, directory)
+            typer.echo(f"{made.name}: deployed on pool {made.pool}, store {made.store}")
 
 
 @app.command()
@@ -133,63 +172,17 @@ def repair(
     raise typer.Exit(0 if all(well for well, _ in findings) else 1)
 
 
-def checked_recipe(name: str, settings: list[str], store: str) -> Recipe:
+def checked_recipe(name: str, changes: Changes) -> Recipe:
     """Read a recipe; one that is invalid ends the command as wrong usage."""
     try:
-        return read_recipe(name, settings, store)
+        return read_recipe(name, changes)
     except BurnishError as error:
         typer.echo(f"{error.cause}: {error}", err=True)
         raise typer.Exit(EXIT_USAGE) from None
 
 
-def read_recipe(name: str, settings: list[str], store: str) -> Recipe:
-    """Read and check a recipe file, with the command line's changes.
-
-    Raises:
-        NotFound: There is no such file, and no shipped recipe of that name.
-        BadRecipe: It is not valid.
-    """
-    path = find_recipe(name)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadRecipe(
-            str(path), " ".join(str(error).split()), "a YAML file", "correct it there"
-        ) from None
-    if isinstance(data, dict):
-        for setting in [*settings, *([f"store={store}"] if store else [])]:
-            apply_setting(data, setting)
-    return parse_recipe(data, str(path))
-
-
-def find_recipe(name: str) -> Path:
-    """A recipe file by its path, or a shipped one by its name."""
-    shipped = Path(str(resources.files("flows.recipes")))
-    for path in (Path(name), shipped / f"{name}.yaml"):
-        if path.is_file():
-            return path
-    known = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
-    raise NotFound(
-        f"recipe {name}", "no such file", f"a file, or one of: {known}", "name one of these"
-    )
-
-
-def apply_setting(data: dict[str, Any], setting: str) -> None:
-    """Apply `path.to.field=value` to a recipe's plain values; the value is read as YAML."""
-    path, equals, value = setting.partition("=")
-    if not equals or not path:
-        raise BadRecipe(f"--set {setting}", "no '='", "--set path.to.field=value", "add the value")
-    *parents, last = path.split(".")
-    for parent in parents:
-        data = data.setdefault(parent, {})
-        if not isinstance(data, dict):
-            raise BadRecipe(
-                f"--set {setting}",
-                f"that '{parent}' is a value",
-                "a group of fields",
-                "`burnish check RECIPE` shows all fields",
-            )
-    data[last] = yaml.safe_load(value)
+def _changes(settings: list[str] | None, store: str = "") -> Changes:
+    return Changes(other=(*(settings or ()), *([f"store={store}"] if store else ())))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,23 +6,41 @@ Whatever ends a run, its report names the outcome, and says what consumers see a
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator
+from uuid import UUID
 
 from prefect import Flow
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.exceptions import TerminationSignal
+from prefect.runtime import deployment
+from prefect.runtime import flow_run as this_run
 from prefect.states import Cancelled, Completed, Failed, State
 
 from tasks.contracts.errors import BurnishError, Preempted
 from tasks.contracts.recipe import Recipe
 from tasks.release.delivery import owed
 from tasks.release.visibility import owed_sentence, visible_now
-from tasks.report.run_report import FINISHED_STEPS, RunReport, close_report
+from tasks.report.run_report import FINISHED_STEPS, Origin, RunReport, close_report
 from tasks.runtime.context import RunContext
 from tasks.runtime.prefect_api import brief_client
-from tasks.storage.store import default_store, open_store
+from tasks.storage.store import open_store
 
+NOT_BEGUN = "Nothing was published by this run: it ended before its first step."
 PUBLISHES_NOTHING = "nothing by this run: only the run that asked for it publishes."
+
+
+def refuse(error: BurnishError, recipe: str) -> State:
+    """End a run whose recipe cannot be used, so that it has not begun."""
+    name = recipe_stem(recipe)
+    report = RunReport(name, this_run.id or "", deployment.id is not None)
+    report.fail(error, NOT_BEGUN)
+    return _failed(error, NOT_BEGUN)
+
+
+def recipe_stem(recipe: str) -> str:
+    """A recipe's name, from the name of its file."""
+    return recipe.rpartition("/")[2].removesuffix(".yaml")
 
 
 def conclude(
@@ -34,14 +52,48 @@ def conclude(
     with contextlib.suppress(BurnishError):
         report.warn(*map(owed_sentence, owed(store, recipe.name, recipe.announce.channel)))
     report.end(outcome, sentence)
-    return Completed(name=outcome, message=sentence, data=report.text())
+    tag_outcome(context.run_id, outcome)
+    return Completed(name=outcome, message=f"{outcome}. {sentence}", data=report.text())
 
 
 def fail(error: BurnishError, recipe: Recipe, context: RunContext, report: RunReport) -> State:
     """End a run that failed for a known cause."""
     visible = _visible(recipe, context)
     report.fail(error, visible)
-    return Failed(name=error.cause.capitalize(), message=f"{error}. {visible}")
+    return _failed(error, visible)
+
+
+def _failed(error: BurnishError, visible: str) -> State:
+    tag_outcome(this_run.id or "", error.cause)
+    return Failed(name=error.title, message=f"{error.title}. {error}. {visible}")
+
+
+def tag_outcome(run_id: str, outcome: str = "") -> None:
+    """Tag a run with its outcome or cause, such as `up-to-date` or `bad-data`.
+
+    Lists can be filtered by tags in both of Prefect's UIs; the older one does not know the names of
+    our states. The tag of an earlier try is replaced.
+    """
+    with contextlib.suppress(Exception), brief_client(seconds=5) as client:
+        had = client.read_flow_run(UUID(run_id)).tags
+        tags = [tag for tag in had if tag not in OUTCOME_TAGS]
+        tags += [_tag(outcome)] if outcome else []
+        if tags != had:
+            client.update_flow_run(UUID(run_id), tags=tags)
+
+
+def _tag(outcome: str) -> str:
+    return outcome.lower().replace(" ", "-")
+
+
+def _known_causes(kind: type[BurnishError] = BurnishError) -> Iterator[str]:
+    yield kind.cause
+    for special in kind.__subclasses__():
+        yield from _known_causes(special)
+
+
+OUTCOMES = ("Released", "Up to date", "Rejected", "Cancelled", "Crashed")
+OUTCOME_TAGS = {_tag(outcome) for outcome in (*OUTCOMES, *_known_causes())}
 
 
 def stop(
@@ -60,12 +112,14 @@ def stop(
     if is_cancelling(context.run_id):
         sentence = "A person, or the API, cancelled the run."
         report.stop("Cancelled", "cancelled", sentence, visible, kept)
+        tag_outcome(context.run_id, "Cancelled")
         return Cancelled(message=" ".join(filter(None, [sentence, visible, kept])))
     signal = "SIGTERM" if isinstance(request, TerminationSignal) else "SIGINT, as by Ctrl-C"
     sentence = (
         f"The run was asked to stop ({signal}), such as by an eviction or a shutdown of its worker."
     )
     report.stop("Crashed", Preempted.cause, sentence, visible, kept)
+    tag_outcome(context.run_id, Preempted.cause)
     return None
 
 
@@ -84,17 +138,24 @@ def close_report_of_ended_run(flow: Flow, flow_run: FlowRun, state: State) -> No
 
     Prefect calls this in the worker, by these argument names, if the run's process is gone.
     """
-    recipe = Recipe.model_validate(flow_run.parameters["recipe"])
-    store = open_store(recipe.store or default_store())
-    visible = visible_now(
-        store, recipe.name, recipe.announce.channel, flow_run.name, flow_run.start_time
-    )
-    close_report(
-        flow_run.id,
-        "Cancelled" if state.is_cancelling() else state.name or "Ended",
-        f"- **Cause:** {state.message or 'the process ended without a message'}\n"
-        f"- **Visible to consumers:** {visible}\n"
-        "- **Next:** press Retry on the run's page, or run "
+
+    def visible(origin: Origin | None) -> str:
+        if origin is None:
+            return NOT_BEGUN
+        return visible_now(
+            open_store(origin.store),
+            origin.model,
+            origin.channel,
+            flow_run.name,
+            flow_run.start_time,
+        )
+
+    _close(
+        flow_run,
+        recipe_stem(str(flow_run.parameters.get("recipe", "retrain"))),
+        state,
+        visible,
+        "press Retry on the run's page, or run "
         f"`prefect flow-run retry {flow_run.id}`. {FINISHED_STEPS}",
     )
 
@@ -103,14 +164,35 @@ def close_report_of_pool_run(flow: Flow, flow_run: FlowRun, state: State) -> Non
     """Complete the report of a pool's run that could not do so itself, since its process was
     killed."""
     asked_by = flow_run.parameters["run_id"]
-    close_report(
-        flow_run.id,
-        "Cancelled" if state.is_cancelling() else state.name or "Ended",
-        f"- **Cause:** {state.message or 'the process ended without a message'}\n"
-        f"- **Visible to consumers:** {PUBLISHES_NOTHING}\n"
-        "- **Next:** if the run that asked for it still waits, it starts another one. Otherwise "
+    _close(
+        flow_run,
+        "steps",
+        state,
+        lambda _: PUBLISHES_NOTHING,
+        "if the run that asked for it still waits, it starts another one. Otherwise "
         f"run `prefect flow-run retry {asked_by}`. {FINISHED_STEPS}",
     )
+
+
+def _close(
+    flow_run: FlowRun,
+    name: str,
+    state: State,
+    visible: Callable[[Origin | None], str],
+    next_action: str,
+) -> None:
+    outcome = "Cancelled" if state.is_cancelling() else state.name or "Ended"
+
+    def explain(origin: Origin | None) -> str:
+        return (
+            f"- **Cause:** {state.message or 'the process ended without a message'}\n"
+            f"- **Visible to consumers:** {visible(origin)}\n"
+            f"- **Next:** {next_action}"
+        )
+
+    close_report(flow_run.id, name, outcome, explain)
+    if not OUTCOME_TAGS.intersection(flow_run.tags):
+        tag_outcome(str(flow_run.id), outcome)
 
 
 def _visible(recipe: Recipe, context: RunContext) -> str:

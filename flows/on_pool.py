@@ -48,7 +48,7 @@ def with_pool(recipe: Recipe, context: RunContext, report: RunReport) -> RunCont
     if _machine(context) is None:
         report.status(f"Asking a worker of pool {pool} what it has.")
         request = Request(name=recipe.name)
-        with telling(report.status):
+        with telling(report):
             compute_on_pool(
                 request, f"machine of {pool}", lambda: _machine(context) is not None, context
             )
@@ -157,7 +157,7 @@ class _Steps:
         def show(link: str) -> None:
             report.add_fact(f"on pool {context.pool}", link)
 
-        with telling(report.status):
+        with telling(report):
             compute_on_pool(request, key, lambda: self._first_missing() != key, context, show)
         return request
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import yaml
 from prefect import flow
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import deployment
@@ -17,6 +18,7 @@ from prefect.states import State
 
 from flows import endings, score_inputs, stage_inputs
 from flows.on_pool import score_on_pool, train_on_pool, with_pool
+from flows.recipe_files import read_recipe
 from flows.score import score_and_decide
 from flows.train import plan_training, train
 from tasks.contracts.errors import (
@@ -28,6 +30,7 @@ from tasks.contracts.errors import (
     describe,
 )
 from tasks.contracts.recipe import Recipe
+from tasks.contracts.recipe_changes import NO_CHANGES, Changes
 from tasks.contracts.release import LogEntry
 from tasks.evaluate.benchmark_step import BenchmarkTasks, check_benchmarks
 from tasks.evaluate.llm_judge_client import api_key
@@ -37,8 +40,8 @@ from tasks.release.delivery import deliver_owed
 from tasks.release.inputs import ReleaseInputs
 from tasks.release.provenance import release_digest
 from tasks.release.publish import finish, missing_targets, open_targets, publish, publish_missing
-from tasks.report.markdown import release_facts, verdict_markdown
-from tasks.report.run_report import RunReport, Section
+from tasks.report.markdown import release_facts, rules_markdown
+from tasks.report.run_report import Origin, RunReport, Section
 from tasks.runtime.context import RunContext
 from tasks.runtime.termination import watch_sigterm
 from tasks.storage.source_copies import KIND as SOURCE_COPY
@@ -81,37 +84,58 @@ PRODUCERS = {
 ATTEMPTS = 3
 
 
+def run_name() -> str:
+    """The run's name: its recipe, and the words that Prefect has chosen."""
+    stem = endings.recipe_stem(this_run.parameters["recipe"])
+    chosen = this_run.name or ""
+    return chosen if chosen.startswith(f"{stem}-") else f"{stem}-{chosen}"
+
+
 @flow(
     name="retrain",
+    flow_run_name=run_name,
     validate_parameters=True,
     on_cancellation=[endings.close_report_of_ended_run],
     on_crashed=[endings.close_report_of_ended_run],
 )
-def retrain(recipe: Recipe, refresh: Refresh = "nothing") -> State:
+def retrain(recipe: str, changes: Changes = NO_CHANGES, refresh: Refresh = "nothing") -> State:
     """Retrain a model, and release it if it passes the gate.
 
     Args:
-        recipe: What to train on, what to train, what the gate requires, and where to publish.
+        recipe: What to retrain, and how: a shipped recipe's name, a file, or
+            s3://bucket/recipe.yaml.
+        changes: What to do differently in this run only.
         refresh: Repeat this step and all after it, even if nothing changed.
     """
-    recipe = recipe.resolved().model_copy(update={"store": recipe.store or default_store()})
-    report = RunReport(recipe.name, this_run.id or "", deployment.id is not None)
+    if this_run.run_count > 1:
+        endings.tag_outcome(this_run.id or "")  # What an earlier try ended with is not so now.
+    try:
+        checked = read_recipe(recipe, changes).resolved()
+        checked = checked.model_copy(update={"store": checked.store or default_store()})
+    except BurnishError as error:
+        return endings.refuse(error, recipe)
+    origin = Origin(checked.store, checked.name, checked.announce.channel)
+    report = RunReport(checked.name, this_run.id or "", deployment.id is not None, origin=origin)
+    if changed := changes.words():
+        report.add_fact("changed", f"`{changed}`")
+    values = yaml.safe_dump(checked.model_dump(mode="json"), sort_keys=False)
+    report.section(Section.RECIPE, f"```yaml\n{values}```")
     context = RunContext(
-        store=recipe.store,
+        store=checked.store,
         run_id=this_run.id or "",
         run_name=this_run.name or "",
         refresh=STEPS[STEPS.index(refresh) :] if refresh != "nothing" else (),
     )
     with watch_sigterm():
         try:
-            return run_to_verdict(recipe, context, report)
+            return run_to_verdict(checked, context, report)
         except (TerminationSignal, KeyboardInterrupt) as request:
-            if cancelled := endings.stop(request, recipe, context, report):
+            if cancelled := endings.stop(request, checked, context, report):
                 return cancelled
             raise
         except Exception as error:
             known = describe(error)
-            failed = endings.fail(known, recipe, context, report)
+            failed = endings.fail(known, checked, context, report)
             if type(known) is CodeFailed and known is not error:
                 raise  # A defect: its traceback belongs into the run's log.
             return failed
@@ -215,8 +239,6 @@ def release(recipe: Recipe, inputs: ReleaseInputs, context: RunContext, report: 
     report.status("Publishing.")
     entry = announce(publish(inputs, context), context)
     published = entry.release
-    facts = "\n".join(f"- {name}: {value}" for name, value in release_facts(entry))
-    report.section(Section.PUBLISHED, facts)
     for name, value in release_facts(entry):
         report.add_fact(name, value)
     sentence = f"Version {published.version} is deployed on {published.channel}."
@@ -237,7 +259,7 @@ def up_to_date(deployed: LogEntry, recipe: Recipe, context: RunContext, report: 
                 f"The release is missing at a target, and cannot be published there. {error}"
             )
     verdict = deployed.event.data.verdict
-    report.section(Section.GATE, verdict_markdown(verdict))
+    report.section(Section.GATE, rules_markdown(verdict))
     report.add_fact("verdict", f"{deployed.at}: {verdict.summary}")
     for name, value in release_facts(deployed):
         report.add_fact(name, value)

@@ -17,7 +17,7 @@ from tasks.load.splits import TEST
 from tasks.release import deployment_log
 from tasks.release.provenance import seen_inputs, shipped_form
 from tasks.release.publish import restore
-from tasks.report.markdown import benchmarks_markdown, markdown_table, verdict_markdown
+from tasks.report.markdown import benchmarks_markdown, markdown_table, rules_markdown
 from tasks.report.run_report import RunReport, Section
 from tasks.report.summaries import llm_judge_sentence, metrics_sentence
 from tasks.runtime.context import RunContext
@@ -66,7 +66,7 @@ def score_and_decide(
     )
     decided = gate(inputs, context)
     report.add_step("gate", decided, decided.verdict.outcome)
-    report.section(Section.GATE, verdict_markdown(decided.verdict))
+    report.section(Section.GATE, rules_markdown(decided.verdict))
     report.add_fact("verdict", decided.verdict.summary)
     if recipe.evaluation.generate_tokens:
         answers = answers_section(recipe, trained, scored, baseline, context)

@@ -7,13 +7,14 @@ Deploy it with `python -m infra.gpu_workers`.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import orjson
 from prefect import flow
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run as this_run
 from prefect.states import Cancelled, Completed, Failed, State
+from prefect.utilities.urls import url_for
 
 from flows import endings
 from tasks.contracts.base import Contract
@@ -67,7 +68,8 @@ def steps(request: str, store: str, run_id: str, run_name: str) -> State:
     asked = _read(request, opened)
     own_id = this_run.id or ""
     report = RunReport(asked.name, own_id, deployed=True, asked_by=run_id)
-    report.add_fact("for", f"run {run_name}")
+    link = url_for("flow-run", obj_id=run_id)
+    report.add_fact("for", f"run [{run_name}]({link})" if link else f"run {run_name}")
     context = RunContext(
         store=store,
         run_id=run_id,
@@ -77,15 +79,11 @@ def steps(request: str, store: str, run_id: str, run_name: str) -> State:
     )
     status = PoolRunStatus(opened, own_id)
 
-    def show(sentence: str) -> None:
-        status.doing(sentence)
-        report.status(sentence)
-
     with status.kept_up(), watch_sigterm():
         try:
             _refuse_other_machine(asked, context)
-            with telling(show):
-                _do(asked, context, report, show)
+            with telling(shown := _Shown(status, report)):
+                _do(asked, context, report, shown)
         except (TerminationSignal, KeyboardInterrupt) as signal:
             kept = getattr(signal, "kept", "")
             sentence, ended = _why_stopped(own_id, status)
@@ -101,7 +99,7 @@ def steps(request: str, store: str, run_id: str, run_name: str) -> State:
             report.fail(error, endings.PUBLISHES_NOTHING)
             if type(error) is CodeFailed and error is not problem:
                 raise
-            return Failed(name=error.cause.capitalize(), message=str(error))
+            return Failed(name=error.title, message=str(error))
         status.end("done")
         report.end("Done", f"{len(asked.steps)} steps are recorded in {store}.")
         forget_old_runs(opened)
@@ -170,14 +168,29 @@ def machine_path(pool: str) -> str:
     return f"pools/{pool}.json"
 
 
-def _do(
-    request: Request, context: RunContext, report: RunReport, show: Callable[[str], None]
-) -> None:
+class _Shown:
+    """What is being done, for this run's page and for the runs that wait for it."""
+
+    def __init__(self, status: PoolRunStatus, report: RunReport) -> None:
+        self._status, self._report = status, report
+
+    def status(self, sentence: str) -> None:
+        """Show what is being done."""
+        self._status.doing(sentence)
+        self._report.status(sentence)
+
+    def training(self, sentence: str, history: Sequence[dict[str, float]]) -> None:
+        """Show how far the training is."""
+        self._status.doing(sentence)
+        self._report.training(sentence, history)
+
+
+def _do(request: Request, context: RunContext, report: RunReport, shown: _Shown) -> None:
     """Do the steps, each with what it takes from those before."""
     results: list[StepResult] = []
     for number, wanted in enumerate(request.steps, 1):
         step = POOL_STEPS[wanted.step]
-        show(f"Step {number} of {len(request.steps)}: {step.name}.")
+        shown.status(f"Step {number} of {len(request.steps)}: {step.name}.")
         inputs = from_stored_copies(inputs_of(wanted, results), open_store(context.store))
         results.append(step(inputs, context))
         report.add_step(step.name, results[-1], "")

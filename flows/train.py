@@ -196,7 +196,7 @@ def fit(recipe: Recipe, planned: Planned, context: RunContext, report: RunReport
             check_gguf_export(check, context)
         # The gate will decide on a new model; scipy and scikit-learn take seconds to import.
         Thread(target=import_module, args=("tasks.gate.decide",), daemon=True).start()
-    with telling(report.status):
+    with telling(report):
         finetuned = finetune(inputs, context)
     if planned.forecast:
         work = stage_inputs.workload_inputs(recipe, planned, planned.plan)

@@ -36,17 +36,6 @@ def start(*command: str, environment: Mapping[str, str] | None = None) -> subpro
     )
 
 
-def run(*command: str) -> None:
-    """Run a `prefect` command to its end.
-
-    Raises:
-        CalledProcessError: It failed.
-    """
-    subprocess.run(
-        [sys.executable, "-m", "prefect", *command], cwd=ROOT, check=True, stdin=subprocess.DEVNULL
-    )
-
-
 def handle_signals() -> None:
     """Let Ctrl-C and SIGTERM end this process in order.
 

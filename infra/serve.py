@@ -1,20 +1,27 @@
 """Runs Burnish on one machine (`make server`): a Prefect server with its UI, a work pool, the
-deployments of prefect.yaml, and a worker. Ctrl-C stops everything.
+deployments of the shipped recipes, and a worker. Ctrl-C stops everything.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
 import urllib.request
 
-from infra.processes import ROOT, handle_signals, run, start, stop
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+from flows.deployments import POOL, deploy
+from flows.endings import close_report_of_ended_run
+from flows.prefect_server import pages_of, record_server
+from flows.recipe_files import shipped_recipes
+from flows.retrain import retrain
+from infra.processes import ROOT, handle_signals, start, stop
 
 PORT = int(os.environ.get("BURNISH_PORT", "4200"))
 API = f"http://127.0.0.1:{PORT}/api"
-POOL = "cpu"
 START_LIMIT_SECONDS = 180
 
 
@@ -30,20 +37,20 @@ def main() -> int:
     # A run that somebody started by hand should not wait 10 seconds for the worker to look.
     os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "2")
     os.environ["PREFECT_API_URL"] = API
-    # By default, links in logs lead to the V1 UI, whose lists leave out runs with custom state
-    # names, such as ours.
-    os.environ.setdefault("PREFECT_UI_URL", f"{API.removesuffix('/api')}/v2")
+    os.environ.setdefault("PREFECT_UI_URL", pages_of(API))
     os.environ["PREFECT_CLI_PROMPT"] = "false"
     handle_signals()
     services: list[subprocess.Popen] = []
     try:
         services.append(start("server", "start", "--host", "127.0.0.1", "--port", str(PORT)))
         _wait_for_server(services[0])
-        run("work-pool", "create", POOL, "--type", "process", "--overwrite")
-        run("--no-prompt", "deploy", "--all")
-        _close_abandoned_runs()
+        with temporary_settings({PREFECT_API_URL: API}):
+            for recipe in shipped_recipes():
+                deploy(recipe, directory=str(ROOT))
+            _close_abandoned_runs()
+        record_server(PREFECT_HOME.value(), API)
         services.append(start("worker", "start", "--pool", POOL, "--name", "burnish"))
-        print(f"\nBurnish is at {API.removesuffix('/api')} (Ctrl-C stops it)\n", flush=True)
+        print(f"\nBurnish is at {pages_of(API)} (Ctrl-C stops it)\n", flush=True)
         while all(process.poll() is None for process in services):
             time.sleep(1)
         return 1
@@ -87,6 +94,8 @@ def _close_abandoned_runs() -> None:
         )
         for left in runs:
             client.set_flow_run_state(left.id, crashed, force=True)
+            with contextlib.suppress(Exception):  # Its report is no reason not to start.
+                close_report_of_ended_run(retrain, left, crashed)
             print(f"Marked the interrupted run {left.name} as crashed ({left.id})", flush=True)
 
 

@@ -40,6 +40,11 @@ class BurnishError(Exception):
         self.kept = ""
         super().__init__(str(self))
 
+    @property
+    def title(self) -> str:
+        """The cause as the name of a run's last state."""
+        return f"{self.cause[0].upper()}{self.cause[1:]}"
+
     def __str__(self) -> str:
         return f"{self.where}: found {self.found}; expected {self.expected}. Fix: {self.fix}"
 

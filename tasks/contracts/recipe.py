@@ -1,4 +1,4 @@
-"""The recipe: what to retrain, and how. It is also the form in the Prefect UI.
+"""The recipe: what to retrain, and how.
 
 Every field has a title, a description and bounds. Only `name`, `data` and `model` have no default.
 """

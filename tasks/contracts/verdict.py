@@ -27,6 +27,7 @@ class RuleOutcome(Contract):
         detectable: The difference that this test set detects with 80% probability.
         passed: Whether the rule holds. A rule that could not be computed does not hold.
         vetoes: Whether a failure of this rule alone rejects (a slice too small to tell does not).
+        inconclusive: Whether the examples are too few to tell whether it holds.
         sentence: The outcome as a sentence.
     """
 
@@ -44,6 +45,7 @@ class RuleOutcome(Contract):
     detectable: float | None = None
     passed: bool
     vetoes: bool = True
+    inconclusive: bool = False
     sentence: str
 
 

@@ -105,6 +105,7 @@ def _slice_outcome(
     worse = p_value <= alpha_of(rules)
     detectable = compared.detectable
     conclusive = worse or (detectable is not None and detectable <= LARGEST_HIDDEN_DROP)
+    seen = compared.difference > 0 if phrased.lower_is_better else compared.difference < 0
     outcome = RuleOutcome(
         rule="no harm",
         name=f"no harm to {part.phrase}",
@@ -120,6 +121,7 @@ def _slice_outcome(
         detectable=detectable,
         passed=not worse,
         vetoes=may_veto and conclusive,
+        inconclusive=seen and not conclusive,
         sentence="",
     )
     sentence = _slice_sentence(outcome, phrased, part, conclusive, may_veto)
@@ -137,15 +139,17 @@ def _slice_sentence(
     return (
         f"On {part.phrase}, {metric.name} is {phrasing.number(outcome.candidate)} against "
         f"{phrasing.number(outcome.baseline)}{metric.unit} for the baseline: "
-        f"{_finding(outcome, conclusive, may_veto)} ({details})."
+        f"{_finding(outcome, metric, conclusive, may_veto)} ({details})."
         f"{_sensitivity(outcome, metric, conclusive)}"
     )
 
 
-def _finding(outcome: RuleOutcome, conclusive: bool, may_veto: bool) -> str:
+def _finding(outcome: RuleOutcome, metric: MetricPhrasing, conclusive: bool, may_veto: bool) -> str:
     if not outcome.passed:
         return "significantly worse" + ("" if may_veto else ", which is reported but does not veto")
-    return "not significantly worse" if conclusive else "too small to tell"
+    if outcome.inconclusive:
+        return "too small to tell"
+    return "not significantly worse" if conclusive else f"no {metric.setback} seen"
 
 
 def _sensitivity(outcome: RuleOutcome, metric: MetricPhrasing, conclusive: bool) -> str:

@@ -58,7 +58,7 @@ def _work_sentence(work: Workload) -> str:
     if work.seconds is None:
         return f"{amount}. The time is unknown until a similar training was measured there."
     return (
-        f"{amount}. About {_time_words(work.seconds)}, at the {work.tokens_per_second:,.0f} tokens "
+        f"{amount}. About {time_words(work.seconds)}, at the {work.tokens_per_second:,.0f} tokens "
         "per second of the last similar training."
     )
 
@@ -68,7 +68,8 @@ def size_words(size: int) -> str:
     return f"{size / GB:,.2f} GB" if size >= GB else f"{size / 10**6:,.1f} MB"
 
 
-def _time_words(seconds: float) -> str:
+def time_words(seconds: float) -> str:
+    """A duration with a readable unit."""
     for unit, name in ((_DAY, "days"), (_HOUR, "hours"), (_MINUTE, "minutes")):
         if seconds >= 2 * unit:
             return f"{seconds / unit:.1f} {name}"
@@ -199,17 +200,40 @@ def data_changes(now: dict[str, Any], before: dict[str, Any] | None) -> str:
 
 
 def verdict_markdown(verdict: Verdict) -> str:
-    """The verdict: its summary, a table of the rules, and a sentence for each."""
+    """The verdict: its summary, and how each rule turned out."""
+    return f"{verdict.summary}\n\n{rules_markdown(verdict)}"
+
+
+def rules_markdown(verdict: Verdict) -> str:
+    """A table of a verdict's rules, and a sentence for each: those of rules that hold are folded."""
     table = markdown_table(
         ("", "rule", "candidate", "baseline", "difference"),
         [_rule_row(rule) for rule in verdict.rules],
     )
-    sentences = "\n".join(f"- {rule.sentence}" for rule in verdict.rules)
-    return f"{verdict.summary}\n\n{table}\n\n{sentences}"
+    broken, kept = (
+        [rule.sentence for rule in verdict.rules if rule.passed == passed]
+        for passed in (False, True)
+    )
+    parts = [table, _LEGEND, _listed(broken)]
+    if kept:
+        parts.append(folded(f"Rules that hold, in words: {len(kept)}", _listed(kept)))
+    return "\n\n".join(filter(None, parts))
+
+
+_LEGEND = "✓ holds, ✗ does not hold, · not tested, or too few examples to tell"
+
+
+def _listed(sentences: Sequence[str]) -> str:
+    return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+def folded(title: str, markdown: str) -> str:
+    """Markdown that is shown once its title is clicked."""
+    return f"<details><summary>{title}</summary>\n\n{markdown}\n\n</details>"
 
 
 def _rule_row(rule: RuleOutcome) -> tuple[str, ...]:
-    mark = "✓" if rule.passed else ("✗" if rule.vetoes else "·")
+    mark = "✗" if not rule.passed else ("·" if rule.inconclusive else "✓")
     return (
         mark,
         rule.name,

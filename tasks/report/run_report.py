@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from uuid import UUID
 
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
 from tasks.contracts.errors import BurnishError
 from tasks.contracts.results import StepResult
 from tasks.report.loss_curve import loss_curve
-from tasks.report.markdown import markdown_table
-from tasks.runtime.logs import KnownCauses, run_logger
+from tasks.report.markdown import folded, markdown_table
+from tasks.runtime.logs import NOW, STEP, WARNING, KnownCauses, run_logger
 from tasks.runtime.prefect_api import BackgroundCall, brief_client
 
 for _name in ("prefect.task_runs", "prefect.flow_runs", "prefect.engine"):
@@ -25,9 +28,24 @@ FINISHED_STEPS = (
     "Finished steps are not repeated, and a training goes on from its newest checkpoint."
 )
 _LINK, _PLAIN_LINK = re.compile(r"\[(.+?)\]\((.+?)\)"), r"\1 (\2)"
+_NO_KEY = re.compile(r"[^a-z0-9]+")
 _RUNNING = "Running"
 _DESCRIPTION_LETTERS = 200
 _LAST_WRITE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where what a run releases is recorded: kept with its report, for whoever must complete it.
+
+    Attributes:
+        store: The store's URI.
+        model, channel: The log in it.
+    """
+
+    store: str
+    model: str
+    channel: str
 
 
 class Section(StrEnum):
@@ -39,12 +57,27 @@ class Section(StrEnum):
     GATE = "Gate"
     ANSWERS = "Answers"
     BENCHMARKS = "Benchmarks"
-    PUBLISHED = "Published"
+    STEPS = "Steps"
     TRAINING = "Training"
     TRAINING_EXAMPLES = "Training examples"
     DATA = "Data"
     FORECAST = "Forecast"
     PLAN = "Plan"
+    RECIPE = "Recipe"
+
+
+FOLDED = frozenset(
+    {
+        Section.ANSWERS,
+        Section.BENCHMARKS,
+        Section.TRAINING_EXAMPLES,
+        Section.DATA,
+        Section.FORECAST,
+        Section.PLAN,
+        Section.RECIPE,
+    }
+)
+"""What explains a run, but does not say how it ended."""
 
 
 class RunReport:
@@ -56,14 +89,22 @@ class RunReport:
         deployed: Whether the run belongs to a deployment, and so can be retried by a worker.
         asked_by: The run that asked for this one, if there is one: results are recorded under it,
             and it is what is retried.
+        origin: Where its release is recorded; None if it releases nothing.
 
     Attributes:
         writing: Writes the page in the background.
     """
 
-    def __init__(self, name: str, run_id: str, deployed: bool, asked_by: str = "") -> None:
+    def __init__(
+        self,
+        name: str,
+        run_id: str,
+        deployed: bool,
+        asked_by: str = "",
+        origin: Origin | None = None,
+    ) -> None:
         self.name, self.run_id, self.deployed = name, run_id, deployed
-        self._asked_by = asked_by
+        self._asked_by, self._origin = asked_by, origin
         self.outcome = _RUNNING
         self.explanation = "The run has started."
         self.rows: list[tuple[str, str, str]] = []
@@ -76,7 +117,14 @@ class RunReport:
     def status(self, what: str) -> None:
         """Set what the run is doing now."""
         self.explanation = what
-        run_logger().info(what)
+        run_logger().info(what, extra=NOW)
+        self.show()
+
+    def training(self, sentence: str, history: Sequence[dict[str, float]]) -> None:
+        """Set how far the training is, with its loss curve so far."""
+        self.explanation = sentence
+        if curve := loss_curve(history):
+            self.section(Section.TRAINING, curve)
         self.show()
 
     def add_step(self, name: str, result: StepResult, what: str) -> None:
@@ -89,7 +137,7 @@ class RunReport:
         else:
             how = f"reused from run {provenance.run_name}, {provenance.at}"
         self.rows.append((name, how, what))
-        run_logger().info("%s: %s (%s)", name, what, how)
+        run_logger().info("%s: %s (%s)", name, what, how, extra=STEP)
 
     def section(self, section: Section, markdown: str) -> None:
         """Add or replace a section.
@@ -104,7 +152,7 @@ class RunReport:
         for sentence in sentences:
             if sentence not in self.warnings:
                 self.warnings.append(sentence)
-                run_logger().warning(sentence)
+                run_logger().warning(sentence, extra=WARNING)
         if self.warnings:
             self.section(Section.WARNINGS, "\n".join(f"- {sentence}" for sentence in self.warnings))
 
@@ -184,11 +232,13 @@ class RunReport:
         """The report for the run's page."""
         parts = [f"# {self.name}: {self.outcome}", self.explanation]
         parts.append("\n".join(f"- **{name}**: {value}" for name, value in self.facts))
-        for section in Section:
-            if section in self.sections:
-                parts += [f"## {section}", self.sections[section]]
+        sections = dict(self.sections)
         if self.rows:
-            parts += ["## Steps", markdown_table(("step", "how", "what"), self.rows)]
+            sections[Section.STEPS] = markdown_table(("step", "how", "what"), self.rows)
+        for section in Section:
+            if section in sections:
+                shown = sections[section]
+                parts += [folded(section, shown)] if section in FOLDED else [f"## {section}", shown]
         return "\n\n".join(filter(None, parts)) + "\n"
 
     def text(self) -> str:
@@ -209,15 +259,9 @@ class RunReport:
         try:
             with brief_client() as client:
                 if self._artifact is None:
-                    self._artifact = client.create_artifact(
-                        ArtifactCreate(
-                            key=f"report-{self.name}",
-                            type="markdown",
-                            description=description,
-                            data=text,
-                            flow_run_id=UUID(self.run_id),
-                        )
-                    ).id
+                    self._artifact = _create(
+                        client, UUID(self.run_id), self.name, text, description, self._origin
+                    )
                 else:
                     change = ArtifactUpdate(data=text, description=description)
                     client.update_artifact(self._artifact, change)
@@ -225,23 +269,53 @@ class RunReport:
             run_logger().warning("could not write the report: %s", error)
 
 
-def close_report(run_id: UUID, outcome: str, explanation: str) -> None:
+def close_report(
+    run_id: UUID, name: str, outcome: str, explain: Callable[[Origin | None], str]
+) -> None:
     """Complete the report of a run that ended without reporting it, such as one that was killed.
 
     Args:
         run_id: The flow run.
+        name: What it retrained, if it was killed before it wrote a report.
         outcome: The name of its last state.
-        explanation: What happened, what is visible, and what to do, as markdown.
+        explain: Given where its release would be recorded (None if it never said so), what
+            happened, what is visible, and what to do, as markdown.
     """
     mine = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
     with brief_client() as client:
-        for found in client.read_artifacts(artifact_filter=mine):
+        artifacts = client.read_artifacts(artifact_filter=mine)
+        reports = [found for found in artifacts if (found.key or "").startswith("report-")]
+        if not reports:
+            text = f"# {name}: {outcome}\n\n{explain(None)}\n"
+            _create(client, run_id, name, text, _description(name, outcome, ""), None)
+        for found in reports:
             heading, _, rest = str(found.data).partition("\n")
-            name, _, before = heading.rpartition(": ")
-            if (found.key or "").startswith("report-") and before == _RUNNING:
-                text = f"{name}: {outcome}\n\n{explanation}\n\nBefore: {rest.strip()}\n"
-                description = _description(name.removeprefix("# "), outcome, "")
+            told, _, before = heading.removeprefix("# ").rpartition(": ")
+            if before == _RUNNING:
+                origin = Origin(**found.metadata_) if found.metadata_ else None
+                text = f"# {told}: {outcome}\n\n{explain(origin)}\n\nBefore: {rest.strip()}\n"
+                description = _description(told, outcome, "")
                 client.update_artifact(found.id, ArtifactUpdate(data=text, description=description))
+
+
+def _create(
+    client: SyncPrefectClient,
+    run_id: UUID,
+    name: str,
+    text: str,
+    description: str,
+    origin: Origin | None,
+) -> UUID:
+    return client.create_artifact(
+        ArtifactCreate(
+            key=f"report-{_NO_KEY.sub('-', name.lower())}",
+            type="markdown",
+            description=description,
+            data=text,
+            metadata_=asdict(origin) if origin else None,
+            flow_run_id=run_id,
+        )
+    ).id
 
 
 def _description(name: str, outcome: str, explanation: str) -> str:

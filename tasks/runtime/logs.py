@@ -7,6 +7,16 @@ import logging
 from prefect import get_run_logger
 from prefect.exceptions import FailedRun, MissingContextError
 
+# What a line says of a run, for a terminal that shows it otherwise than as a log.
+NOW = {"shown": "now"}
+"""What is being done, until the next such line."""
+STEP = {"shown": "step"}
+"""A step's result."""
+WARNING = {"shown": "warning"}
+"""What a reader of the report should know."""
+TICKS = logging.getLogger("burnish.ticks")
+"""For what changes every other second: silent, unless a terminal sets its level."""
+
 
 def run_logger() -> logging.Logger | logging.LoggerAdapter:
     """The Prefect run's logger, or an ordinary one outside of runs."""

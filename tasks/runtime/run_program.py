@@ -240,7 +240,7 @@ def _stop(process: Process, on_progress: OnProgress | None, grace: float) -> Non
                 if line.pop("event", None) == "progress":
                     pass_on(line)
             lines = _lines(process, deadline)
-        except (TerminationSignal, LeaseLost):
+        except (TerminationSignal, KeyboardInterrupt, LeaseLost):
             lines = _lines(process, deadline)
         except Exception:
             # What ends the run is known already.

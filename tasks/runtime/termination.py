@@ -56,6 +56,7 @@ def check_sigterm() -> None:
     Raises:
         TerminationSignal: SIGTERM arrived since the last call, within `watch_sigterm`; or a thread
             asked.
+        KeyboardInterrupt: SIGINT did.
     """
     if _asked.is_set():
         _asked.clear()
@@ -63,8 +64,11 @@ def check_sigterm() -> None:
     if _signals is None:
         return
     with contextlib.suppress(BlockingIOError):
-        if signal.SIGTERM in _signals.recv(4096):
+        arrived = _signals.recv(4096)
+        if signal.SIGTERM in arrived:
             raise TerminationSignal(signal=signal.SIGTERM)
+        if signal.SIGINT in arrived:
+            raise KeyboardInterrupt
 
 
 def _forget() -> None:

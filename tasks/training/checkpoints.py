@@ -106,6 +106,10 @@ class Resumed(TrainerCallback):
                 raise EndedEarly
 
 
+# The losses of a long training are logged less often.
+_TELL_SECONDS = 5.0
+
+
 class Checkpoints(TrainerCallback):
     """Saves checkpoints, stops on request, and reports progress.
 
@@ -136,6 +140,7 @@ class Checkpoints(TrainerCallback):
         self._seconds, self._stop_seconds = 60 * minutes, stop_seconds
         self._stopping = self.stopped = False
         self._saved = self._began = self._asked = time.monotonic()
+        self._told = self._began
         self._saving_took = 0.0
         self._saved_step = 0
         self._tokens_before = 0
@@ -156,6 +161,8 @@ class Checkpoints(TrainerCallback):
     ) -> None:
         """Ask for a checkpoint if one is due, and stop if the program was asked to."""
         self._reporter.advance()
+        if time.monotonic() - self._told > _TELL_SECONDS:
+            self._tell(state)
         due = time.monotonic() - self._saved > self._seconds
         too_slow = self._saving_took > self._stop_seconds
         due, too_slow = self._agree(args, due, too_slow)
@@ -172,17 +179,20 @@ class Checkpoints(TrainerCallback):
         entry = state.log_history[-1]
         if "loss" not in entry:
             return
-        seconds = max(time.monotonic() - self._began, 1e-3)
+        self._tell(state, loss=entry["loss"], learning_rate=entry["learning_rate"])
+
+    def _tell(self, state: TrainerState, **figures: float) -> None:
+        """Report how far the training is."""
+        now = time.monotonic()
+        tokens = state.num_input_tokens_seen - self._tokens_before
+        self._told = now
         self._reporter.progress(
             stage="training",
             step=state.global_step,
             steps=state.max_steps,
             epoch=round(state.epoch, 3),
-            loss=entry["loss"],
-            learning_rate=entry["learning_rate"],
-            tokens_per_second=round(
-                (state.num_input_tokens_seen - self._tokens_before) / seconds, 1
-            ),
+            **figures,
+            tokens_per_second=round(tokens / max(now - self._began, 1e-3), 1),
             **peak_memory(),
         )
 
@@ -196,7 +206,9 @@ class Checkpoints(TrainerCallback):
         if self.stopped:
             control.should_evaluate = False
 
-    def on_prediction_step(self, *_: Any, **__: Any) -> None:
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any
+    ) -> None:
         """Abandon an evaluation if the program was asked to stop: the checkpoint owes it. Several
         processes do not: those that have not heard of the request yet would wait for the others.
 
@@ -204,6 +216,11 @@ class Checkpoints(TrainerCallback):
             Preempted: It was.
         """
         self._reporter.advance()
+        if time.monotonic() - self._told > _TELL_SECONDS:
+            self._told = time.monotonic()
+            self._reporter.progress(
+                stage="validation", step=state.global_step, steps=state.max_steps
+            )
         if self._reporter.stopping and ranks.count() == 1:
             raise self.preempted()
 

@@ -18,14 +18,13 @@ from prefect.client.schemas.filters import (
     FlowRunFilterId,
 )
 
-from flows.cli import apply_setting
-from flows.retrain import retrain
 from tasks.contracts.recipe import Recipe
 from tasks.release import deployment_log
 from tasks.runtime.run_program import program_name
 from tasks.storage.objects import open_objects
 from tasks.storage.store import Store
 from tests.flows.language_place import LanguagePlace, questions
+from tests.flows.running import changed, run_flow
 from tests.tasks.samples import easy_rows, write_jsonl
 
 ROWS = 600
@@ -64,13 +63,11 @@ class Place:
             "publish": {"targets": [str(self.folder / "releases")]},
             "store": str(self.folder / "store"),
         }
-        for path, value in changes.items():
-            apply_setting(data, f"{path.replace('__', '.')}={value}")
-        return Recipe.model_validate(data)
+        return changed(data, changes)
 
     def run(self, refresh: str = "nothing", **changes: Any):
         """Run the flow; returns its final state."""
-        return retrain(self.recipe(**changes), refresh, return_state=True)
+        return run_flow(self.recipe(**changes), self.folder, refresh)
 
     def log(self, name: str = "tiny") -> list:
         return deployment_log.entries(self.store, name, "production")

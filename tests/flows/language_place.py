@@ -7,13 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from flows.cli import apply_setting
-from flows.retrain import retrain
-from tasks.contracts.recipe import Recipe
 from tasks.release import deployment_log
 from tasks.release.provenance import provenance_of
 from tasks.storage.objects import open_objects
 from tasks.storage.store import Store
+from tests.flows.running import changed, run_flow
 from tests.tasks.samples import write_jsonl
 
 
@@ -46,9 +44,7 @@ class LanguagePlace:
             "publish": {"targets": [str(self.folder / "releases")]},
             "store": str(self.folder / "store"),
         }
-        for path, value in changes.items():
-            apply_setting(data, f"{path.replace('__', '.')}={value}")
-        return retrain(Recipe.model_validate(data), return_state=True)
+        return run_flow(changed(data, changes), self.folder)
 
     @property
     def store(self) -> Store:

@@ -51,7 +51,7 @@ class TestCheck:
 
     def test_a_setting_without_a_value_is_refused(self, capsys):
         status, _, err = run(capsys, "check", "news", "--set", "training.epochs")
-        assert (status, "--set training.epochs" in err) == (2, True)
+        assert (status, "change 'training.epochs'" in err) == (2, True)
 
     def test_a_setting_below_a_value_is_refused(self, capsys):
         status, _, err = run(capsys, "check", "news", "--set", "name.first=x")

@@ -10,8 +10,10 @@ from huggingface_hub import HfApi
 from flows import retrain as flow
 from flows.cli import main
 from flows.retrain import retrain
+from tasks.contracts.recipe_changes import Changes
 from tasks.release import publish as publish_
 from tests.flows.conftest import ROWS, report_of, task_states
+from tests.flows.running import write_recipe
 from tests.tasks.samples import easy_rows, write_jsonl
 
 
@@ -184,8 +186,11 @@ class TestBadInput:
         assert empty_place.run().name == "Released"
 
     def test_a_wrong_field_in_the_form_fails_before_anything_runs(self, place):
-        recipe = place.recipe().model_dump(mode="json")
-        recipe["training"]["epoch"] = 3
-        state = retrain(recipe, return_state=True)
-        assert state.is_failed()
-        assert "epoch" in state.message
+        file = write_recipe(place.recipe(), place.folder)
+        changes = Changes(other=("training.epoch=3",))
+        state = retrain(file, changes, return_state=True)
+        assert state.name == "Bad recipe"
+        assert "training.epoch: unknown field; did you mean 'epochs'?" in state.message
+        report = report_of(state)
+        assert report.startswith("# tiny: Failed")
+        assert "Nothing was published by this run: it ended before its first step." in report

@@ -13,10 +13,13 @@ import pytest
 import yaml
 from huggingface_hub import HfApi
 from prefect.client.orchestration import get_client
+from prefect.utilities.callables import parameter_schema
 
 from flows import stage_inputs
+from flows.retrain import retrain
 from tasks.release import provenance
 from tests.flows.conftest import ROWS, report_of, task_states
+from tests.flows.running import write_recipe
 from tests.tasks.samples import easy_rows, write_jsonl
 from tests.waiting import wait_for
 
@@ -228,20 +231,43 @@ class TestAnOldRelease:
 
 
 class TestForm:
-    def test_parameters_from_the_ui_come_as_plain_values(self, place):
-        from flows.retrain import retrain
-
-        recipe = place.recipe().model_dump(mode="json")
-        assert retrain(recipe, return_state=True).name == "Up to date"
-
-    def test_the_schema_has_every_part_of_the_recipe(self):
-        from prefect.utilities.callables import parameter_schema
-
-        from flows.retrain import retrain
-
+    def test_asks_for_a_recipe_changes_and_what_to_refresh(self):
         schema = parameter_schema(retrain).model_dump()
-        assert set(schema["properties"]) == {"recipe", "refresh"}
-        assert {"Recipe", "DataRecipe", "GateRecipe", "LoraRecipe"} <= set(schema["definitions"])
+        assert list(schema["properties"]) == ["recipe", "changes", "refresh"]
+        assert set(schema["definitions"]) == {"Changes"}
+        fields = schema["definitions"]["Changes"]["properties"]
+        assert (fields["epochs"]["minimum"], fields["epochs"]["maximum"]) == (0, 1000)
+        assert all(field["title"] and field["description"] for field in fields.values())
+        # A field with several types is shown as tabs, one of them for "None".
+        assert [name for name, field in fields.items() if "anyOf" in field] == []
+
+    def test_single_fields_come_as_plain_values(self, place):
+        file = write_recipe(place.recipe(name="second"), place.folder)
+        state = retrain(file, {"epochs": 3, "other": ["gate.margin=0.4"]}, return_state=True)
+        assert state.name == "Released", state.message
+        found = provenance.provenance_of(place.log("second")[-1].release, place.store)["recipe"]
+        assert (found["training"]["epochs"], found["gate"]["margin"]) == (3, 0.4)
+
+    def test_a_value_out_of_bounds_is_refused_by_its_field(self, place):
+        file = write_recipe(place.recipe(), place.folder)
+        state = retrain(file, {"max_length": 4}, return_state=True)
+        assert state.name == "Bad recipe"
+        assert "training.max_length: found 4" in state.message
+
+
+class TestRun:
+    def test_is_named_and_tagged_for_the_lists_of_runs(self, place):
+        def run_of(state):
+            with get_client(sync_client=True) as client:
+                return client.read_flow_run(state.state_details.flow_run_id)
+
+        done = place.run()
+        assert run_of(done).name.startswith("tiny-")
+        assert run_of(done).tags == ["up-to-date"]
+        assert done.message.startswith("Up to date. Version ")
+        failed = place.run(data__uri="/nowhere.jsonl")
+        assert run_of(failed).tags == ["not-found"]
+        assert failed.message.startswith("Not found. data.uri /nowhere.jsonl")
 
 
 class TestRefresh:

@@ -20,7 +20,9 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import AwaitingRetry, Cancelling
 
+from flows.prefect_server import running_server
 from tests.flows.conftest import Place, report_of, reports_of, training_programs
+from tests.flows.running import write_recipe
 from tests.tasks.samples import easy_rows, write_jsonl
 from tests.waiting import wait_for
 
@@ -36,6 +38,7 @@ class Served:
 
     process: subprocess.Popen
     output: Path
+    home: Path
 
     def wait_for(self, event: Any, what: str) -> Any:
         """As `wait_for`; fails with the output as soon as the server ends."""
@@ -70,7 +73,7 @@ def served(tmp_path_factory):
         )
     try:
         with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}):
-            server = Served(process, home / "output")
+            server = Served(process, home / "output", home / "prefect")
             server.wait_for(worker_is_ready, "a worker that is ready")
             yield server
     finally:
@@ -87,7 +90,7 @@ def worker_is_ready() -> bool:
 def start_run(place: Place, **changes: Any) -> Any:
     """Start a run of the deployment; returns its id."""
     write_jsonl(place.data, easy_rows(600))
-    recipe = place.recipe(**changes).model_dump(mode="json")
+    recipe = write_recipe(place.recipe(**changes), place.folder)
     with get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name("retrain/news")
         run = client.create_flow_run_from_deployment(deployment.id, parameters={"recipe": recipe})
@@ -107,8 +110,11 @@ class TestServer:
         with get_client(sync_client=True) as client:
             deployment = client.read_deployment_by_name("retrain/news")
         assert [schedule.active for schedule in deployment.schedules] == [False]
-        assert deployment.parameters["recipe"]["name"] == "news"
-        assert "GateRecipe" in deployment.parameter_openapi_schema["definitions"]
+        assert deployment.parameters["recipe"] == "news"
+        assert set(deployment.parameter_openapi_schema["definitions"]) == {"Changes"}
+        assert deployment.tags == ["retrain", "news"]
+        # Commands on this machine find it.
+        assert running_server(served.home) == PREFECT_API_URL.value()
 
     def test_a_run_of_the_deployment_releases_a_model_and_has_a_report(
         self, served, tmp_path, tiny_base

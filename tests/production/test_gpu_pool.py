@@ -9,12 +9,10 @@ import sys
 import threading
 
 import pytest
-import yaml
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.sorting import FlowRunSort
 
-from flows.retrain import retrain
 from tasks.contracts.pool import PoolRun
 from tasks.contracts.results import Finetuned
 from tasks.release import deployment_log
@@ -24,6 +22,7 @@ from tasks.storage.objects import S3Objects
 from tasks.storage.store import open_store
 from tests.faults.soundness import damaged_artifacts
 from tests.flows.conftest import ROWS, Place, report_of
+from tests.flows.running import run_flow, write_recipe
 from tests.production.gpu_worker import Worker, kill
 from tests.tasks.samples import easy_rows, write_jsonl
 from tests.waiting import wait_for
@@ -81,10 +80,9 @@ class TestAPool:
         store = f"s3://{s3_env}/store"
         targets = str([str(tmp_path / "releases")])
         recipe = place.recipe(plan__pool="gpu", store=store, publish__targets=targets, **LONG)
-        file = tmp_path / "recipe.yaml"
-        file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+        file = write_recipe(recipe, tmp_path)
         other = subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "retrain", str(file)],
+            [sys.executable, "-m", "flows.cli", "retrain", file],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -103,7 +101,7 @@ class TestAPool:
         disturbing = threading.Thread(target=contextvars.copy_context().run, args=(disturb,))
         disturbing.start()
         downloads = noted_downloads(monkeypatch)
-        state = retrain(recipe, "nothing", return_state=True)
+        state = run_flow(recipe, tmp_path)
         disturbing.join()
         fetched = list(downloads)
         assert state.name == "Released", state.message
@@ -131,5 +129,5 @@ class TestAPool:
         assert fetched and not [path for path in fetched if "/source/" in path]
 
         # Whoever comes later finds it all.
-        again = retrain(recipe, "nothing", return_state=True)
+        again = run_flow(recipe, tmp_path)
         assert again.name == "Up to date" and len(pool_runs()) == 4

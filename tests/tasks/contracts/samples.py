@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from flows.cli import apply_setting
+from tasks.contracts.recipe_changes import Changes
 
 MINIMAL = {"name": "news", "data": {"uri": "data.csv"}, "model": {"uri": "model"}}
 
@@ -15,5 +15,5 @@ MINIMAL = {"name": "news", "data": {"uri": "data.csv"}, "model": {"uri": "model"
 def with_field(path: str, value: Any, recipe: dict[str, Any] = MINIMAL) -> dict[str, Any]:
     """A recipe as plain values, with one field set as on the command line."""
     data = copy.deepcopy(recipe)
-    apply_setting(data, f"{path}={yaml.safe_dump(value)}")
+    Changes(other=(f"{path}={yaml.safe_dump(value)}",)).apply(data)
     return data

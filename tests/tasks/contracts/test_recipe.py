@@ -1,13 +1,9 @@
 """The recipe: its defaults, its files, and what is refused with which message."""
 
-from pathlib import Path
-
 import pytest
-import yaml
 
-from flows.cli import find_recipe
 from tasks.contracts.base import Contract
-from tasks.contracts.errors import BadRecipe, NotFound
+from tasks.contracts.errors import BadRecipe
 from tasks.contracts.recipe import Recipe, parse_recipe
 from tests.tasks.contracts.samples import MINIMAL, with_field
 
@@ -68,25 +64,6 @@ class TestRefusals:
     def test_a_recipe_that_is_not_a_mapping(self):
         with pytest.raises(BadRecipe, match="found list"):
             parse_recipe([], "r.yaml")
-
-
-class TestFiles:
-    def test_a_shipped_recipe_is_found_by_its_name(self):
-        assert find_recipe("news").name == "news.yaml"
-
-    def test_an_unknown_name_lists_the_shipped_ones(self):
-        with pytest.raises(NotFound, match="news"):
-            find_recipe("nwes")
-
-    @pytest.mark.parametrize("path", sorted(Path("flows/recipes").glob("*.yaml")), ids=str)
-    def test_every_shipped_recipe_is_valid(self, path):
-        model = parse_recipe(yaml.safe_load(path.read_text()), str(path)).model
-        assert model.ship == "merged" or not model.uri.lower().endswith("gguf")
-
-    def test_the_deployment_says_the_same_as_the_shipped_recipe(self):
-        deployment = yaml.safe_load(Path("prefect.yaml").read_text())["deployments"][0]
-        shipped = yaml.safe_load(find_recipe("news").read_text())
-        assert deployment["parameters"]["recipe"] == shipped
 
 
 class TestDigest:

@@ -11,7 +11,7 @@ from tasks.contracts.errors import BadData, BadRecipe, StorageFailed
 from tasks.contracts.results import Provenance, StepResult
 from tasks.report import run_report
 from tasks.report.progress import TrainingProgress
-from tasks.report.run_report import RunReport, Section
+from tasks.report.run_report import Origin, RunReport, Section
 
 
 @pytest.fixture
@@ -44,8 +44,23 @@ class TestSections:
     def test_are_shown_in_their_declared_order(self, report):
         for section in reversed(Section):
             report.section(section, f"about {section}")
-        found = [line[3:] for line in report.markdown().splitlines() if line.startswith("## ")]
-        assert found == [str(section) for section in Section]
+        text = report.markdown()
+        places = [text.index(f"about {section}") for section in Section]
+        assert places == sorted(places)
+
+    def test_that_do_not_say_how_it_ended_are_folded(self, report):
+        report.section(Section.GATE, "the rules")
+        report.section(Section.PLAN, "the plan")
+        text = report.markdown()
+        assert "## Gate\n\nthe rules" in text
+        assert "<details><summary>Plan</summary>\n\nthe plan\n\n</details>" in text
+
+    def test_show_a_training_as_far_as_it_is(self, report):
+        report.training("Training: step 1 of 9.", [{"step": 1, "loss": 2.0}])
+        assert "# news: Running\n\nTraining: step 1 of 9." in report.markdown()
+        assert "## Training" not in report.markdown()
+        report.training("…", [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}])
+        assert "## Training\n\n![loss](data:image/svg+xml" in report.markdown()
 
     def test_are_replaced_by_a_second_one(self, report):
         report.section(Section.GATE, "first")
@@ -104,7 +119,7 @@ class TestFailure:
     def test_comes_first_in_the_report(self, report):
         report.section(Section.DATA, "rows")
         report.fail(BadData("rows.csv:3", "no label", "a label", "add one"), "")
-        assert report.markdown().index("## What broke") < report.markdown().index("## Data")
+        assert report.markdown().index("## What broke") < report.markdown().index("<summary>Data")
 
     def test_to_write_the_report_does_not_fail_the_run(self, monkeypatch):
         def broken(*arguments, **options):
@@ -132,7 +147,7 @@ class TestDescription:
         report.writing.flush(30)
         before = artifact_of(run_id).description
         if close:
-            run_report.close_report(run_id, "Crashed", "- **Cause:** gone")
+            run_report.close_report(run_id, "news", "Crashed", lambda _: "- **Cause:** gone")
         else:
             report.end(*words)
         return before, artifact_of(run_id).description
@@ -163,7 +178,7 @@ class TestCloseReport:
             if end:
                 report.end(*end)
             report.writing.flush(30)
-            run_report.close_report(run_id, "Crashed", "- **Cause:** gone")
+            run_report.close_report(run_id, "news", "Crashed", lambda _: "- **Cause:** gone")
             return page_of(run_id)
 
         return written
@@ -171,6 +186,19 @@ class TestCloseReport:
     def test_completes_one_that_was_still_running(self, written):
         text = written()
         assert text.startswith("# news: Crashed\n\n- **Cause:** gone\n\nBefore: Training.")
+
+    def test_writes_one_if_the_run_had_not_begun_its_own(self, prefect_env):
+        run_id = uuid4()
+        run_report.close_report(run_id, "news", "Crashed", lambda origin: f"from {origin}")
+        assert page_of(run_id) == "# news: Crashed\n\nfrom None\n"
+
+    def test_is_told_where_the_release_would_be_recorded(self, prefect_env):
+        run_id, origin = uuid4(), Origin("s3://b/store", "news", "production")
+        report = RunReport("news", str(run_id), deployed=True, origin=origin)
+        report.status("Training.")
+        report.writing.flush(30)
+        run_report.close_report(run_id, "news", "Crashed", lambda origin: f"from {origin.store}")
+        assert "from s3://b/store" in page_of(run_id)
 
     def test_leaves_one_that_names_its_outcome(self, written):
         assert written(("Cancelled", "by a person")).startswith("# news: Cancelled\n\nby a person")

@@ -91,13 +91,23 @@ class TestLease:
         assert most == [1, 1, 1, 1]
 
 
+class Heard:
+    """What a run says while it waits."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def status(self, sentence: str) -> None:
+        self.said.append(sentence)
+
+
 class TestWaiter:
     def test_says_for_whom_it_waits(self, objects):
         hold_elsewhere(objects)
-        said = []
-        with telling(said.append), lease(objects, PATH, run("two")) as held:
+        heard = Heard()
+        with telling(heard), lease(objects, PATH, run("two")) as held:
             assert held.number == 5
-        assert said == [
+        assert heard.said == [
             "Waiting for run calm-otter, which does the same work on gpu-7 since "
             "2026-11-26T03:00:00+00:00."
         ]

@@ -1,0 +1,206 @@
+"""Deployments of recipes: what `burnish deploy` and `prefect deploy --all` put on the server.
+
+Repeating it keeps whatever a person has changed in the UI meanwhile: schedules, default values,
+tags, the description, the work pool. Once there, a deployment belongs to those people.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
+from prefect.client.schemas.objects import ConcurrencyLimitConfig
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.flows import EntrypointType
+from prefect.runner.storage import LocalStorage
+from pydantic import ValidationError
+
+from flows.recipe_files import full_name, read_recipe
+from flows.retrain import retrain
+from tasks.contracts.base import Contract
+from tasks.contracts.errors import BadRecipe
+from tasks.contracts.recipe import Recipe
+from tasks.storage.store import default_store
+
+POOL, TAG, SCHEDULE = "cpu", "retrain", "retrain"
+NIGHTLY = "0 3 * * *"
+DEFAULTS = {"changes": {}, "refresh": "nothing"}
+STORE_VARIABLE = "BURNISH_STORE"
+
+
+class Deployed(Contract):
+    """What a recipe's deployment is to be.
+
+    Attributes:
+        name: The recipe's name.
+        description, tags: For lists.
+        parameters: Default values of the form.
+        pool: The work pool.
+        job_variables: For the pool's workers. They pin the store: a worker with another one in its
+            environment would keep a second log of what is deployed.
+        concurrency_limit: Of runs at the same time, with what becomes of the others.
+    """
+
+    name: str
+    description: str
+    tags: tuple[str, ...]
+    parameters: dict[str, Any]
+    pool: str
+    job_variables: dict[str, Any]
+    concurrency_limit: dict[str, Any]
+
+    @property
+    def store(self) -> str:
+        """The store's URI."""
+        return self.job_variables["env"][STORE_VARIABLE]
+
+
+def deploy(
+    name: str,
+    pool: str = "",
+    cron: str = "",
+    timezone: str = "UTC",
+    store: str = "",
+    directory: str = "",
+) -> Deployed:
+    """Create or update the deployment of a recipe.
+
+    Args:
+        name: A shipped recipe's name, a file, or `s3://bucket/recipe.yaml`.
+        pool: The work pool; created if it is not there. Empty: as it was, or `cpu`.
+        cron: When to retrain; switched on. Empty: the schedules stay as they are, and a new
+            deployment gets a nightly one that is off.
+        timezone: Of the schedule.
+        store: The store's URI. Empty: as it was, or this process's.
+        directory: The folder on the workers in which runs start. Empty: the current one.
+
+    Raises:
+        NotFound, BadRecipe: The recipe cannot be used, or the schedule.
+    """
+    schedule = _schedule(cron or NIGHTLY, timezone)
+    named = full_name(name)
+    recipe = read_recipe(named)
+    with get_client(sync_client=True) as client:
+        before = existing(client, recipe.name)
+        wanted = deployed(recipe, named, before, pool, store)
+        with contextlib.suppress(ObjectAlreadyExists):
+            client.create_work_pool(WorkPoolCreate(name=wanted.pool, type="process"))
+        made = retrain.to_deployment(
+            name=wanted.name,
+            description=wanted.description,
+            tags=list(wanted.tags),
+            parameters=wanted.parameters,
+            work_pool_name=wanted.pool,
+            job_variables=wanted.job_variables,
+            concurrency_limit=ConcurrencyLimitConfig(**wanted.concurrency_limit),
+            # By its module: a worker loads it from the installed package, wherever it runs.
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+        made.storage = LocalStorage(directory or str(Path.cwd()))
+        # What is set, even to nothing, replaces what is there: schedules made in the UI would go.
+        made.model_fields_set.difference_update({"schedules", "paused"})
+        if before is None:
+            first = DeploymentScheduleCreate(schedule=schedule, active=bool(cron), slug=SCHEDULE)
+            made.schedules = [first]
+        identity = made.apply()
+        if before and cron:
+            _set_schedule(client, identity, schedule)
+    return wanted
+
+
+def existing(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
+    """The deployment of a recipe as it is now; None if there is none."""
+    try:
+        return client.read_deployment_by_name(f"{retrain.name}/{name}")
+    except ObjectNotFound:
+        return None
+
+
+def deployed(
+    recipe: Recipe,
+    named: str,
+    before: DeploymentResponse | None = None,
+    pool: str = "",
+    store: str = "",
+) -> Deployed:
+    """What a recipe's deployment is to be: what it is already, and what it lacks.
+
+    Args:
+        recipe: The recipe.
+        named: Its name for the workers.
+        before: The deployment as it is now.
+        pool, store: What was asked for; empty if nothing was.
+    """
+    variables = dict(before.job_variables or {}) if before else {}
+    environment = dict(variables.get("env") or {})
+    if store or STORE_VARIABLE not in environment:
+        environment[STORE_VARIABLE] = store or recipe.store or default_store()
+    limit, options = (
+        (before.global_concurrency_limit, before.concurrency_options)
+        if before
+        else (
+            None,
+            None,
+        )
+    )
+    return Deployed(
+        name=recipe.name,
+        description=before.description if before and before.description else _description(recipe),
+        tags=tuple(dict.fromkeys([*(before.tags if before else ()), TAG, recipe.name])),
+        parameters={**DEFAULTS, **(_known_parameters(before) if before else {}), "recipe": named},
+        pool=pool or (before and before.work_pool_name) or POOL,
+        job_variables={**variables, "env": environment},
+        concurrency_limit={
+            "limit": limit.limit if limit else 1,
+            "collision_strategy": options.collision_strategy.value if options else "ENQUEUE",
+        },
+    )
+
+
+def prepare(recipe: str) -> dict[str, Any]:
+    """A build step of prefect.yaml: creates or updates a recipe's deployment as `burnish deploy`
+    does, and returns the values of its entry."""
+    return deploy(recipe).model_dump(mode="json")
+
+
+def _known_parameters(before: DeploymentResponse) -> dict[str, Any]:
+    """The default values that people have set; those of an older form are left out."""
+    properties = retrain.parameters.properties
+    return {name: value for name, value in before.parameters.items() if name in properties}
+
+
+def _description(recipe: Recipe) -> str:
+    sources = ", ".join(recipe.data.uris)
+    return (
+        f"Retrain {recipe.name} ({recipe.task}) from {recipe.model.uri} on {sources}, and release "
+        "it if the gate lets it through. Each run's page has a report under Artifacts."
+    )
+
+
+def _schedule(cron: str, timezone: str) -> CronSchedule:
+    try:
+        return CronSchedule(cron=cron, timezone=timezone)
+    except ValidationError as error:
+        raise BadRecipe(
+            f"--cron {cron!r} --timezone {timezone!r}",
+            error.errors()[0]["msg"],
+            "a schedule such as '0 3 * * *', and a time zone such as Europe/Paris",
+            "correct it",
+        ) from None
+
+
+def _set_schedule(client: SyncPrefectClient, deployment: Any, schedule: CronSchedule) -> None:
+    for present in client.read_deployment_schedules(deployment):
+        if present.slug == SCHEDULE:
+            client.update_deployment_schedule(
+                deployment, present.id, active=True, schedule=schedule
+            )
+            return
+    client.create_deployment_schedules(
+        deployment, [DeploymentScheduleCreate(schedule=schedule, active=True, slug=SCHEDULE)]
+    )
