@@ -205,7 +205,7 @@ def verdict_markdown(verdict: Verdict) -> str:
 
 
 def rules_markdown(verdict: Verdict) -> str:
-    """A table of a verdict's rules, and a sentence for each: those of rules that hold are folded."""
+    """A table of a verdict's rules, and a sentence for each, folded for rules that hold."""
     table = markdown_table(
         ("", "rule", "candidate", "baseline", "difference"),
         [_rule_row(rule) for rule in verdict.rules],
