@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import Annotated
@@ -10,7 +11,7 @@ import typer
 import yaml
 
 from flows.recipe_files import read_recipe, shipped_recipes
-from tasks.contracts.errors import BurnishError
+from tasks.contracts.errors import BurnishError, NotFound
 from tasks.contracts.recipe import Recipe
 from tasks.contracts.recipe_changes import NO_CHANGES, Changes
 
@@ -151,6 +152,53 @@ def events(
             return
         sys.stdout.flush()
         time.sleep(2)
+
+
+@app.command()
+def data_changed(
+    name: Annotated[str, typer.Argument(help="The recipe whose data have changed.")],
+) -> None:
+    """Say that a recipe's data have changed: its watch then looks at once.
+
+    Exit status: 0 once the Prefect server has confirmed the event, 1 otherwise.
+    """
+    from flows.deployments import watched
+    from flows.prefect_server import lasting_server
+    from tasks.watch.change_event import send_change
+
+    with lasting_server():
+        if not watched(name):
+            raise NotFound(
+                f"the watch of {name}",
+                "no such deployment",
+                "a recipe that is watched",
+                "set watch.every_minutes in the recipe, and run `burnish deploy RECIPE`",
+            )
+        send_change(name)
+    typer.echo(f"{name}: the server has the event; the watch looks now")
+
+
+@app.command()
+def accept_data(
+    name: Annotated[str, typer.Argument(help="The recipe whose data were held back.")],
+    store: StoreUri = "",
+) -> None:
+    """Accept the data that the watch has held back, as they are: it retrains on them."""
+    from tasks.storage.store import default_store, open_store
+    from tasks.watch.records import accept, read_state
+
+    opened = open_store(store or default_store())
+    if not read_state(opened, name).held:
+        raise NotFound(
+            f"data of {name} in {opened.uri}",
+            "none that are held back",
+            "data that the watch has held back",
+            "see the watch's last run, or name another store",
+        )
+    accepted = accept(opened, name)
+    typer.echo(f"{name}: accepted, though: {accepted.held}")
+    with contextlib.suppress(Exception):  # The watch looks by its schedule, too.
+        data_changed(name)
 
 
 @app.command()

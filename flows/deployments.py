@@ -7,27 +7,38 @@ tags, the description, the work pool. Once there, a deployment belongs to those 
 from __future__ import annotations
 
 import contextlib
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.client.schemas.schedules import CronSchedule
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.events import EventTrigger, Posture
+from prefect.events.actions import RunDeployment
+from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.flows import EntrypointType
 from prefect.runner.storage import LocalStorage
 from pydantic import ValidationError
 
+from flows.automations import delete_automation, put_automation
 from flows.recipe_files import full_name, read_recipe
 from flows.retrain import retrain
+from flows.watch import watch
 from tasks.contracts.base import Contract
 from tasks.contracts.errors import BadRecipe
 from tasks.contracts.recipe import Recipe
 from tasks.storage.store import default_store
+from tasks.watch.change_event import EVENT, resource_of
 
 POOL, TAG, SCHEDULE = "cpu", "retrain", "retrain"
+# A pool of its own: a look takes seconds, and should not wait for a training to end. Its worker has
+# no limit of runs, or looks that are not needed any more would wait there.
+WATCH_POOL, WATCH_TAG = "watch", "watch"
 NIGHTLY = "0 3 * * *"
 DEFAULTS = {"changes": {}, "refresh": "nothing"}
 STORE_VARIABLE = "BURNISH_STORE"
@@ -110,7 +121,78 @@ def deploy(
         identity = made.apply()
         if before and cron:
             _set_schedule(client, identity, schedule)
+        deploy_watch(client, recipe, wanted, made.storage)
     return wanted
+
+
+def deploy_watch(
+    client: SyncPrefectClient, recipe: Recipe, beside: Deployed, storage: LocalStorage
+) -> None:
+    """Create or update the watch of a recipe's data beside its deployment; remove it if the recipe
+    does not ask for one any more."""
+    minutes = recipe.watch.every_minutes
+    try:
+        before = client.read_deployment_by_name(f"{watch.name}/{recipe.name}")
+    except ObjectNotFound:
+        before = None
+    if not minutes:
+        if before:
+            client.delete_deployment(before.id)
+            delete_automation(client, _wake_name(recipe.name))
+        return
+    with contextlib.suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name=WATCH_POOL, type="process"))
+    made = watch.to_deployment(
+        name=recipe.name,
+        description=f"Looks whether the data of {recipe.name} have changed, and retrains then.",
+        tags=[WATCH_TAG, recipe.name],
+        parameters={"recipe": beside.parameters["recipe"]},
+        work_pool_name=before.work_pool_name if before else WATCH_POOL,
+        job_variables=beside.job_variables,
+        # A look that finds another one under way is not needed: that one looks again at its end.
+        concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy="CANCEL_NEW"),
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+    made.storage = storage
+    made.model_fields_set.difference_update({"schedules", "paused"})
+    identity = made.apply()
+    _set_interval(client, identity, before, minutes)
+    wake = AutomationCore(
+        name=_wake_name(recipe.name),
+        description=f"`burnish data-changed {recipe.name}` lets the watch look at once.",
+        trigger=EventTrigger(
+            expect={EVENT},
+            match={"prefect.resource.id": resource_of(recipe.name)},
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[RunDeployment(deployment_id=identity)],
+    )
+    put_automation(client, wake)
+
+
+def _wake_name(name: str) -> str:
+    return f"burnish: new data of {name}"
+
+
+def _set_interval(
+    client: SyncPrefectClient, identity: UUID, before: DeploymentResponse | None, minutes: float
+) -> None:
+    """Let the watch look so often. A person may have changed its schedule, which only a recipe that
+    says something else replaces."""
+    slug = f"every-{minutes:g}-minutes".replace(".", "-")
+    present = before.schedules if before else []
+    if any(each.slug == slug for each in present):
+        return
+    old = [each for each in present if (each.slug or "").startswith("every-")]
+    active = all(each.active for each in old)
+    for each in old:
+        client.delete_deployment_schedule(identity, each.id)
+    schedule = IntervalSchedule(interval=timedelta(minutes=minutes))
+    client.create_deployment_schedules(
+        identity, [DeploymentScheduleCreate(schedule=schedule, active=active, slug=slug)]
+    )
 
 
 def existing(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
@@ -119,6 +201,16 @@ def existing(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
         return client.read_deployment_by_name(f"{retrain.name}/{name}")
     except ObjectNotFound:
         return None
+
+
+def watched(name: str) -> bool:
+    """Whether a recipe's data are watched."""
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_deployment_by_name(f"{watch.name}/{name}")
+        except ObjectNotFound:
+            return False
+    return True
 
 
 def deployed(

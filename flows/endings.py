@@ -38,6 +38,22 @@ def refuse(error: BurnishError, recipe: str) -> State:
     return _failed(error, NOT_BEGUN)
 
 
+def supersede(later: str, recipe: str) -> State:
+    """End a late run before it begins, since another one of its schedule is due, too."""
+    sentence = f"Run {later} of the same schedule is due, too, and does the same."
+    report = RunReport(recipe_stem(recipe), this_run.id or "", deployment.id is not None)
+    report.end("Superseded", sentence)
+    tag_outcome(this_run.id or "", "Superseded")
+    return Completed(name="Superseded", message=f"Superseded. {sentence}")
+
+
+def run_name() -> str:
+    """The run's name: its recipe, and the words that Prefect has chosen."""
+    stem = recipe_stem(this_run.parameters["recipe"])
+    chosen = this_run.name or ""
+    return chosen if chosen.startswith(f"{stem}-") else f"{stem}-{chosen}"
+
+
 def recipe_stem(recipe: str) -> str:
     """A recipe's name, from the name of its file."""
     return recipe.rpartition("/")[2].removesuffix(".yaml")
@@ -92,8 +108,9 @@ def _known_causes(kind: type[BurnishError] = BurnishError) -> Iterator[str]:
         yield from _known_causes(special)
 
 
-OUTCOMES = ("Released", "Up to date", "Rejected", "Cancelled", "Crashed")
-OUTCOME_TAGS = {_tag(outcome) for outcome in (*OUTCOMES, *_known_causes())}
+OUTCOMES = ("Released", "Up to date", "Rejected", "Superseded", "Cancelled", "Crashed")
+LOOKS = ("Nothing new", "Waiting", "Retraining", "Held")
+OUTCOME_TAGS = {_tag(outcome) for outcome in (*OUTCOMES, *LOOKS, *_known_causes())}
 
 
 def stop(

@@ -7,10 +7,13 @@ A cancelled run ends *Cancelled*; one that was stopped otherwise ends *Crashed*.
 
 from __future__ import annotations
 
+import contextlib
+from datetime import UTC, datetime, timedelta
 from typing import Literal, get_args
 
 import yaml
 from prefect import flow
+from prefect.client.schemas.filters import FlowRunFilter
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import deployment
 from prefect.runtime import flow_run as this_run
@@ -21,6 +24,7 @@ from flows.on_pool import score_on_pool, train_on_pool, with_pool
 from flows.recipe_files import read_recipe
 from flows.score import score_and_decide
 from flows.train import plan_training, train
+from tasks.contracts.candidate import Trained
 from tasks.contracts.errors import (
     BaselineMoved,
     BurnishError,
@@ -38,14 +42,16 @@ from tasks.release import deployment_log
 from tasks.release.announce import announce
 from tasks.release.delivery import deliver_owed
 from tasks.release.inputs import ReleaseInputs
-from tasks.release.provenance import release_digest
+from tasks.release.provenance import data_report, release_digest
 from tasks.release.publish import finish, missing_targets, open_targets, publish, publish_missing
 from tasks.report.markdown import release_facts, rules_markdown
 from tasks.report.run_report import Origin, RunReport, Section
 from tasks.runtime.context import RunContext
+from tasks.runtime.prefect_api import brief_client
 from tasks.runtime.termination import watch_sigterm
 from tasks.storage.source_copies import KIND as SOURCE_COPY
 from tasks.storage.store import default_store, open_store
+from tasks.watch.records import DataVerdict, seen, write_verdict
 
 Refresh = Literal[
     "nothing",
@@ -82,18 +88,13 @@ PRODUCERS = {
     "verdict": "gate",
 }
 ATTEMPTS = 3
-
-
-def run_name() -> str:
-    """The run's name: its recipe, and the words that Prefect has chosen."""
-    stem = endings.recipe_stem(this_run.parameters["recipe"])
-    chosen = this_run.name or ""
-    return chosen if chosen.startswith(f"{stem}-") else f"{stem}-{chosen}"
+SCHEDULED_TAG = "auto-scheduled"
+"""Prefect tags the runs of schedules with it."""
 
 
 @flow(
     name="retrain",
-    flow_run_name=run_name,
+    flow_run_name=endings.run_name,
     validate_parameters=True,
     on_cancellation=[endings.close_report_of_ended_run],
     on_crashed=[endings.close_report_of_ended_run],
@@ -109,6 +110,8 @@ def retrain(recipe: str, changes: Changes = NO_CHANGES, refresh: Refresh = "noth
     """
     if this_run.run_count > 1:
         endings.tag_outcome(this_run.id or "")  # What an earlier try ended with is not so now.
+    if later := later_due_run():
+        return endings.supersede(later, recipe)
     try:
         checked = read_recipe(recipe, changes).resolved()
         checked = checked.model_copy(update={"store": checked.store or default_store()})
@@ -139,6 +142,28 @@ def retrain(recipe: str, changes: Changes = NO_CHANGES, refresh: Refresh = "noth
             if type(known) is CodeFailed and known is not error:
                 raise  # A defect: its traceback belongs into the run's log.
             return failed
+
+
+def later_due_run() -> str:
+    """The name of a later run of this run's schedule that is due, too, as after a time without
+    workers: one of them is enough. Empty if there is none, or this run has been asked for."""
+    if SCHEDULED_TAG not in this_run.tags:
+        return ""
+    with contextlib.suppress(Exception), brief_client() as client:
+        due = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                deployment_id={"any_": [deployment.id]},
+                tags={"all_": [SCHEDULED_TAG]},
+                state={"type": {"any_": ["SCHEDULED"]}},
+                expected_start_time={
+                    "after_": this_run.scheduled_start_time + timedelta(seconds=1),
+                    "before_": datetime.now(UTC),
+                },
+            ),
+            limit=1,
+        )
+        return due[0].name if due else ""
+    return ""
 
 
 def run_to_verdict(recipe: Recipe, context: RunContext, report: RunReport) -> State:
@@ -172,7 +197,7 @@ def run_to_verdict(recipe: Recipe, context: RunContext, report: RunReport) -> St
 
 def run_once(recipe: Recipe, context: RunContext, report: RunReport) -> State:
     """One pass from the sources to the end of the run."""
-    store, channel = open_store(context.store), recipe.announce.channel
+    channel = recipe.announce.channel
     benchmarks = check_access(recipe, context, report)
     finish_interrupted(recipe.name, channel, context, report)
     for entry in deliver_owed(recipe.name, channel, context):
@@ -183,6 +208,21 @@ def run_once(recipe: Recipe, context: RunContext, report: RunReport) -> State:
     planned = plan_training(recipe, context, report)
     context = train_on_pool(recipe, planned, benchmarks, context, report)
     trained = train(recipe, planned, context, report)
+    ended = judge(recipe, trained, benchmarks, context, report)
+    if recipe.watch.every_minutes:
+        remember_data(recipe, trained, ended.name or "", context)
+    return ended
+
+
+def judge(
+    recipe: Recipe,
+    trained: Trained,
+    benchmarks: BenchmarkTasks | None,
+    context: RunContext,
+    report: RunReport,
+) -> State:
+    """From a trained model to the end of the run."""
+    store, channel = open_store(context.store), recipe.announce.channel
     newest = deployment_log.head(store, recipe.name, channel)
     deployed = deployment_log.deployed(store, recipe.name, channel)
     if deployed and deployed.release.digest == release_digest(trained, store):
@@ -196,6 +236,21 @@ def run_once(recipe: Recipe, context: RunContext, report: RunReport) -> State:
     log_number = newest.number if newest else 0
     inputs = stage_inputs.release_inputs(recipe, candidate, log_number)
     return release(recipe, inputs, context, report)
+
+
+def remember_data(recipe: Recipe, trained: Trained, outcome: str, context: RunContext) -> None:
+    """Tell the watch that these data have reached a verdict. If that cannot be written, it will
+    start one more run, which finds everything done."""
+    store = open_store(context.store)
+    with contextlib.suppress(BurnishError):
+        verdict = DataVerdict(
+            data=seen(trained.data.digest, data_report(trained.loaded, store)),
+            outcome=outcome,
+            run=context.run_name,
+            run_id=context.run_id,
+            at=deployment_log.utc_now(),
+        )
+        write_verdict(store, recipe.name, verdict)
 
 
 def check_access(recipe: Recipe, context: RunContext, report: RunReport) -> BenchmarkTasks | None:

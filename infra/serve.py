@@ -13,7 +13,7 @@ import urllib.request
 
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-from flows.deployments import POOL, deploy
+from flows.deployments import POOL, WATCH_POOL, deploy
 from flows.endings import close_report_of_ended_run
 from flows.prefect_server import pages_of, record_server
 from flows.recipe_files import shipped_recipes
@@ -49,7 +49,9 @@ def main() -> int:
                 deploy(recipe, directory=str(ROOT))
             _close_abandoned_runs()
         record_server(PREFECT_HOME.value(), API)
-        services.append(start("worker", "start", "--pool", POOL, "--name", "burnish"))
+        for pool in (POOL, WATCH_POOL):
+            options = ("--pool", pool, "--type", "process", "--name", f"burnish-{pool}")
+            services.append(start("worker", "start", *options))
         print(f"\nBurnish is at {pages_of(API)} (Ctrl-C stops it)\n", flush=True)
         while all(process.poll() is None for process in services):
             time.sleep(1)

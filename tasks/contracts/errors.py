@@ -222,6 +222,12 @@ class CodeFailed(BurnishError):
     """A program ended in a way that no other class describes."""
 
 
+def retry_helps(state_name: str) -> bool:
+    """Whether the cause that a failed run's state is named after may pass by itself."""
+    named = [kind for kind in _subclasses(BurnishError) if kind.cause.lower() == state_name.lower()]
+    return any(kind.retry_helps for kind in named)
+
+
 def from_json(data: dict[str, Any]) -> BurnishError:
     """Rebuild an error that `BurnishError.to_json` described."""
     kinds = {cls.__name__: cls for cls in _subclasses(BurnishError)}

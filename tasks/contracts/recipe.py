@@ -21,6 +21,7 @@ from tasks.contracts.recipe_data import DataRecipe, Task
 from tasks.contracts.recipe_evaluation import EvaluationRecipe, GateRecipe
 from tasks.contracts.recipe_release import NAME, NAME_FORMAT, AnnounceRecipe, PublishRecipe
 from tasks.contracts.recipe_training import LoraRecipe, ModelRecipe, PlanRecipe, TrainingRecipe
+from tasks.contracts.recipe_watch import WatchRecipe
 from tasks.contracts.task_tables import GENERATED, METRICS, ROW_FORMATS
 
 
@@ -71,6 +72,11 @@ class Recipe(Contract):
         default_factory=AnnounceRecipe,
         title="Announce",
         description="Where releases are announced.",
+    )
+    watch: WatchRecipe = Field(
+        default_factory=WatchRecipe,
+        title="Watch",
+        description="When new data start a retraining.",
     )
     store: str = Field(
         "",

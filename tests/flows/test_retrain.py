@@ -6,16 +6,21 @@ import json
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import orjson
 import pytest
 import yaml
 from huggingface_hub import HfApi
 from prefect.client.orchestration import get_client
+from prefect.states import Scheduled
 from prefect.utilities.callables import parameter_schema
 
+from flows import retrain as flow
 from flows import stage_inputs
+from flows.deployments import deploy, existing
 from flows.retrain import retrain
 from tasks.release import provenance
 from tests.flows.conftest import ROWS, report_of, task_states
@@ -253,6 +258,33 @@ class TestForm:
         state = retrain(file, {"max_length": 4}, return_state=True)
         assert state.name == "Bad recipe"
         assert "training.max_length: found 4" in state.message
+
+
+class TestLateRun:
+    def due(self, deployment, hours_ago, tags=("auto-scheduled",)):
+        then = datetime.now(UTC) - timedelta(hours=hours_ago)
+        with get_client(sync_client=True) as client:
+            return client.create_flow_run_from_deployment(
+                deployment.id, state=Scheduled(scheduled_time=then), tags=list(tags)
+            )
+
+    def test_is_superseded_by_a_later_due_run_of_its_schedule(self, place, monkeypatch):
+        deploy(write_recipe(place.recipe(name="late"), place.folder))
+        with get_client(sync_client=True) as client:
+            deployment = existing(client, "late")
+        first = self.due(deployment, hours_ago=5)
+        self.due(deployment, hours_ago=1, tags=["by hand"])
+        now = SimpleNamespace(
+            tags=first.tags, scheduled_start_time=first.state.state_details.scheduled_time
+        )
+        monkeypatch.setattr(flow, "this_run", now)
+        monkeypatch.setattr(flow, "deployment", deployment)
+        assert flow.later_due_run() == ""
+        later = self.due(deployment, hours_ago=3)
+        self.due(deployment, hours_ago=-3)
+        assert flow.later_due_run() == later.name
+        now.tags = ["by hand"]
+        assert flow.later_due_run() == ""
 
 
 class TestRun:

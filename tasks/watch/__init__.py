@@ -1,0 +1,1 @@
+"""Watching data: whether what is there now is worth a retraining."""
