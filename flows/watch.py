@@ -17,6 +17,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runtime import deployment as this_deployment
 from prefect.runtime import flow_run as this_run
 from prefect.states import Completed, Failed, Scheduled, State
+from prefect.utilities.names import generate_slug
 
 from flows import endings, stage_inputs
 from flows.recipe_files import read_recipe
@@ -159,7 +160,11 @@ def _start(recipe: Recipe, store: Store, decision: Decision) -> Decision:
     state = state.model_copy(update={"attempts": state.attempts + 1})
     key = f"{state.digest}/{state.changed_at}/{state.attempts}"
     run: FlowRun = run_deployment(
-        f"retrain/{recipe.name}", idempotency_key=key, timeout=0, as_subflow=False
+        f"retrain/{recipe.name}",
+        flow_run_name=f"{recipe.name}-{generate_slug(2)}",
+        idempotency_key=key,
+        timeout=0,
+        as_subflow=False,
     )
     state = state.model_copy(update={"run_id": str(run.id), "run_name": run.name})
     sentence = f"{decision.sentence} Run {run.name} was started."

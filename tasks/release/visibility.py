@@ -23,11 +23,14 @@ def visible_now(store: Store, name: str, channel: str, run: str, began: datetime
     """
     try:
         newest = deployment_log.head(store, name, channel)
+        revealing = newest is not None and newest.kind == "revealing"
         sentences = [
             f"Version {entry.release.version} was released by this run."
             for entry in _released_by(store, name, channel, run, began)
-        ] or ["Nothing was published by this run."]
-        if newest and newest.kind == "revealing":
+        ]
+        if not sentences and not revealing:
+            sentences = ["Nothing was published by this run."]
+        if revealing:
             sentences.append(
                 f"Files of version {newest.release.version} (run {newest.run}) may be visible at "
                 "some targets, but it is not announced; the next run finishes or replaces it."

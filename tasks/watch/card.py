@@ -8,6 +8,7 @@ from uuid import UUID
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run as this_run
+from prefect.utilities.urls import url_for
 
 from tasks.contracts.recipe_watch import WatchRecipe
 from tasks.report.markdown import markdown_table
@@ -68,7 +69,7 @@ def card_markdown(
         ("last look", _moment(looked)),
         ("last change seen", _moment(datetime.fromisoformat(state.changed_at or state.looked_at))),
         ("retrainings of these data", attempts),
-        *([("last of them", f"run {state.run_name}")] if state.run_name else []),
+        *([("last of them", _run_link(state))] if state.run_name else []),
         ("next look", f"{_moment(next_look)}, or when `burnish data-changed {name}` is run"),
     ]
     parts = [f"# {name} data: {state.outcome}", state.sentence, markdown_table(("", ""), rows)]
@@ -79,6 +80,11 @@ def card_markdown(
             f"as they are: `burnish accept-data {name}`.",
         )
     return "\n\n".join(parts) + "\n"
+
+
+def _run_link(state: WatchState) -> str:
+    link = url_for("flow-run", obj_id=state.run_id)
+    return f"[{state.run_name}]({link})" if link else state.run_name
 
 
 def _moment(at: datetime) -> str:

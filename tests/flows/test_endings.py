@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 from datetime import UTC, datetime
 
+import psutil
 import pytest
 import yaml
 from prefect.client.orchestration import get_client
@@ -36,17 +38,20 @@ class Command:
 
     def __init__(self, place: Place, before: str = "") -> None:
         recipe = place.folder / "recipe.yaml"
-        values = place.recipe(name="stopped", training__epochs=1000).model_dump(mode="json")
+        changes = {"training__epochs": 1000, "training__checkpoint_minutes": 0.01}
+        values = place.recipe(name="stopped", **changes).model_dump(mode="json")
         recipe.write_text(yaml.safe_dump(values))
         self.began = datetime.now(UTC)
         # A shell that starts the tests in the background has them, and this, ignore Ctrl-C.
         heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
         code = f"{heed}\n{before}\nfrom flows.cli import main\nmain(['retrain', {str(recipe)!r}])\n"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(code)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
+        self.output = place.folder / "output"
+        with self.output.open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", textwrap.dedent(code)],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
         wait_for(lambda: training_programs(self.process.pid), "training")
 
     @property
@@ -93,10 +98,38 @@ class TestSigterm:
         assert report.startswith("# stopped: Cancelled")
         assert "**Cause:** cancelled" in report
 
-    def test_ctrl_c_is_reported_alike(self, empty_place):
-        state = Command(empty_place).stop(signal.SIGINT)
+
+@pytest.mark.slow
+class TestCtrlC:
+    def test_keeps_a_checkpoint_and_says_how_to_go_on(self, empty_place):
+        command = Command(empty_place)
+        kept = empty_place.store.objects
+        wait_for(lambda: kept.sizes("checkpoints/"), "a checkpoint")
+        state = command.stop(signal.SIGINT)
         assert state.name == "Crashed"
         assert "SIGINT, as by Ctrl-C" in report_of(state)
+        assert command.process.returncode == 130
+        said = command.output.read_text()
+        assert "Stopping, as soon as a training has saved a checkpoint" in said
+        assert re.search(
+            r"stopped: Stopped\. The training reached step (\d+) of \d+; the next run goes on from "
+            r"the checkpoint of step \1\. To go on, start the same command again\.",
+            said,
+        )
+        assert "Traceback" not in said
+
+    def test_pressed_twice_ends_everything_at_once(self, empty_place):
+        command = Command(empty_place)
+        below = psutil.Process(command.process.pid).children(recursive=True)
+        # The training cannot save anything in time.
+        for trainer in training_programs(command.process.pid):
+            trainer.suspend()
+        command.process.send_signal(signal.SIGINT)
+        wait_for(lambda: "Stopping" in command.output.read_text(), "the answer")
+        command.process.send_signal(signal.SIGINT)
+        assert command.process.wait(60) == 130
+        psutil.wait_procs(below, timeout=60)
+        assert not [each for each in below if each.is_running()]
 
 
 class TestOwedEvents:

@@ -44,8 +44,8 @@ class TestVisibleNow:
 
     def test_of_a_release_that_is_not_announced(self, began, claim, store):
         version = claim.release.version
+        # Whether this run or another one revealed them, "nothing was published" would be wrong.
         assert visible(store, began) == (
-            "Nothing was published by this run. "
             f"Files of version {version} (run {RUN}) may be visible at some targets, but it is not "
             "announced; the next run finishes or replaces it. Deployed: nothing yet."
         )
