@@ -45,6 +45,8 @@ from tasks.storage.store import Store, open_store
 POOL_STEPS = {
     step.name: step for step in (check_gguf_export, finetune, export_gguf, score, run_benchmarks)
 }
+CAUSES = {"unwanted": "nobody waits for it", "cancelled": "cancelled", "stopped": "preempted"}
+"""Why a run stopped, for its page."""
 LIBRARIES = tuple(sorted({name for step in POOL_STEPS.values() for name in step.libraries}))
 """Distributions whose versions decide what a pool's workers compute."""
 
@@ -89,7 +91,7 @@ def steps(request: str, store: str, run_id: str, run_name: str) -> State:
             sentence, ended = _why_stopped(own_id, status)
             status.end(ended, kept=kept)
             outcome = "Crashed" if ended == "stopped" else "Cancelled"
-            report.stop(outcome, ended, sentence, endings.PUBLISHES_NOTHING, kept)
+            report.stop(outcome, CAUSES[ended], sentence, endings.PUBLISHES_NOTHING, kept)
             if ended == "stopped":
                 raise  # It makes the run Crashed, or reschedules it where Prefect is told to.
             return Cancelled(message=" ".join(filter(None, [sentence, kept])))
@@ -101,7 +103,8 @@ def steps(request: str, store: str, run_id: str, run_name: str) -> State:
                 raise
             return Failed(name=error.title, message=str(error))
         status.end("done")
-        report.end("Done", f"{len(asked.steps)} steps are recorded in {store}.")
+        said = f"{len(asked.steps)} steps are recorded in {store}."
+        report.end("Done", said if asked.steps else "The machine is described in the store.")
         forget_old_runs(opened)
         return Completed(message=f"{len(asked.steps)} steps for run {run_name}")
 
