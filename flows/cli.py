@@ -110,8 +110,10 @@ def deploy(
 
     with lasting_server():
         for name in names:
-            made = deploy_recipe(name, pool, cron, timezone, store, directory)
-            typer.echo(f"{made.name}: deployed on pool {made.pool}, store {made.store}")
+            made = deploy_recipe(
+                name, pool, cron, timezone, store, directory, take_over=bool(recipes)
+            )
+            typer.echo(f"{made.name}: {made.recipe} on pool {made.pool}, store {made.store}")
 
 
 @app.command()

@@ -66,6 +66,11 @@ class Deployed(Contract):
     concurrency_limit: dict[str, Any]
 
     @property
+    def recipe(self) -> str:
+        """The recipe's name for the workers."""
+        return self.parameters["recipe"]
+
+    @property
     def store(self) -> str:
         """The store's URI."""
         return self.job_variables["env"][STORE_VARIABLE]
@@ -78,6 +83,7 @@ def deploy(
     timezone: str = "UTC",
     store: str = "",
     directory: str = "",
+    take_over: bool = True,
 ) -> Deployed:
     """Create or update the deployment of a recipe.
 
@@ -89,6 +95,8 @@ def deploy(
         timezone: Of the schedule.
         store: The store's URI. Empty: as it was, or this process's.
         directory: The folder on the workers in which runs start. Empty: the current one.
+        take_over: Whether a deployment of the same name is to retrain this recipe, even if somebody
+            has given the name to another recipe.
 
     Raises:
         NotFound, BadRecipe: The recipe cannot be used, or the schedule.
@@ -98,6 +106,9 @@ def deploy(
     recipe = read_recipe(named)
     with get_client(sync_client=True) as client:
         before = existing(client, recipe.name)
+        other = before.parameters.get("recipe") if before else None
+        if not take_over and isinstance(other, str) and other != named:
+            return deployed(recipe, other, before)
         wanted = deployed(recipe, named, before, pool, store)
         with contextlib.suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=wanted.pool, type="process"))
@@ -144,9 +155,10 @@ def deploy_watch(
         client.create_work_pool(WorkPoolCreate(name=WATCH_POOL, type="process"))
     made = watch.to_deployment(
         name=recipe.name,
-        description=f"Looks whether the data of {recipe.name} have changed, and retrains then.",
+        description=f"Looks whether the data of {recipe.name} have changed, and retrains then. "
+        f"What it saw: the artifact data-{recipe.name} (/v2/artifacts/key/data-{recipe.name}).",
         tags=[WATCH_TAG, recipe.name],
-        parameters={"recipe": beside.parameters["recipe"]},
+        parameters={"recipe": beside.recipe},
         work_pool_name=before.work_pool_name if before else WATCH_POOL,
         job_variables=beside.job_variables,
         # A look that finds another one under way is not needed: that one looks again at its end.
@@ -257,7 +269,7 @@ def deployed(
 def prepare(recipe: str) -> dict[str, Any]:
     """A build step of prefect.yaml: creates or updates a recipe's deployment as `burnish deploy`
     does, and returns the values of its entry."""
-    return deploy(recipe).model_dump(mode="json")
+    return deploy(recipe, take_over=False).model_dump(mode="json")
 
 
 def _known_parameters(before: DeploymentResponse) -> dict[str, Any]:

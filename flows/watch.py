@@ -196,9 +196,10 @@ def _look_again(decision: Decision) -> None:
 def _show(recipe: Recipe, store: Store, decision: Decision) -> Decision:
     """Show the data's owner what was found, and remember it."""
     run_logger().info("%s: %s", decision.outcome, decision.sentence)
-    state = decision.state.model_copy(
-        update={"outcome": decision.outcome, "sentence": decision.sentence}
-    )
+    changes = {"outcome": decision.outcome, "sentence": decision.sentence}
+    if decision.outcome != decision.state.outcome:
+        changes["artifact"] = ""  # A new version of it, on this run's own page.
+    state = decision.state.model_copy(update=changes)
     card = show_card(recipe.name, state, recipe.watch, decision.look_again)
     state = state.model_copy(update={"artifact": card})
     records.write_state(store, recipe.name, state)

@@ -46,7 +46,7 @@ def main() -> int:
         _wait_for_server(services[0])
         with temporary_settings({PREFECT_API_URL: API}):
             for recipe in shipped_recipes():
-                deploy(recipe, directory=str(ROOT))
+                deploy(recipe, directory=str(ROOT), take_over=False)
             _close_abandoned_runs()
         record_server(PREFECT_HOME.value(), API)
         for pool in (POOL, WATCH_POOL):

@@ -1,4 +1,5 @@
-"""What a data owner sees: one artifact for each recipe, which its watch keeps current."""
+"""What a data owner sees: one artifact for each recipe, which its watch keeps current. When the
+outcome changes, it gets a new version, so that its versions tell what happened."""
 
 from __future__ import annotations
 

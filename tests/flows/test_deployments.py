@@ -98,6 +98,16 @@ class TestDeploy:
         with pytest.raises(BadRecipe, match="--timezone 'Mars'"):
             deploy(str(recipe), cron="0 3 * * *", timezone="Mars")
 
+    def test_of_a_shipped_recipe_leaves_its_name_to_a_person_s_own(self, recipe, tmp_path):
+        # Such as a corrected copy of `news`: the next `make server` must not take its name back.
+        copy = tmp_path / "copy.yaml"
+        copy.write_text(recipe.read_text())
+        deploy(str(recipe))
+        assert deploy(str(copy), take_over=False).recipe == str(recipe)
+        assert deployment_of(recipe).parameters["recipe"] == str(recipe)
+        deploy(str(copy))
+        assert deployment_of(recipe).parameters["recipe"] == str(copy)
+
     def test_an_unknown_recipe_is_refused(self, prefect_env):
         with pytest.raises(NotFound, match="nwes"):
             deploy("nwes")

@@ -15,6 +15,7 @@ from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterId,
 )
+from prefect.client.schemas.sorting import ArtifactSort
 from prefect.states import Completed, Crashed
 
 from flows.cli import main
@@ -50,8 +51,10 @@ class Watched:
     def card(self):
         with get_client(sync_client=True) as client:
             key = ArtifactFilterKey(any_=[f"data-{self.name}"])
-            (found,) = client.read_artifacts(artifact_filter=ArtifactFilter(key=key))
-        return found
+            found = client.read_artifacts(
+                artifact_filter=ArtifactFilter(key=key), sort=ArtifactSort.CREATED_DESC
+            )
+        return found[0]
 
     def retrain(self) -> str:
         """Do what the started run would do; returns the name of its last state."""
