@@ -59,7 +59,9 @@ class Command:
         """The flow run."""
         with get_client(sync_client=True) as client:
             return client.read_flow_runs(
-                flow_run_filter=FlowRunFilter(start_time={"after_": self.began}),
+                flow_run_filter=FlowRunFilter(
+                    name={"like_": "recipe-"}, start_time={"after_": self.began}
+                ),
                 sort=FlowRunSort.START_TIME_DESC,
                 limit=1,
             )[0]

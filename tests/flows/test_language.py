@@ -21,7 +21,9 @@ class TestChat:
         assert state.name == "Released", state.message
         report = report_of(state)
         assert (
-            "## Training examples" in report and "▶ " in report and "· <|im_start|>user" in report
+            "<summary>Training examples</summary>" in report
+            and "▶ " in report
+            and "· <|im_start|>user" in report
         )
         assert "| question | reference | baseline | candidate |" in report
         first = chat.deployed()

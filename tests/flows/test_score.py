@@ -100,7 +100,7 @@ class TestBenchmarks:
             evaluation__benchmark_folder=str(folder),
         )
         report = report_of(state)
-        assert "## Benchmarks" in report and "| ships | acc |" in report
+        assert "<summary>Benchmarks</summary>" in report and "| ships | acc |" in report
         assert task_states(state)["benchmarks"] == "Completed"
         made = chat.provenance()
         assert {"benchmarks", "benchmark_baseline"} <= set(made["steps"])

@@ -3,6 +3,7 @@ by form, by schedule, by event, in a browser."""
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import re
 import shutil
@@ -269,7 +270,8 @@ def trainer_of(served: Served, run_id: Any) -> psutil.Process:
     def training() -> list[psutil.Process]:
         state = state_of(run_id)
         assert not state.is_final(), f"the run ended before it trained: {state}"
-        return training_programs(served.process.pid)
+        programs = training_programs(served.process.pid)
+        return [each for each in programs if run_of(each) == str(run_id)]
 
     (trainer,) = served.wait_for(training, "training")
     return trainer
@@ -288,3 +290,10 @@ def name_of(run_id: Any) -> str:
     """The name of a run."""
     with get_client(sync_client=True) as client:
         return client.read_flow_run(run_id).name
+
+
+def run_of(program: psutil.Process) -> str:
+    """The id of the flow run that started a program; empty if it has ended."""
+    with contextlib.suppress(psutil.Error, StopIteration):
+        return flow_run_of(program).environ().get("PREFECT__FLOW_RUN_ID", "")
+    return ""
