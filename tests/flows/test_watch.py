@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import subprocess
+from pathlib import Path
 from uuid import uuid4
 
 import boto3
@@ -25,6 +29,7 @@ from tasks.watch import records
 from tests.flows.conftest import ROWS
 from tests.flows.running import write_recipe
 from tests.tasks.samples import easy_rows, write_jsonl
+from tests.waiting import wait_for
 
 
 class Watched:
@@ -235,20 +240,28 @@ class TestDeployment:
 
 
 class TestDataChanged:
-    def test_is_confirmed_by_the_server_and_wakes_the_watch(self, watched_place, capsys):
-        from tests.waiting import wait_for
+    def wakes(self, name):
+        """The looks that no schedule has asked for."""
+        with get_client(sync_client=True) as client:
+            mine = client.read_deployment_by_name(f"watch/{name}")
+            filter_ = DeploymentFilter(id=DeploymentFilterId(any_=[mine.id]))
+            runs = client.read_flow_runs(deployment_filter=filter_)
+        return [run for run in runs if "auto-scheduled" not in run.tags]
 
+    def test_is_confirmed_by_the_server_and_wakes_the_watch(self, watched_place, capsys):
         assert main_exits(["data-changed", watched_place.name]) == 0
         assert "the server has the event" in capsys.readouterr().out
+        wait_for(lambda: len(self.wakes(watched_place.name)) == 1, "a run of the watch")
 
-        def woken():
-            with get_client(sync_client=True) as client:
-                mine = client.read_deployment_by_name(f"watch/{watched_place.name}")
-                filter_ = DeploymentFilter(id=DeploymentFilterId(any_=[mine.id]))
-                runs = client.read_flow_runs(deployment_filter=filter_)
-            return [run for run in runs if "auto-scheduled" not in run.tags]
-
-        assert len(wait_for(woken, "a run of the watch")) == 1
+    def test_is_the_same_by_the_command_that_is_documented_for_webhooks(self, watched_place):
+        page = Path("infra/webhooks.md").read_text()
+        command = next(
+            block for block in re.findall(r"```sh\n(.*?)```", page, re.S) if "curl" in block
+        )
+        command = command.replace("support-tickets", watched_place.name)
+        environment = {**os.environ, "PREFECT_API_AUTH_STRING": "admin:password"}
+        subprocess.run(["bash", "-c", command], env=environment, check=True)
+        wait_for(lambda: len(self.wakes(watched_place.name)) == 1, "a run of the watch")
 
     def test_of_a_recipe_that_is_not_watched_is_an_error(self, prefect_env, capsys):
         assert main_exits(["data-changed", "nobody"]) == 1
