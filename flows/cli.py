@@ -11,7 +11,7 @@ import typer
 import yaml
 
 from flows.recipe_files import read_recipe, shipped_recipes
-from tasks.contracts.errors import BurnishError, NotFound
+from tasks.contracts.errors import BadData, BurnishError, NotFound
 from tasks.contracts.recipe import Recipe
 from tasks.contracts.recipe_changes import NO_CHANGES, Changes
 
@@ -190,12 +190,20 @@ def accept_data(
     from tasks.watch.records import accept, read_state
 
     opened = open_store(store or default_store())
-    if not read_state(opened, name).held:
+    state = read_state(opened, name)
+    if not state.held:
         raise NotFound(
             f"data of {name} in {opened.uri}",
             "none that are held back",
             "data that the watch has held back",
             "see the watch's last run, or name another store",
+        )
+    if not state.acceptable:
+        raise BadData(
+            f"data of {name}",
+            f"what cannot be trained on ({state.held})",
+            "data that are whole, if unusual",
+            "correct the data: the watch then goes on by itself",
         )
     accepted = accept(opened, name)
     typer.echo(f"{name}: accepted, though: {accepted.held}")

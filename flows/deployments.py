@@ -17,11 +17,12 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCre
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.deployments.runner import RunnerDeployment
 from prefect.events import EventTrigger, Posture
 from prefect.events.actions import RunDeployment
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
-from prefect.flows import EntrypointType
+from prefect.flows import EntrypointType, Flow
 from prefect.runner.storage import LocalStorage
 from pydantic import ValidationError
 
@@ -110,8 +111,7 @@ def deploy(
         if not take_over and isinstance(other, str) and other != named:
             return deployed(recipe, other, before)
         wanted = deployed(recipe, named, before, pool, store)
-        with contextlib.suppress(ObjectAlreadyExists):
-            client.create_work_pool(WorkPoolCreate(name=wanted.pool, type="process"))
+        ensure_pool(client, wanted.pool)
         made = retrain.to_deployment(
             name=wanted.name,
             description=wanted.description,
@@ -123,17 +123,31 @@ def deploy(
             # By its module: a worker loads it from the installed package, wherever it runs.
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
-        made.storage = LocalStorage(directory or str(Path.cwd()))
-        # What is set, even to nothing, replaces what is there: schedules made in the UI would go.
-        made.model_fields_set.difference_update({"schedules", "paused"})
-        if before is None:
-            first = DeploymentScheduleCreate(schedule=schedule, active=bool(cron), slug=SCHEDULE)
-            made.schedules = [first]
-        identity = made.apply()
+        storage = LocalStorage(directory or str(Path.cwd()))
+        first = DeploymentScheduleCreate(schedule=schedule, active=bool(cron), slug=SCHEDULE)
+        identity = _apply(made, storage, [] if before else [first])
         if before and cron:
             _set_schedule(client, identity, schedule)
-        deploy_watch(client, recipe, wanted, made.storage)
+        deploy_watch(client, recipe, wanted, storage)
     return wanted
+
+
+def ensure_pool(client: SyncPrefectClient, name: str) -> None:
+    """Create a work pool for processes if it is not there."""
+    with contextlib.suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+
+
+def _apply(
+    made: RunnerDeployment, storage: LocalStorage, schedules: list[DeploymentScheduleCreate]
+) -> UUID:
+    """Put a deployment on the server; what it does not say stays as it is there."""
+    made.storage = storage
+    # What is set, even to nothing, replaces what is there: schedules made in the UI would go.
+    made.model_fields_set.difference_update({"schedules", "paused"})
+    if schedules:
+        made.schedules = schedules
+    return made.apply()
 
 
 def deploy_watch(
@@ -142,17 +156,13 @@ def deploy_watch(
     """Create or update the watch of a recipe's data beside its deployment; remove it if the recipe
     does not ask for one any more."""
     minutes = recipe.watch.every_minutes
-    try:
-        before = client.read_deployment_by_name(f"{watch.name}/{recipe.name}")
-    except ObjectNotFound:
-        before = None
+    before = existing(client, recipe.name, watch)
     if not minutes:
         if before:
             client.delete_deployment(before.id)
             delete_automation(client, _wake_name(recipe.name))
         return
-    with contextlib.suppress(ObjectAlreadyExists):
-        client.create_work_pool(WorkPoolCreate(name=WATCH_POOL, type="process"))
+    ensure_pool(client, WATCH_POOL)
     made = watch.to_deployment(
         name=recipe.name,
         description=f"Looks whether the data of {recipe.name} have changed, and retrains then. "
@@ -165,9 +175,7 @@ def deploy_watch(
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy="CANCEL_NEW"),
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
-    made.storage = storage
-    made.model_fields_set.difference_update({"schedules", "paused"})
-    identity = made.apply()
+    identity = _apply(made, storage, [])
     _set_interval(client, identity, before, minutes)
     wake = AutomationCore(
         name=_wake_name(recipe.name),
@@ -207,10 +215,12 @@ def _set_interval(
     )
 
 
-def existing(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
+def existing(
+    client: SyncPrefectClient, name: str, flow: Flow = retrain
+) -> DeploymentResponse | None:
     """The deployment of a recipe as it is now; None if there is none."""
     try:
-        return client.read_deployment_by_name(f"{retrain.name}/{name}")
+        return client.read_deployment_by_name(f"{flow.name}/{name}")
     except ObjectNotFound:
         return None
 
@@ -218,11 +228,7 @@ def existing(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
 def watched(name: str) -> bool:
     """Whether a recipe's data are watched."""
     with get_client(sync_client=True) as client:
-        try:
-            client.read_deployment_by_name(f"{watch.name}/{name}")
-        except ObjectNotFound:
-            return False
-    return True
+        return existing(client, name, watch) is not None
 
 
 def deployed(
@@ -244,14 +250,8 @@ def deployed(
     environment = dict(variables.get("env") or {})
     if store or STORE_VARIABLE not in environment:
         environment[STORE_VARIABLE] = store or recipe.store or default_store()
-    limit, options = (
-        (before.global_concurrency_limit, before.concurrency_options)
-        if before
-        else (
-            None,
-            None,
-        )
-    )
+    limit = before.global_concurrency_limit if before else None
+    options = before.concurrency_options if before else None
     return Deployed(
         name=recipe.name,
         description=before.description if before and before.description else _description(recipe),

@@ -17,6 +17,7 @@ from prefect.runtime import deployment
 from prefect.runtime import flow_run as this_run
 from prefect.states import Cancelled, Completed, Failed, State
 
+from flows.recipe_files import read_recipe
 from tasks.contracts.errors import BurnishError, Preempted
 from tasks.contracts.recipe import Recipe
 from tasks.release.delivery import owed
@@ -32,8 +33,7 @@ PUBLISHES_NOTHING = "nothing by this run: only the run that asked for it publish
 
 def refuse(error: BurnishError, recipe: str) -> State:
     """End a run whose recipe cannot be used, so that it has not begun."""
-    name = recipe_stem(recipe)
-    report = RunReport(name, this_run.id or "", deployment.id is not None)
+    report = RunReport(recipe_name(recipe), this_run.id or "", deployment.id is not None)
     report.fail(error, NOT_BEGUN)
     return _failed(error, NOT_BEGUN)
 
@@ -41,7 +41,7 @@ def refuse(error: BurnishError, recipe: str) -> State:
 def supersede(later: str, recipe: str) -> State:
     """End a late run before it begins, since another one of its schedule is due, too."""
     sentence = f"Run {later} of the same schedule is due, too, and does the same."
-    report = RunReport(recipe_stem(recipe), this_run.id or "", deployment.id is not None)
+    report = RunReport(recipe_name(recipe), this_run.id or "", deployment.id is not None)
     report.end("Superseded", sentence)
     tag_outcome(this_run.id or "", "Superseded")
     return Completed(name="Superseded", message=f"Superseded. {sentence}")
@@ -49,14 +49,17 @@ def supersede(later: str, recipe: str) -> State:
 
 def run_name() -> str:
     """The run's name: its recipe, and the words that Prefect has chosen."""
-    stem = recipe_stem(this_run.parameters["recipe"])
+    name = recipe_name(this_run.parameters["recipe"])
     chosen = this_run.name or ""
-    return chosen if chosen.startswith(f"{stem}-") else f"{stem}-{chosen}"
+    return chosen if chosen.startswith(f"{name}-") else f"{name}-{chosen}"
 
 
-def recipe_stem(recipe: str) -> str:
-    """A recipe's name, from the name of its file."""
-    return recipe.rpartition("/")[2].removesuffix(".yaml")
+def recipe_name(recipe: str) -> str:
+    """The name that a recipe gives itself; the name of its file if it cannot be read."""
+    try:
+        return read_recipe(recipe).name
+    except BurnishError:
+        return recipe.rpartition("/")[2].removesuffix(".yaml")
 
 
 def conclude(
@@ -169,7 +172,7 @@ def close_report_of_ended_run(flow: Flow, flow_run: FlowRun, state: State) -> No
 
     _close(
         flow_run,
-        recipe_stem(str(flow_run.parameters.get("recipe", "retrain"))),
+        recipe_name(str(flow_run.parameters.get("recipe", "retrain"))),
         state,
         visible,
         "press Retry on the run's page, or run "

@@ -35,14 +35,12 @@ def some_server() -> Iterator[None]:
     """Within this block, this process talks to a server, if need be to a temporary one."""
     from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-    if PREFECT_API_URL.value() or running_server(PREFECT_HOME.value()):
-        with lasting_server():
-            yield
-        return
-    with (
-        _temporary_server(PREFECT_HOME.value() / _HOME) as api,
-        temporary_settings({PREFECT_API_URL: api}),
-    ):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lasting_server())
+        except NotFound:
+            api = stack.enter_context(_temporary_server(PREFECT_HOME.value() / _HOME))
+            stack.enter_context(temporary_settings({PREFECT_API_URL: api}))
         yield
 
 
@@ -83,7 +81,7 @@ def pages_of(api: str) -> str:
 def record_server(home: Path, api: str) -> None:
     """Let commands on this machine find the server that this process has started."""
     home.mkdir(parents=True, exist_ok=True)
-    (home / _RECORD).write_text(json.dumps({"api": api, "process": os.getpid()}))
+    (home / _RECORD).write_text(json.dumps({"api": api}))
 
 
 def running_server(home: Path) -> str:

@@ -87,7 +87,8 @@ def heeding_ctrl_c(name: str) -> Iterator[None]:
         raise KeyboardInterrupt
 
     # A shell without job control starts commands with SIGINT ignored, and means it.
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, stop)
     try:
         yield
@@ -95,6 +96,8 @@ def heeding_ctrl_c(name: str) -> Iterator[None]:
         kept = getattr(stopped, "kept", "") or "Finished steps are kept."
         _say(f"\n{name}: Stopped. {kept} To go on, start the same command again.\n")
         sys.exit(EXIT_INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _end(*_: object) -> None:

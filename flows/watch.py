@@ -40,7 +40,7 @@ from tasks.runtime.prefect_api import brief_client
 from tasks.storage.sources import resolve
 from tasks.storage.store import Store, default_store, open_store
 from tasks.watch import records
-from tasks.watch.card import show_card
+from tasks.watch.card import next_action, show_card
 from tasks.watch.decide import (
     Attempt,
     Decision,
@@ -93,7 +93,7 @@ def _look(recipe: Recipe, store: Store, context: RunContext) -> Decision:
         source = resolve(recipe.data.uri, "data")
     except NotFound as error:
         state = after_look(state, MISSING, None, now)
-        return hold(state, str(error))
+        return hold(state, str(error), acceptable=False)
     except (NoAccess, HubFailed, StorageFailed) as error:
         return after_unreachable(state, str(error), settings, now)
     verdict = records.last_verdict(store, name) or _deployed_data(recipe, store)
@@ -107,7 +107,7 @@ def _look(recipe: Recipe, store: Store, context: RunContext) -> Decision:
     except (NoAccess, HubFailed, StorageFailed) as error:
         return after_unreachable(state, str(error), settings, now)
     except BurnishError as error:
-        return hold(decision.state, str(error))
+        return hold(decision.state, str(error), acceptable=False)
     known = verdict.data if verdict else None
     decision = decide_on_rows(decision.state, data, known, accepted, settings, now)
     return _start(recipe, store, decision) if decision.outcome == "Ready" else decision
@@ -156,8 +156,9 @@ def _attempt(state: WatchState) -> Attempt:
 
 def _start(recipe: Recipe, store: Store, decision: Decision) -> Decision:
     """Start a retraining; if this was cut short before, join the one that was started."""
-    state = decision.state
-    state = state.model_copy(update={"attempts": state.attempts + 1})
+    # Written before: should this be cut short, the next look makes the same key.
+    records.write_state(store, recipe.name, decision.state)
+    state = decision.state.model_copy(update={"attempts": decision.state.attempts + 1})
     key = f"{state.digest}/{state.changed_at}/{state.attempts}"
     run: FlowRun = run_deployment(
         f"retrain/{recipe.name}",
@@ -211,9 +212,6 @@ def _ended(recipe: Recipe, before: WatchState, decision: Decision) -> State:
     message = f"{decision.outcome}. {decision.sentence}"
     if decision.outcome != "Held":
         return Completed(name=decision.outcome, message=message)
-    message += (
-        " Nothing was retrained, and what is deployed stays. Correct the data, or accept them as "
-        f"they are: `burnish accept-data {recipe.name}`."
-    )
+    message += f" {next_action(recipe.name, decision.state)}"
     told = before.held == decision.state.held and before.digest == decision.state.digest
     return (Completed if told else Failed)(name=decision.outcome, message=message)

@@ -15,17 +15,15 @@ make, they keep in `BURNISH_CACHE` (by default `~/.cache/burnish/artifacts`), up
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import platform
 import sys
 import time
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.exceptions import ObjectAlreadyExists
 from prefect.flows import EntrypointType
 
+from flows.deployments import ensure_pool
 from flows.steps import steps
 from infra.processes import handle_signals, start, stop, stop_runs
 from tasks.runtime.hardware import visible_gpus
@@ -65,8 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def register(pool: str) -> None:
     """Create the work pool if it is not there, and its deployment of the flow `steps`."""
-    with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
-        client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+    with get_client(sync_client=True) as client:
+        ensure_pool(client, pool)
     # By its module: a worker loads it from the installed package, wherever it runs.
     steps.to_deployment(
         name=pool, work_pool_name=pool, entrypoint_type=EntrypointType.MODULE_PATH

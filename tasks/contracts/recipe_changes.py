@@ -15,8 +15,6 @@ from pydantic import Field
 from tasks.contracts.base import Contract
 from tasks.contracts.errors import BadRecipe
 
-UNCHANGED: Literal["as the recipe says"] = "as the recipe says"
-
 _PATHS = {
     "data": "data.uri",
     "base_model": "model.uri",
@@ -65,7 +63,7 @@ class Changes(Contract):
         description="In tokens: longer texts are truncated. At least 8. 0: as the recipe says.",
     )
     quantization: Literal["as the recipe says", "none", "nf4"] = Field(
-        UNCHANGED,
+        "as the recipe says",
         title="Quantization",
         description="How the frozen base model is held during training. nf4: in 4 bits, a quarter "
         "of the memory.",

@@ -105,7 +105,7 @@ def _slice_outcome(
     worse = p_value <= alpha_of(rules)
     detectable = compared.detectable
     conclusive = worse or (detectable is not None and detectable <= LARGEST_HIDDEN_DROP)
-    seen = compared.difference > 0 if phrased.lower_is_better else compared.difference < 0
+    harm_seen = compared.difference > 0 if phrased.lower_is_better else compared.difference < 0
     outcome = RuleOutcome(
         rule="no harm",
         name=f"no harm to {part.phrase}",
@@ -121,7 +121,7 @@ def _slice_outcome(
         detectable=detectable,
         passed=not worse,
         vetoes=may_veto and conclusive,
-        inconclusive=seen and not conclusive,
+        inconclusive=harm_seen and not conclusive,
         sentence="",
     )
     sentence = _slice_sentence(outcome, phrased, part, conclusive, may_veto)

@@ -15,7 +15,7 @@ from tasks.contracts.release import DeploymentEvent, LogEntry
 from tasks.release import deployment_log
 from tasks.runtime.context import RunContext
 from tasks.runtime.logs import run_logger
-from tasks.runtime.prefect_api import brief_client
+from tasks.runtime.prefect_api import brief_client, post_event
 from tasks.storage.store import Store, open_store
 
 # Prefect's server drops subscribers at 1 MiB; payloads stay far below.
@@ -73,8 +73,6 @@ def _marker(event_id: str) -> str:
 def send(entry: LogEntry, context: RunContext) -> None:
     """Post an entry's event to Prefect's server, and wait for its confirmation.
 
-    `emit_event` of Prefect only queues an event: it is lost if the process ends or the API is away.
-
     Raises:
         Exception: The server cannot be reached, or refuses the event.
     """
@@ -96,8 +94,7 @@ def send(entry: LogEntry, context: RunContext) -> None:
         payload=event_payload(entry.event),
     )
     with brief_client() as client:
-        response = client.request("POST", "/events", json=[event.model_dump(mode="json")])
-        response.raise_for_status()
+        post_event(client, event)
 
 
 def event_payload(event: DeploymentEvent) -> dict[str, Any]:

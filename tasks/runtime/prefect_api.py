@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.events import Event
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 
@@ -24,6 +25,17 @@ def brief_client(seconds: float = 20.0) -> Iterator[SyncPrefectClient]:
         get_client(sync_client=True, httpx_settings={"timeout": seconds}) as client,
     ):
         yield client
+
+
+def post_event(client: SyncPrefectClient, event: Event) -> None:
+    """Send an event, and wait until the server has taken it: `emit_event` of Prefect only queues
+    it, and it is lost if the process ends or the API is away.
+
+    Raises:
+        Exception: The server cannot be reached, or refuses it.
+    """
+    answer = client.request("POST", "/events", json=[event.model_dump(mode="json")])
+    answer.raise_for_status()
 
 
 class BackgroundCall:

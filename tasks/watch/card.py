@@ -75,12 +75,17 @@ def card_markdown(
     ]
     parts = [f"# {name} data: {state.outcome}", state.sentence, markdown_table(("", ""), rows)]
     if state.outcome == "Held":
-        parts.insert(
-            2,
-            "Nothing was retrained, and what is deployed stays. Correct the data, or accept them "
-            f"as they are: `burnish accept-data {name}`.",
-        )
+        parts.insert(2, next_action(name, state))
     return "\n\n".join(parts) + "\n"
+
+
+def next_action(name: str, state: WatchState) -> str:
+    """What is so, and what to do, while data are held."""
+    accept = f", or accept them as they are: `burnish accept-data {name}`"
+    return (
+        "Nothing was retrained, and what is deployed stays. Correct the data"
+        f"{accept if state.acceptable else ': the watch then goes on by itself'}."
+    )
 
 
 def _run_link(state: WatchState) -> str:

@@ -10,7 +10,7 @@ import time
 from prefect.events import Event
 
 from tasks.contracts.errors import StorageFailed
-from tasks.runtime.prefect_api import brief_client
+from tasks.runtime.prefect_api import brief_client, post_event
 
 EVENT = "burnish.data.changed"
 _CONFIRM_SECONDS = 20.0
@@ -31,8 +31,7 @@ def send_change(name: str) -> None:
     resource = {"prefect.resource.id": resource_of(name), "prefect.resource.name": name}
     event = Event(event=EVENT, resource=resource)
     with brief_client() as client:
-        sent = client.request("POST", "/events", json=[event.model_dump(mode="json")])
-        sent.raise_for_status()
+        post_event(client, event)
         wanted = {"filter": {"id": {"id": [str(event.id)]}}, "limit": 1}
         deadline = time.monotonic() + _CONFIRM_SECONDS
         while time.monotonic() < deadline:

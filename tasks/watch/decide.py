@@ -46,6 +46,7 @@ def after_look(
     changes: dict[str, object] = {"looked_at": at, "unreachable_since": ""}
     if digest != state.digest:
         changes |= {"digest": digest, "changed_at": at, "attempts": 0, "run_id": "", "run_name": ""}
+    if digest != state.digest or state.unreachable_since:
         changes |= {"held": ""}
     if verdict and verdict.data.digest == digest:
         changes |= {"waiting_since": "", "held": ""}
@@ -73,8 +74,7 @@ def decide(
         now: The time.
     """
     if verdict and verdict.data.digest == state.digest:
-        run = f"Run {verdict.run}" if verdict.run else "The deployed release"
-        sentence = f"{run} has used these data: {verdict.outcome}."
+        sentence = f"Run {verdict.run} has used these data: {verdict.outcome}."
         return Decision(outcome="Nothing new", sentence=sentence, state=state)
     trusted = accepted is not None and accepted.digest == state.digest
     if state.held and not trusted:
@@ -106,7 +106,7 @@ def after_unreachable(
     limit = timedelta(minutes=settings.longest_wait_minutes)
     if now - datetime.fromisoformat(since) < limit:
         return Decision(outcome="Waiting", sentence=sentence, state=state)
-    return hold(state, sentence)
+    return hold(state, sentence, acceptable=False)
 
 
 def _wait_for_quiet(state: WatchState, settings: WatchRecipe, now: datetime) -> Decision:
@@ -168,8 +168,13 @@ def _suspicious(data: Seen, before: Seen, settings: WatchRecipe) -> str:
     return ""
 
 
-def hold(state: WatchState, reason: str) -> Decision:
-    """Do not retrain on these data until a person accepts them."""
-    return Decision(
-        outcome="Held", sentence=reason, state=state.model_copy(update={"held": reason})
-    )
+def hold(state: WatchState, reason: str, acceptable: bool = True) -> Decision:
+    """Do not retrain on these data until they change or, if that can help, a person accepts them.
+
+    Args:
+        state: The state.
+        reason: Why, as a sentence.
+        acceptable: Whether the data could be trained on as they are.
+    """
+    held = state.model_copy(update={"held": reason, "acceptable": acceptable})
+    return Decision(outcome="Held", sentence=reason, state=held)

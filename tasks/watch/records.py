@@ -85,7 +85,8 @@ class WatchState(Contract):
         waiting_since: When it first saw data that have not reached a verdict; empty if they have.
         attempts: How many retrainings of these data it has started.
         run_id, run_name: The last of them.
-        held: Why these data are not retrained on until a person accepts them; empty if they are.
+        held: Why these data are not retrained on; empty if they are.
+        acceptable: Whether a person can accept what is held: missing or broken data cannot be.
         unreachable_since: Since when the data cannot be reached; empty if they can.
         outcome, sentence: What it found, in a word or two and as a sentence.
         artifact: What the data's owner sees in Prefect.
@@ -99,6 +100,7 @@ class WatchState(Contract):
     run_id: str = ""
     run_name: str = ""
     held: str = ""
+    acceptable: bool = True
     unreachable_since: str = ""
     outcome: str = ""
     sentence: str = ""

@@ -60,7 +60,7 @@ class Command:
         with get_client(sync_client=True) as client:
             return client.read_flow_runs(
                 flow_run_filter=FlowRunFilter(
-                    name={"like_": "recipe-"}, start_time={"after_": self.began}
+                    name={"like_": "stopped-"}, start_time={"after_": self.began}
                 ),
                 sort=FlowRunSort.START_TIME_DESC,
                 limit=1,

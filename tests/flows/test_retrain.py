@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -297,6 +298,9 @@ class TestRun:
         assert run_of(done).name.startswith("tiny-")
         assert run_of(done).tags == ["up-to-date"]
         assert done.message.startswith("Up to date. Version ")
+        # By the recipe's own name, whatever its file is called.
+        other = shutil.copy(write_recipe(place.recipe(), place.folder), place.folder / "copy.yaml")
+        assert run_of(retrain(str(other), return_state=True)).name.startswith("tiny-")
         failed = place.run(data__uri="/nowhere.jsonl")
         assert run_of(failed).tags == ["not-found"]
         assert failed.message.startswith("Not found. data.uri /nowhere.jsonl")

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from uuid import uuid4
 
@@ -20,6 +21,7 @@ from prefect.client.schemas.filters import (
     DeploymentFilterId,
 )
 from prefect.client.schemas.sorting import ArtifactSort
+from prefect.deployments import run_deployment
 from prefect.states import Completed, Crashed
 
 from flows.cli import main
@@ -118,6 +120,20 @@ class TestWatch:
         assert found.look()[0] == "Retraining"
         assert len(found.runs()) == 1
 
+    def test_a_first_look_that_died_after_it_started_a_run_starts_no_second_one(
+        self, watched_place, monkeypatch
+    ):
+        def start_and_die(*arguments, **options):
+            run_deployment(*arguments, **options)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("flows.watch.run_deployment", start_and_die)
+            watch(watched_place.recipe)
+        time.sleep(1.1)  # Moments have whole seconds.
+        assert watched_place.look()[0] == "Retraining"
+        assert len(watched_place.runs()) == 1
+
     def test_crashed_runs_are_tried_again_and_then_a_person_is_called_once(self, watched_place):
         found = watched_place
         for attempt in (1, 2, 3):
@@ -186,6 +202,9 @@ class TestHeld:
         name, kind, message = self.held(watched_place)
         assert (name, kind) == ("Held", "FAILED")
         assert f"data.jsonl:{ROWS + 1}" in message
+        assert "Correct the data: the watch then goes on by itself." in message
+        store = watched_place.place.store.uri
+        assert main_exits(["accept-data", watched_place.name, "--store", store]) == 1
         assert watched_place.runs() == []
 
     def test_far_fewer_rows_wait_for_burnish_accept_data(self, watched_place, capsys):

@@ -168,6 +168,14 @@ class TestUnreachable:
         third = after_unreachable(second.state, "no route", SETTINGS, minutes(60))
         assert (third.outcome, "no route" in third.sentence) == ("Held", True)
 
+    def test_data_that_are_back_are_not_held_any_more(self):
+        watch = Watch(quiet_minutes=0, longest_wait_minutes=0)
+        watch.look(0, "a")
+        held = after_unreachable(watch.state, "no route", watch.settings, minutes(5))
+        assert (held.outcome, held.state.acceptable) == ("Held", False)
+        watch.state = held.state
+        assert watch.outcome(10, "a") == "Ready"
+
     def test_a_look_that_reaches_them_forgets_it_and_keeps_the_attempts(self):
         state = after_unreachable(WatchState(digest="a", attempts=1), "x", SETTINGS, START).state
         seen = after_look(state, "a", None, minutes(5))
