@@ -89,7 +89,12 @@ class TestAPool:
         checkpoints = open_store(store).objects
 
         def disturb() -> None:
-            wait_for(lambda: checkpoints.sizes("checkpoints/"), "a checkpoint of the first run")
+            # Its record alone comes before its files.
+            kept = "artifacts/checkpoint/"
+            wait_for(
+                lambda: any(path.endswith("/manifest.json") for path in checkpoints.sizes(kept)),
+                "a whole checkpoint of the first run",
+            )
             other.kill()
             for run in worker.runs():
                 kill(run)
