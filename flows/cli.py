@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 import yaml
 
+from flows import release_commands
 from flows.recipe_files import read_recipe, shipped_recipes
 from tasks.contracts.errors import BadData, BurnishError, NotFound
 from tasks.contracts.recipe import Recipe
@@ -45,8 +46,8 @@ def retrain(
 ) -> None:
     """Retrain a model, and release it if it passes the gate.
 
-    Exit status: 0 released or up to date, 3 rejected by the gate, 1 failed, 2 wrong usage, 130
-    stopped by Ctrl-C: the same command goes on from there.
+    Exit status: 0 released or up to date, 3 rejected by the gate or held by a person, 1 failed, 2
+    wrong usage, 130 stopped by Ctrl-C: the same command goes on from there.
     """
     changes = _changes(set_, store)
     checked = checked_recipe(recipe, changes)
@@ -70,7 +71,7 @@ def retrain(
         typer.echo(f"\n{checked.name}: {state.message}", err=True)
         raise typer.Exit(1)
     typer.echo(f"\n{state.result()}")
-    raise typer.Exit(EXIT_REJECTED if state.name == "Rejected" else 0)
+    raise typer.Exit(EXIT_REJECTED if state.name in ("Rejected", "Held") else 0)
 
 
 @app.command()
@@ -228,6 +229,10 @@ def repair(
     for well, sentence in findings:
         typer.echo(f"{'ok' if well else 'DAMAGED'}  {sentence}")
     raise typer.Exit(0 if all(well for well, _ in findings) else 1)
+
+
+for _command in release_commands.COMMANDS:
+    app.command()(_command)
 
 
 def checked_recipe(name: str, changes: Changes) -> Recipe:

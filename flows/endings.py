@@ -77,7 +77,11 @@ def conclude(
 
 def fail(error: BurnishError, recipe: Recipe, context: RunContext, report: RunReport) -> State:
     """End a run that failed for a known cause."""
-    visible = _visible(recipe, context)
+    return fail_visibly(error, _visible(recipe, context), report)
+
+
+def fail_visibly(error: BurnishError, visible: str, report: RunReport) -> State:
+    """As `fail`, if what consumers see now is known."""
     report.fail(error, visible)
     return _failed(error, visible)
 
@@ -111,9 +115,10 @@ def _known_causes(kind: type[BurnishError] = BurnishError) -> Iterator[str]:
         yield from _known_causes(special)
 
 
-OUTCOMES = ("Released", "Up to date", "Rejected", "Superseded", "Cancelled", "Crashed")
-LOOKS = ("Nothing new", "Waiting", "Retraining", "Held")
-OUTCOME_TAGS = {_tag(outcome) for outcome in (*OUTCOMES, *LOOKS, *_known_causes())}
+OUTCOMES = ("Released", "Up to date", "Rejected", "Held", "Superseded", "Cancelled", "Crashed")
+ROLLED_BACK = "Rolled back"
+LOOKS = ("Nothing new", "Waiting", "Retraining")
+OUTCOME_TAGS = {_tag(outcome) for outcome in (*OUTCOMES, ROLLED_BACK, *LOOKS, *_known_causes())}
 
 
 def stop(

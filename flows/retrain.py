@@ -1,7 +1,7 @@
 """Retrain: load → inspect → tokenize → finetune → evaluate → gate → publish → announce.
 
 Start it with `burnish retrain RECIPE`, or from the Prefect UI.
-A run ends *Released*, *Up to date* or *Rejected*, or fails under the name of its cause.
+A run ends *Released*, *Up to date*, *Rejected* or *Held*, or fails under the name of its cause.
 A cancelled run ends *Cancelled*; one that was stopped otherwise ends *Crashed*.
 """
 
@@ -35,12 +35,18 @@ from tasks.contracts.errors import (
 )
 from tasks.contracts.recipe import Recipe
 from tasks.contracts.recipe_changes import NO_CHANGES, Changes
-from tasks.contracts.release import LogEntry
+from tasks.contracts.release import Hold, LogEntry
 from tasks.evaluate.benchmark_step import BenchmarkTasks, check_benchmarks
 from tasks.evaluate.llm_judge_client import api_key
 from tasks.release import deployment_log
 from tasks.release.announce import announce
-from tasks.release.delivery import deliver_owed
+from tasks.release.delivery import deliver_owed, inform_once
+from tasks.release.holds import (
+    freeze_of,
+    freeze_sentence,
+    quarantine_of,
+    quarantine_sentence,
+)
 from tasks.release.inputs import ReleaseInputs
 from tasks.release.provenance import data_report, release_digest
 from tasks.release.publish import finish, missing_targets, open_targets, publish, publish_missing
@@ -198,6 +204,8 @@ def run_to_verdict(recipe: Recipe, context: RunContext, report: RunReport) -> St
 def run_once(recipe: Recipe, context: RunContext, report: RunReport) -> State:
     """One pass from the sources to the end of the run."""
     channel = recipe.announce.channel
+    if freeze := freeze_of(open_store(context.store), recipe.name, channel):
+        return hold(freeze, freeze_sentence(recipe.name, channel, freeze), recipe, context, report)
     benchmarks = check_access(recipe, context, report)
     finish_interrupted(recipe.name, channel, context, report)
     for entry in deliver_owed(recipe.name, channel, context):
@@ -225,7 +233,11 @@ def judge(
     store, channel = open_store(context.store), recipe.announce.channel
     newest = deployment_log.head(store, recipe.name, channel)
     deployed = deployment_log.deployed(store, recipe.name, channel)
-    if deployed and deployed.release.digest == release_digest(trained, store):
+    digest = release_digest(trained, store)
+    if quarantine := quarantine_of(store, recipe.name, digest):
+        sentence = quarantine_sentence(recipe.name, quarantine)
+        return hold(quarantine, sentence, recipe, context, report)
+    if deployed and deployed.release.digest == digest:
         return up_to_date(deployed, recipe, context, report)
 
     score_on_pool(recipe, trained, deployed, benchmarks, context, report)
@@ -291,6 +303,11 @@ def finish_interrupted(name: str, channel: str, context: RunContext, report: Run
 
 def release(recipe: Recipe, inputs: ReleaseInputs, context: RunContext, report: RunReport) -> State:
     """Publish and announce a promoted candidate."""
+    digest = release_digest(inputs.candidate, open_store(context.store))
+    # Since it was scored, it may have been quarantined on another channel, whose log is another.
+    if quarantine := quarantine_of(open_store(context.store), recipe.name, digest):
+        sentence = quarantine_sentence(recipe.name, quarantine)
+        return hold(quarantine, sentence, recipe, context, report)
     report.status("Publishing.")
     entry = announce(publish(inputs, context), context)
     published = entry.release
@@ -298,6 +315,14 @@ def release(recipe: Recipe, inputs: ReleaseInputs, context: RunContext, report: 
         report.add_fact(name, value)
     sentence = f"Version {published.version} is deployed on {published.channel}."
     return endings.conclude("Released", sentence, recipe, context, report)
+
+
+def hold(
+    held: Hold, sentence: str, recipe: Recipe, context: RunContext, report: RunReport
+) -> State:
+    """End a run that must not release what it made, or anything."""
+    inform_once(held, sentence, recipe.name, recipe.announce.channel, context)
+    return endings.conclude("Held", sentence, recipe, context, report)
 
 
 def up_to_date(deployed: LogEntry, recipe: Recipe, context: RunContext, report: RunReport) -> State:

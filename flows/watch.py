@@ -33,6 +33,7 @@ from tasks.contracts.errors import (
 from tasks.contracts.recipe import Recipe
 from tasks.load.step import load
 from tasks.release import deployment_log
+from tasks.release.holds import freeze_of, freeze_sentence
 from tasks.release.provenance import data_report, provenance_if_whole
 from tasks.runtime.context import RunContext
 from tasks.runtime.logs import run_logger
@@ -102,6 +103,9 @@ def _look(recipe: Recipe, store: Store, context: RunContext) -> Decision:
     decision = decide(state, verdict, accepted, _attempt(state), settings, now)
     if decision.outcome != "Ready":
         return decision
+    if freeze := freeze_of(store, name, recipe.announce.channel):
+        sentence = freeze_sentence(name, recipe.announce.channel, freeze)
+        return Decision(outcome="Waiting", sentence=sentence, state=decision.state)
     try:
         data = _read(recipe, source, context)
     except (NoAccess, HubFailed, StorageFailed) as error:

@@ -69,6 +69,12 @@ class BadRecipe(BurnishError):
     in_recipe = True
 
 
+class BadRequest(BurnishError):
+    """What a person asked for cannot be done."""
+
+    cause = "bad request"
+
+
 class BadData(BurnishError):
     """The data cannot be read, or cannot be trained on."""
 

@@ -33,18 +33,19 @@ def announce(claim: LogEntry, context: RunContext) -> LogEntry:
     Raises:
         BaselineMoved: Another publisher took over after the claim.
     """
+    return announce_now(claim, context)
+
+
+def announce_now(claim: LogEntry, context: RunContext) -> LogEntry:
+    """As `announce`, without being a task."""
     store = open_store(context.store)
     before = deployment_log.deployed(store, claim.release.name, claim.release.channel)
     event = make_event(claim, before, store)
+    said = {name: getattr(claim, name) for name in ("cause", "by", "reason", "undone")}
     entry = deployment_log.append(
         store,
-        LogEntry(
-            number=claim.number + 1,
-            kind="deployed",
-            at=event.time,
-            run=context.run_name,
-            release=claim.release,
-            event=event,
+        deployment_log.following(
+            claim, "deployed", context.run_name, release=claim.release, event=event, **said
         ),
     )
     run_logger().info("announced version %s as event %s", entry.release.version, event.id)
@@ -82,6 +83,9 @@ def make_event(claim: LogEntry, before: LogEntry | None, store: Store) -> Deploy
             verdict=recorded["verdict"],
             provenance=release.provenance.uri,
             previous=before.release.version if before else None,
+            cause=claim.cause,
+            by=claim.by,
+            reason=claim.reason,
         ),
     )
 

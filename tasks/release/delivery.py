@@ -7,11 +7,13 @@ the order of the log, so those that are owed are always the newest ones.
 
 from __future__ import annotations
 
+import contextlib
+import uuid
 from typing import Any
 
 from prefect.events import Event
 
-from tasks.contracts.release import DeploymentEvent, LogEntry
+from tasks.contracts.release import EVENT_NAMESPACE, DeploymentEvent, Hold, LogEntry
 from tasks.release import deployment_log
 from tasks.runtime.context import RunContext
 from tasks.runtime.logs import run_logger
@@ -49,6 +51,45 @@ def deliver_owed(name: str, channel: str, context: RunContext) -> list[LogEntry]
     return delivered
 
 
+def inform_once(held: Hold, sentence: str, name: str, channel: str, context: RunContext) -> None:
+    """Send an event that a run was held, once for each hold: every night's run meets it."""
+    store = open_store(context.store)
+    identity = str(uuid.uuid5(EVENT_NAMESPACE, f"held/{name}/{channel}/{held.at}/{held.by}"))
+    event = Event(
+        id=identity,
+        event="burnish.model.held",
+        resource=_resource(name, channel),
+        related=_run_of(context),
+        payload={"message": sentence, "by": held.by, "reason": held.reason, "since": held.at},
+    )
+    # The run's page says it, too: it does not fail because nobody can be told.
+    with contextlib.suppress(Exception):
+        if was_delivered(store, identity):
+            return
+        with brief_client() as client:
+            post_event(client, event)
+        store.objects.write(_marker(identity), deployment_log.utc_now().encode())
+
+
+def _resource(name: str, channel: str) -> dict[str, str]:
+    return {
+        "prefect.resource.id": f"burnish.model.{name}.{channel}",
+        "prefect.resource.name": name,
+    }
+
+
+def _run_of(context: RunContext) -> list[dict[str, str]]:
+    if not context.run_id:
+        return []
+    return [
+        {
+            "prefect.resource.id": f"prefect.flow-run.{context.run_id}",
+            "prefect.resource.role": "flow-run",
+            "prefect.resource.name": context.run_name,
+        }
+    ]
+
+
 def owed(store: Store, name: str, channel: str) -> list[LogEntry]:
     """The deployments after the last one whose event was delivered, in order."""
     found = []
@@ -77,20 +118,14 @@ def send(entry: LogEntry, context: RunContext) -> None:
         Exception: The server cannot be reached, or refuses the event.
     """
     release = entry.release
-    run = {
-        "prefect.resource.id": f"prefect.flow-run.{context.run_id}",
-        "prefect.resource.role": "flow-run",
-        "prefect.resource.name": context.run_name,
-    }
     event = Event(
         id=entry.event.id,
         event=entry.event.type,
         resource={
-            "prefect.resource.id": f"burnish.model.{release.name}.{release.channel}",
-            "prefect.resource.name": release.name,
+            **_resource(release.name, release.channel),
             "burnish.version": release.version,
         },
-        related=[run] if context.run_id else [],
+        related=_run_of(context),
         payload=event_payload(entry.event),
     )
     with brief_client() as client:

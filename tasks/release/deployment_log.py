@@ -10,6 +10,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import orjson
 
@@ -44,6 +45,11 @@ def deployed(store: Store, name: str, channel: str) -> LogEntry | None:
     return next(
         (entry for entry in newest_first(store, name, channel) if entry.kind == "deployed"), None
     )
+
+
+def channels(store: Store, name: str) -> list[str]:
+    """The channels on which a model has a log."""
+    return sorted({path.split("/")[2] for path in store.objects.sizes(f"logs/{name}/")})
 
 
 def newest_first(store: Store, name: str, channel: str) -> Iterator[LogEntry]:
@@ -96,14 +102,50 @@ def append(store: Store, entry: LogEntry) -> LogEntry:
     return entry
 
 
-def claim(store: Store, release: Release, log_number: int, run: str) -> LogEntry:
+def following(newest: LogEntry | None, kind: str, run: str, **values: Any) -> LogEntry:
+    """The entry that is to follow the newest one; what stands there goes on to stand.
+
+    Args:
+        newest: The newest entry; None for an empty log.
+        kind: Of the new entry.
+        run: Who writes it.
+        values: Other fields.
+    """
+    standing = {"quarantined": newest.quarantined, "frozen": newest.frozen} if newest else {}
+    number = newest.number + 1 if newest else 1
+    return LogEntry(
+        **{"number": number, "kind": kind, "at": utc_now(), "run": run, **standing, **values}
+    )
+
+
+def check_not_replaced(store: Store, entry: LogEntry) -> None:
+    """Check that nobody has begun to reveal another release since an entry was written.
+
+    Raises:
+        BaselineMoved: Somebody has.
+    """
+    name, channel = entry.release.name, entry.release.channel
+    for newer in entries(store, name, channel, after=entry.number):
+        if newer.kind in ("revealing", "deployed"):
+            raise moved(name, channel, newer.number)
+
+
+def claim(
+    store: Store,
+    release: Release,
+    log_number: int,
+    run: str,
+    **values: Any,
+) -> LogEntry:
     """Claim the right to reveal a release. The entry's number is the claim's fencing number.
 
     Args:
+        store: The store with the log.
         release: The release to reveal.
         log_number: Number of the log's newest entry when the verdict was reached; 0 for an empty
             log.
         run: The claiming run's name.
+        values: Other fields of the entry.
 
     Raises:
         BaselineMoved: The log has grown since, other than by an earlier claim for the same release.
@@ -113,10 +155,7 @@ def claim(store: Store, release: Release, log_number: int, run: str) -> LogEntry
         return newest
     if (newest.number if newest else 0) != log_number:
         raise moved(release.name, release.channel, log_number + 1)
-    return append(
-        store,
-        LogEntry(number=log_number + 1, kind="revealing", at=utc_now(), run=run, release=release),
-    )
+    return append(store, following(newest, "revealing", run, release=release, **values))
 
 
 def look_number(store: Store, name: str, test_digest: str, candidate: str, baseline: str) -> int:

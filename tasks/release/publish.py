@@ -45,7 +45,7 @@ def publish(inputs: ReleaseInputs, context: RunContext) -> LogEntry:
     targets = open_targets(inputs.publish)
     with _staged(release, targets, store) as folder:
         claim = deployment_log.claim(store, release, inputs.log_number, context.run_name)
-        return _reveal(claim, targets, folder)
+        return _reveal(claim, targets, folder, store)
 
 
 @task(name="finish", task_run_name="finish an interrupted release", persist_result=False)
@@ -62,11 +62,18 @@ def finish(claim: LogEntry, context: RunContext) -> LogEntry:
     Raises:
         As `publish`.
     """
-    store = open_store(context.store)
+    return finish_now(claim, open_store(context.store))
+
+
+def finish_now(claim: LogEntry, store: Store) -> LogEntry:
+    """As `finish`, without being a task."""
     release = claim.release
-    targets = open_targets(publish_settings(release, store))
+    settings = publish_settings(release, store)
+    if claim.targets:
+        settings = settings.model_copy(update={"targets": claim.targets})
+    targets = open_targets(settings)
     with _staged(release, targets, store) as folder:
-        return _reveal(claim, targets, folder)
+        return _reveal(claim, targets, folder, store)
 
 
 @task(name="complete", task_run_name="publish at new targets", persist_result=False)
@@ -81,7 +88,7 @@ def publish_missing(
     store = open_store(context.store)
     missing = missing_targets(entry.release, settings)
     with _staged(entry.release, missing, store) as folder:
-        return _reveal(entry, missing, folder).release.publications
+        return _reveal(entry, missing, folder, store).release.publications
 
 
 @contextlib.contextmanager
@@ -94,17 +101,15 @@ def _staged(release: Release, targets: list[Target], store: Store) -> Iterator[P
         yield folder
 
 
-def _reveal(entry: LogEntry, targets: list[Target], folder: Path) -> LogEntry:
-    release = entry.release
-    publications = tuple(
-        with_retries(
-            f"revealing at {target.uri}", partial(target.reveal, release, folder, entry.number)
-        )
-        for target in targets
-    )
-    for publication in publications:
-        run_logger().info("published version %s at %s", release.version, publication.uri)
-    released = release.model_copy(update={"publications": publications})
+def _reveal(entry: LogEntry, targets: list[Target], folder: Path, store: Store) -> LogEntry:
+    release, publications = entry.release, []
+    for target in targets:
+        # The Hub knows no fencing numbers: a slow publisher must see that it was replaced.
+        deployment_log.check_not_replaced(store, entry)
+        reveal = partial(target.reveal, release, folder, entry.number)
+        publications.append(with_retries(f"revealing at {target.uri}", reveal))
+        run_logger().info("published version %s at %s", release.version, publications[-1].uri)
+    released = release.model_copy(update={"publications": tuple(publications)})
     return entry.model_copy(update={"release": released})
 
 

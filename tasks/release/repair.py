@@ -14,7 +14,14 @@ from pathlib import Path
 
 from tasks.contracts.artifacts import Artifact, FileEntry
 from tasks.contracts.errors import BurnishError, DamagedArtifact
-from tasks.contracts.release import DeploymentEvent, LogEntry, Publication, Release
+from tasks.contracts.release import (
+    DeploymentEvent,
+    Hold,
+    LogEntry,
+    Publication,
+    Quarantine,
+    Release,
+)
 from tasks.release import deployment_log
 from tasks.release.announce import event_source, make_event
 from tasks.release.delivery import was_delivered
@@ -82,7 +89,8 @@ def _repair_log(store: Store, name: str, channel: str) -> Iterator[Finding]:
             yield (
                 True,
                 f"Entry {number}, the newest, is removed: nothing shows that it was a deployment. "
-                "The next run claims its number again.",
+                "The next run claims its number again. If it was a quarantine or a freeze, make it "
+                "again.",
             )
         else:
             path = deployment_log.entry_path(name, channel, number)
@@ -106,7 +114,56 @@ def _implied_entry(
         )
     if before and before.kind == "revealing":
         return _implied_deployment(store, entries, before)
-    return None
+    return _implied_hold(before, after) if before and after else None
+
+
+def _implied_hold(before: LogEntry, after: LogEntry) -> LogEntry | None:
+    """The entry between two others that changed what stands; None if nothing changed."""
+    quarantined, frozen = _standing_below(after, before)
+    had, has = set(before.quarantined), set(quarantined)
+    release = before.release
+    if has != had:
+        kind, (concerned, *_) = "quarantined" if has > had else "lifted", has ^ had
+        release = release.model_copy(
+            update={"version": concerned.version, "digest": concerned.digest}
+        )
+        said = concerned if has > had else _UNKNOWN
+    elif frozen != before.frozen:
+        kind, said = ("frozen", frozen) if frozen else ("unfrozen", _UNKNOWN)
+    else:
+        return None
+    return LogEntry(
+        number=before.number + 1,
+        kind=kind,
+        at=said.at or before.at,
+        run="",
+        release=release,
+        by=said.by,
+        reason=said.reason,
+        quarantined=quarantined,
+        frozen=frozen,
+    )
+
+
+_UNKNOWN = Hold(by="unknown", reason="unknown, since the entry was damaged", at="")
+
+
+def _standing_below(
+    after: LogEntry, before: LogEntry
+) -> tuple[tuple[Quarantine, ...], Hold | None]:
+    """What stood before an entry changed it."""
+    quarantined, frozen, digest = after.quarantined, after.frozen, after.release.digest
+    if after.kind == "quarantined":
+        quarantined = tuple(each for each in quarantined if each.digest != digest)
+    if after.kind == "lifted":
+        lifted = Quarantine(**dict(_UNKNOWN), version=after.release.version, digest=digest)
+        known = (each for each in before.quarantined if each.digest == digest)
+        quarantined = (*quarantined, next(known, lifted))
+    if after.kind == "frozen":
+        frozen = None
+    if after.kind == "unfrozen":
+        frozen = before.frozen or _UNKNOWN
+    return quarantined, frozen
 
 
 def _implied_deployment(

@@ -25,6 +25,7 @@ from tasks.storage.store import list_files
 
 MANIFEST = "manifest.json"
 PROBE = ".burnish-probe"
+CARD = "README.md"
 
 
 class Target(Protocol):
@@ -239,7 +240,8 @@ class HubTarget:
             )
 
     def holds(self, release: Release) -> Publication | None:
-        return self.find(release)
+        commit = self._tag(release)
+        return self._publication(commit) if commit and self._is_main(commit) else None
 
     def find(self, release: Release) -> Publication | None:
         commit = self._tag(release)
@@ -259,6 +261,9 @@ class HubTarget:
                 commit = self._commit(release, folder)
                 self._verify(folder, commit)
                 hub_api().create_tag(self.repo, tag=_tag(release), revision=commit, exist_ok=True)
+            elif not self._is_main(commit):
+                # A return to an older release: its tag stays, and `main` gets its files again.
+                self._verify(folder, self._commit(release, folder))
             return self._publication(commit)
 
     def fetch(self, release: Release, folder: Path) -> None:
@@ -315,13 +320,25 @@ class HubTarget:
                 "start the run again: files that are there are not sent again",
             )
 
-    def _differences(self, folder: Path, commit: str) -> list[str]:
-        """Paths whose content on the Hub differs from the folder's, by the Hub's hashes."""
-        there = {
+    def _is_main(self, commit: str) -> bool:
+        """Whether `main` has the files of a commit; its card may have been edited since."""
+        with hub_errors(f"publish.targets {self.uri}"):
+            if hub_api().model_info(self.repo).sha == commit:
+                return True
+            main, wanted = self._files("main"), self._files(commit)
+        return {**main, CARD: ""} == {**wanted, CARD: ""}
+
+    def _files(self, revision: str) -> dict[str, str]:
+        """The hash of each file: SHA-256 of large ones, git's name of the others."""
+        return {
             item.path: item.lfs.sha256 if item.lfs else item.blob_id
-            for item in hub_api().list_repo_tree(self.repo, revision=commit, recursive=True)
+            for item in hub_api().list_repo_tree(self.repo, revision=revision, recursive=True)
             if hasattr(item, "blob_id")
         }
+
+    def _differences(self, folder: Path, commit: str) -> list[str]:
+        """Paths whose content on the Hub differs from the folder's."""
+        there = self._files(commit)
         return [
             entry.path
             for entry in list_files(folder)

@@ -47,7 +47,10 @@ def deployed_phrase(store: Store, name: str, channel: str) -> str:
     entry = deployment_log.deployed(store, name, channel)
     if entry is None:
         return "nothing yet"
-    return f"version {entry.release.version} on {channel}"
+    phrase = f"version {entry.release.version} on {channel}"
+    if entry.cause == "rollback":
+        phrase += f", since {entry.by} rolled back at {entry.at} ({entry.reason})"
+    return phrase
 
 
 def owed_sentence(entry: LogEntry) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from prefect.client.orchestration import get_client
 
 from flows.retrain import retrain
 from tasks.contracts.recipe import Recipe
@@ -29,3 +30,12 @@ def write_recipe(recipe: Recipe, folder: Path) -> str:
 def run_flow(recipe: Recipe, folder: Path, refresh: str = "nothing"):
     """Run the flow on a recipe, from a file in a folder; returns its final state."""
     return retrain(write_recipe(recipe, folder), refresh=refresh, return_state=True)
+
+
+def events_named(name: str, resource: str = "") -> list[dict]:
+    """The events of a name that the Prefect server has, of one resource if it is named."""
+    wanted = {"filter": {"event": {"name": [name]}, "order": "ASC"}, "limit": 50}
+    if resource:
+        wanted["filter"]["resource"] = {"id": [resource]}
+    with get_client(sync_client=True) as client:
+        return client.request("POST", "/events/filter", json=wanted).json()["events"]

@@ -23,9 +23,13 @@ from tasks.contracts.results import (
     Tokenized,
 )
 from tasks.contracts.verdict import GateResult, Verdict
+from tasks.release import deployment_log
+from tasks.release.announce import announce
 from tasks.release.inputs import ReleaseInputs
+from tasks.release.publish import publish
 from tasks.storage.store import open_store
 from tests.tasks.plan.conftest import machine
+from tests.tasks.release.samples import MODEL, send_nowhere
 from tests.tasks.samples import run_context
 
 MADE = Provenance(
@@ -171,6 +175,32 @@ def publishable(store, inputs):
         return inputs(**produced).model_copy(update=changes)
 
     return make
+
+
+@pytest.fixture
+def context(tmp_path):
+    return run_context(tmp_path, run_name="calm-otter")
+
+
+@pytest.fixture
+def targets(tmp_path):
+    """Where `deploy` publishes."""
+    return (str(tmp_path / "releases"),)
+
+
+@pytest.fixture
+def deploy(publishable, context, store, targets, monkeypatch):
+    """Releases weights; returns the log's newest entry."""
+    send_nowhere(monkeypatch)
+
+    def deploy(weights: bytes, announced: bool = True, **changes: Any):
+        newest = deployment_log.head(store, *MODEL)
+        settings = PublishRecipe(targets=changes.pop("targets", targets), private=False)
+        number = newest.number if newest else 0
+        claim = publish.fn(publishable(settings, weights, log_number=number, **changes), context)
+        return announce.fn(claim, context) if announced else claim
+
+    return deploy
 
 
 OPTIONAL = {

@@ -11,12 +11,6 @@ from tasks.contracts.errors import BaselineMoved, StorageFailed
 from tasks.contracts.recipe_release import PublishRecipe
 from tasks.release import deployment_log
 from tasks.release.publish import finish, missing_targets, publish, publish_missing, restore
-from tests.tasks.samples import run_context
-
-
-@pytest.fixture
-def context(tmp_path):
-    return run_context(tmp_path, run_name="calm-otter")
 
 
 @pytest.fixture

@@ -7,36 +7,11 @@ from pathlib import Path
 import orjson
 import pytest
 
-from tasks.contracts.recipe_release import PublishRecipe
-from tasks.release import deployment_log
-from tasks.release.announce import announce
-from tasks.release.publish import publish
+from tasks.release import deployment_log, holds
 from tasks.release.repair import repair
-from tests.tasks.release.samples import send_nowhere
-from tests.tasks.samples import run_context
+from tests.tasks.release.samples import MODEL
 
-MODEL = ("tiny", "production")
 DAMAGES = {"emptied": b"", "zeroed": b"\0" * 99, "halved": b'{"number": 1, "kind"'}
-
-
-@pytest.fixture
-def context(tmp_path, monkeypatch):
-    send_nowhere(monkeypatch)
-    return run_context(tmp_path, run_name="calm-otter")
-
-
-@pytest.fixture
-def deploy(publishable, context, store, tmp_path):
-    """Releases weights; returns the log's newest entry."""
-
-    def deploy(weights: bytes, announced: bool = True):
-        newest = deployment_log.head(store, *MODEL)
-        settings = PublishRecipe(targets=(str(tmp_path / "releases"),), private=False)
-        inputs = publishable(settings, weights, log_number=newest.number if newest else 0)
-        claim = publish.fn(inputs, context)
-        return announce.fn(claim, context) if announced else claim
-
-    return deploy
 
 
 def damage(store, number: int, content: bytes) -> None:
@@ -73,6 +48,27 @@ class TestLog:
         ]
         kept = store.objects.read(f"{deployment_log.entry_path(*MODEL, number)}.damaged")
         assert (kept[0] if kept else b"") == content
+
+    def test_gets_a_quarantine_and_a_freeze_back(self, deploy, store):
+        newest = deploy(b"one")
+        holds.quarantine(store, newest, newest, "Ada", "it swears", "")
+        holds.freeze(store, *MODEL, "Ada", "a holiday")
+        holds.unfreeze(store, *MODEL, "Ada", "back at work")
+        holds.lift(store, "tiny", newest.release.version, "Ada", "it was the prompt")
+        before = deployment_log.entries(store, *MODEL)
+        # The newest one is implied by nothing.
+        for number in (3, 4, 5):
+            damage(store, number, b"{")
+            assert all(well for well, _ in repair(store, *MODEL))
+        after = deployment_log.entries(store, *MODEL)
+        kinds = ["revealing", "deployed", "quarantined", "frozen", "unfrozen", "lifted"]
+        assert [entry.kind for entry in after] == kinds
+        quarantined = [entry.quarantined for entry in before]
+        assert [entry.quarantined for entry in after] == quarantined
+        # Who froze it, and why, was in the damaged entry alone.
+        assert [entry.frozen is None for entry in after] == [
+            entry.frozen is None for entry in before
+        ]
 
     def test_gets_neighbouring_entries_back(self, deploy, store):
         deploy(b"one")
