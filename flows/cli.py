@@ -213,6 +213,22 @@ def accept_data(
 
 
 @app.command()
+def tend() -> None:
+    """Look after runs, deliveries and approvals at once, as the deployment `tend` does every few
+    minutes.
+
+    Exit status: 0 everything was done, 1 something could not be.
+    """
+    from flows.prefect_server import lasting_server
+    from flows.tend import tend as flow
+
+    with lasting_server():
+        state = flow(return_state=True)
+    typer.echo(state.message)
+    raise typer.Exit(0 if state.is_completed() else 1)
+
+
+@app.command()
 def repair(
     name: Annotated[str, typer.Argument(help="The model: a recipe's name.")],
     channel: Annotated[str, typer.Option(help="The channel to repair.")] = "production",

@@ -40,9 +40,12 @@ POOL, TAG, SCHEDULE = "cpu", "retrain", "retrain"
 # A pool of its own: a look takes seconds, and should not wait for a training to end. Its worker has
 # no limit of runs, or looks that are not needed any more would wait there.
 WATCH_POOL, WATCH_TAG = "watch", "watch"
+SERVICE, TEND_MINUTES = "burnish", 5
 NIGHTLY = "0 3 * * *"
 DEFAULTS = {"changes": {}, "refresh": "nothing"}
 STORE_VARIABLE = "BURNISH_STORE"
+HEARTBEAT_VARIABLE, HEARTBEAT_SECONDS = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30"
+"""`tend` recognizes by it that a run's machine is gone."""
 
 
 class Deployed(Contract):
@@ -129,6 +132,7 @@ def deploy(
         if before and cron:
             _set_schedule(client, identity, schedule)
         deploy_watch(client, recipe, wanted, storage)
+        deploy_services(client, wanted, storage)
     return wanted
 
 
@@ -192,6 +196,32 @@ def deploy_watch(
     put_automation(client, wake)
 
 
+def deploy_services(client: SyncPrefectClient, beside: Deployed, storage: LocalStorage) -> None:
+    """Create or update the deployments that are there once for all recipes: `tend` and
+    `rollback`."""
+    # These import this module.
+    from flows.rollback import rollback
+    from flows.tend import tend
+
+    ensure_pool(client, WATCH_POOL)
+    for each in (tend, rollback):
+        before = existing(client, SERVICE, each)
+        made = each.to_deployment(
+            name=SERVICE,
+            description=(each.description or "").partition("\n")[0],
+            tags=[each.name],
+            work_pool_name=before.work_pool_name if before else WATCH_POOL,
+            job_variables=before.job_variables if before else beside.job_variables,
+            concurrency_limit=ConcurrencyLimitConfig(
+                limit=1, collision_strategy="CANCEL_NEW" if each is tend else "ENQUEUE"
+            ),
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+        every = IntervalSchedule(interval=timedelta(minutes=TEND_MINUTES))
+        first = DeploymentScheduleCreate(schedule=every, active=True, slug=SERVICE)
+        _apply(made, storage, [first] if each is tend and not before else [])
+
+
 def _wake_name(name: str) -> str:
     return f"burnish: new data of {name}"
 
@@ -225,6 +255,14 @@ def existing(
         return None
 
 
+def store_of(name: str) -> str:
+    """The store of a recipe's deployment; this process's if there is none."""
+    with get_client(sync_client=True) as client:
+        found = existing(client, name)
+    environment = (found.job_variables or {}).get("env") or {} if found else {}
+    return environment.get(STORE_VARIABLE) or default_store()
+
+
 def watched(name: str) -> bool:
     """Whether a recipe's data are watched."""
     with get_client(sync_client=True) as client:
@@ -250,6 +288,7 @@ def deployed(
     environment = dict(variables.get("env") or {})
     if store or STORE_VARIABLE not in environment:
         environment[STORE_VARIABLE] = store or recipe.store or default_store()
+    environment.setdefault(HEARTBEAT_VARIABLE, HEARTBEAT_SECONDS)
     limit = before.global_concurrency_limit if before else None
     options = before.concurrency_options if before else None
     return Deployed(

@@ -21,8 +21,8 @@ from flows.recipe_files import read_recipe
 from tasks.contracts.errors import BurnishError, Preempted
 from tasks.contracts.recipe import Recipe
 from tasks.release.delivery import owed
-from tasks.release.visibility import owed_sentence, visible_now
-from tasks.report.run_report import FINISHED_STEPS, Origin, RunReport, close_report
+from tasks.release.visibility import visible_now
+from tasks.report.run_report import FINISHED_STEPS, WAITING, Origin, RunReport, close_report
 from tasks.runtime.context import RunContext
 from tasks.runtime.prefect_api import brief_client
 from tasks.storage.store import open_store
@@ -69,7 +69,8 @@ def conclude(
     store = open_store(context.store)
     # The run has done its work: it does not fail because this cannot be read.
     with contextlib.suppress(BurnishError):
-        report.warn(*map(owed_sentence, owed(store, recipe.name, recipe.announce.channel)))
+        channel = recipe.announce.channel
+        report.warn(*(each.sentence for each in owed(store, recipe.name, channel)))
     report.end(outcome, sentence)
     tag_outcome(context.run_id, outcome)
     return Completed(name=outcome, message=f"{outcome}. {sentence}", data=report.text())
@@ -118,7 +119,9 @@ def _known_causes(kind: type[BurnishError] = BurnishError) -> Iterator[str]:
 OUTCOMES = ("Released", "Up to date", "Rejected", "Held", "Superseded", "Cancelled", "Crashed")
 ROLLED_BACK = "Rolled back"
 LOOKS = ("Nothing new", "Waiting", "Retraining")
-OUTCOME_TAGS = {_tag(outcome) for outcome in (*OUTCOMES, ROLLED_BACK, *LOOKS, *_known_causes())}
+OUTCOME_TAGS = {
+    _tag(outcome) for outcome in (*OUTCOMES, WAITING, ROLLED_BACK, *LOOKS, *_known_causes())
+}
 
 
 def stop(

@@ -93,7 +93,33 @@ def unfreeze(
     typer.echo(f"{name}: runs release on {channel} again")
 
 
-COMMANDS = (rollback, lift, freeze, unfreeze)
+Run = Annotated[str, typer.Argument(help="The run that waits: its name, or its id.")]
+
+
+def approve(run: Run, reason: Reason, by: By) -> None:
+    """Approve the release that a run waits with: it is published at once."""
+    _answer(run, "approve", by, reason)
+    typer.echo(f"{run}: approved; it goes on as soon as a worker has time")
+
+
+def reject(run: Run, reason: Reason, by: By) -> None:
+    """Reject the release that a run waits with."""
+    _answer(run, "reject", by, reason)
+    typer.echo(f"{run}: rejected; nothing of it is published")
+
+
+def _answer(run: str, decision: str, by: str, reason: str) -> None:
+    from flows.approval import resume, waiting_run
+    from flows.prefect_server import lasting_server
+    from tasks.contracts.approval import Answer
+    from tasks.runtime.prefect_api import brief_client
+
+    answer = Answer(decision=decision, by=by, reason=_given(reason))
+    with lasting_server(), brief_client() as client:
+        resume(client, waiting_run(client, run), answer)
+
+
+COMMANDS = (approve, reject, rollback, lift, freeze, unfreeze)
 
 
 def _given(reason: str) -> str:

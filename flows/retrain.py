@@ -20,8 +20,11 @@ from prefect.runtime import flow_run as this_run
 from prefect.states import State
 
 from flows import endings, score_inputs, stage_inputs
+from flows.approval import check_can_wait, earlier_proposal
 from flows.on_pool import score_on_pool, train_on_pool, with_pool
+from flows.producers import PRODUCERS
 from flows.recipe_files import read_recipe
+from flows.release import finish_interrupted, held_back, hold, release, up_to_date
 from flows.score import score_and_decide
 from flows.train import plan_training, train
 from tasks.contracts.candidate import Trained
@@ -35,25 +38,21 @@ from tasks.contracts.errors import (
 )
 from tasks.contracts.recipe import Recipe
 from tasks.contracts.recipe_changes import NO_CHANGES, Changes
-from tasks.contracts.release import Hold, LogEntry
 from tasks.evaluate.benchmark_step import BenchmarkTasks, check_benchmarks
 from tasks.evaluate.llm_judge_client import api_key
 from tasks.release import deployment_log
-from tasks.release.announce import announce
-from tasks.release.delivery import deliver_owed, inform_once
+from tasks.release.delivery import deliver_owed, set_webhooks
 from tasks.release.holds import (
     freeze_of,
     freeze_sentence,
-    quarantine_of,
-    quarantine_sentence,
 )
-from tasks.release.inputs import ReleaseInputs
 from tasks.release.provenance import data_report, release_digest
-from tasks.release.publish import finish, missing_targets, open_targets, publish, publish_missing
-from tasks.report.markdown import release_facts, rules_markdown
+from tasks.release.publish import open_targets
+from tasks.release.webhooks import webhook_secret
 from tasks.report.run_report import Origin, RunReport, Section
 from tasks.runtime.context import RunContext
 from tasks.runtime.prefect_api import brief_client
+from tasks.runtime.run_beat import beating
 from tasks.runtime.termination import watch_sigterm
 from tasks.storage.source_copies import KIND as SOURCE_COPY
 from tasks.storage.store import default_store, open_store
@@ -75,24 +74,6 @@ Refresh = Literal[
 ]
 STEPS = get_args(Refresh)[1:]
 
-# The step that is repeated if an artifact of this kind is damaged.
-PRODUCERS = {
-    "shard": "load",
-    "dataset": "load",
-    "base": "gguf",
-    "tokenizer": "inspect",
-    "shard-tokens": "tokenize",
-    "tokens": "tokenize",
-    "forecast": "forecast",
-    "model": "finetune",
-    "loss-check": "finetune",
-    "gguf-check": "gguf-export",
-    "gguf": "gguf-export",
-    "scores": "evaluate",
-    "comparisons": "llm-judge",
-    "benchmarks": "benchmarks",
-    "verdict": "gate",
-}
 ATTEMPTS = 3
 SCHEDULED_TAG = "auto-scheduled"
 """Prefect tags the runs of schedules with it."""
@@ -135,7 +116,12 @@ def retrain(recipe: str, changes: Changes = NO_CHANGES, refresh: Refresh = "noth
         run_name=this_run.name or "",
         refresh=STEPS[STEPS.index(refresh) :] if refresh != "nothing" else (),
     )
-    with watch_sigterm():
+    alive = (
+        beating(open_store(context.store), context.run_id)
+        if deployment.id
+        else contextlib.nullcontext()
+    )
+    with alive, watch_sigterm():
         try:
             return run_to_verdict(checked, context, report)
         except (TerminationSignal, KeyboardInterrupt) as request:
@@ -207,6 +193,11 @@ def run_once(recipe: Recipe, context: RunContext, report: RunReport) -> State:
     if freeze := freeze_of(open_store(context.store), recipe.name, channel):
         return hold(freeze, freeze_sentence(recipe.name, channel, freeze), recipe, context, report)
     benchmarks = check_access(recipe, context, report)
+    webhooks = recipe.announce.webhooks
+    set_webhooks(open_store(context.store), recipe.name, channel, webhooks)
+    if proposal := earlier_proposal(context):
+        ended = release(recipe, proposal.inputs, context, report, proposal)
+        return remember_data(recipe, proposal.inputs.candidate, ended, context)
     finish_interrupted(recipe.name, channel, context, report)
     for entry in deliver_owed(recipe.name, channel, context):
         version = entry.release.version
@@ -217,9 +208,7 @@ def run_once(recipe: Recipe, context: RunContext, report: RunReport) -> State:
     context = train_on_pool(recipe, planned, benchmarks, context, report)
     trained = train(recipe, planned, context, report)
     ended = judge(recipe, trained, benchmarks, context, report)
-    if recipe.watch.every_minutes:
-        remember_data(recipe, trained, ended.name or "", context)
-    return ended
+    return remember_data(recipe, trained, ended, context)
 
 
 def judge(
@@ -234,9 +223,8 @@ def judge(
     newest = deployment_log.head(store, recipe.name, channel)
     deployed = deployment_log.deployed(store, recipe.name, channel)
     digest = release_digest(trained, store)
-    if quarantine := quarantine_of(store, recipe.name, digest):
-        sentence = quarantine_sentence(recipe.name, quarantine)
-        return hold(quarantine, sentence, recipe, context, report)
+    if held := held_back(digest, recipe, context, report):
+        return held
     if deployed and deployed.release.digest == digest:
         return up_to_date(deployed, recipe, context, report)
 
@@ -250,19 +238,22 @@ def judge(
     return release(recipe, inputs, context, report)
 
 
-def remember_data(recipe: Recipe, trained: Trained, outcome: str, context: RunContext) -> None:
-    """Tell the watch that these data have reached a verdict. If that cannot be written, it will
-    start one more run, which finds everything done."""
+def remember_data(recipe: Recipe, trained: Trained, ended: State, context: RunContext) -> State:
+    """Tell the watch that these data have reached a verdict; returns the run's last state. If that
+    cannot be written, it will start one more run, which finds everything done."""
     store = open_store(context.store)
+    if not recipe.watch.every_minutes:
+        return ended
     with contextlib.suppress(BurnishError):
         verdict = DataVerdict(
             data=seen(trained.data.digest, data_report(trained.loaded, store)),
-            outcome=outcome,
+            outcome=ended.name or "",
             run=context.run_name,
             run_id=context.run_id,
             at=deployment_log.utc_now(),
         )
         write_verdict(store, recipe.name, verdict)
+    return ended
 
 
 def check_access(recipe: Recipe, context: RunContext, report: RunReport) -> BenchmarkTasks | None:
@@ -271,77 +262,15 @@ def check_access(recipe: Recipe, context: RunContext, report: RunReport) -> Benc
     Returns:
         The benchmarks; None if the recipe names none.
     """
+    check_can_wait(recipe)
     report.status("Checking access to the targets.")
     for target in open_targets(recipe.publish):
         target.check_access()
+    if recipe.announce.webhooks:
+        webhook_secret()
     api_key(recipe.evaluation.llm_judge)
     benchmarks = score_inputs.benchmark_tasks(recipe)
     if benchmarks:
         report.status("Checking the benchmarks.")
         check_benchmarks(benchmarks, context)
     return benchmarks
-
-
-def finish_interrupted(name: str, channel: str, context: RunContext, report: RunReport) -> None:
-    """Finish a release that an earlier run began to reveal, since it passed its gate."""
-    claim = deployment_log.head(open_store(context.store), name, channel)
-    if claim is None or claim.kind != "revealing":
-        return
-    version = claim.release.version
-    report.status(f"Finishing version {version}, which run {claim.run} began to reveal.")
-    try:
-        announce(finish(claim, context), context)
-        report.add_fact("finished", f"version {version}, which run {claim.run} began to reveal")
-    except BaselineMoved:
-        report.status(f"Version {version} was finished or replaced by another run.")
-    except BurnishError as error:
-        # This run's own release may replace it. Only what a step can make again is made first.
-        if isinstance(error, DamagedArtifact) and error.kind in PRODUCERS:
-            raise
-        report.add_fact("not finished", f"version {version} of run {claim.run}: {error}")
-
-
-def release(recipe: Recipe, inputs: ReleaseInputs, context: RunContext, report: RunReport) -> State:
-    """Publish and announce a promoted candidate."""
-    digest = release_digest(inputs.candidate, open_store(context.store))
-    # Since it was scored, it may have been quarantined on another channel, whose log is another.
-    if quarantine := quarantine_of(open_store(context.store), recipe.name, digest):
-        sentence = quarantine_sentence(recipe.name, quarantine)
-        return hold(quarantine, sentence, recipe, context, report)
-    report.status("Publishing.")
-    entry = announce(publish(inputs, context), context)
-    published = entry.release
-    for name, value in release_facts(entry):
-        report.add_fact(name, value)
-    sentence = f"Version {published.version} is deployed on {published.channel}."
-    return endings.conclude("Released", sentence, recipe, context, report)
-
-
-def hold(
-    held: Hold, sentence: str, recipe: Recipe, context: RunContext, report: RunReport
-) -> State:
-    """End a run that must not release what it made, or anything."""
-    inform_once(held, sentence, recipe.name, recipe.announce.channel, context)
-    return endings.conclude("Held", sentence, recipe, context, report)
-
-
-def up_to_date(deployed: LogEntry, recipe: Recipe, context: RunContext, report: RunReport) -> State:
-    """End a run whose candidate is already deployed: it is published where it is missing."""
-    if missing_targets(deployed.release, recipe.publish):
-        report.status("Publishing the deployed release where it is missing.")
-        try:
-            for publication in publish_missing(deployed, recipe.publish, context):
-                report.add_fact("added", publication.uri)
-        except DamagedArtifact as error:
-            if error.kind in PRODUCERS:
-                raise
-            report.warn(
-                f"The release is missing at a target, and cannot be published there. {error}"
-            )
-    verdict = deployed.event.data.verdict
-    report.section(Section.GATE, rules_markdown(verdict))
-    report.add_fact("verdict", f"{deployed.at}: {verdict.summary}")
-    for name, value in release_facts(deployed):
-        report.add_fact(name, value)
-    sentence = f"Version {deployed.release.version} is what this recipe and data produce."
-    return endings.conclude("Up to date", sentence, recipe, context, report)

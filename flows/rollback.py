@@ -11,13 +11,14 @@ from prefect.states import Completed, State
 from pydantic import Field
 
 from flows import endings
+from flows.deployments import store_of
 from tasks.contracts.errors import BurnishError, describe
 from tasks.release.rollback import roll_back
 from tasks.release.visibility import visible_now
 from tasks.report.markdown import release_facts
 from tasks.report.run_report import RunReport
 from tasks.runtime.context import RunContext
-from tasks.storage.store import default_store, open_store
+from tasks.storage.store import open_store
 
 Said = Annotated[str, Field(min_length=1)]
 
@@ -35,7 +36,7 @@ def rollback(
         to: The version to return to. Empty is the one before.
         channel: The channel.
     """
-    store = default_store()
+    store = store_of(model)
     context = RunContext(store=store, run_id=this_run.id or "", run_name=this_run.name or "")
     report = RunReport(f"{model}-rollback", this_run.id or "", deployment.id is not None)
     report.add_fact("reason", f"{reason} ({by})")

@@ -38,6 +38,7 @@ from tasks.release.provenance import data_report, provenance_if_whole
 from tasks.runtime.context import RunContext
 from tasks.runtime.logs import run_logger
 from tasks.runtime.prefect_api import brief_client
+from tasks.runtime.run_beat import beating
 from tasks.storage.sources import resolve
 from tasks.storage.store import Store, default_store, open_store
 from tasks.watch import records
@@ -72,12 +73,13 @@ def watch(recipe: str) -> State:
             store=store.uri, run_id=this_run.id or "", run_name=this_run.name or ""
         )
         before = records.read_state(store, checked.name)
-        for _ in range(LOOKS):
-            decision = _look(checked, store, context)
-            records.write_state(store, checked.name, decision.state)
-            # Whatever woke the watch meanwhile was dropped: one run of it at a time.
-            if _digest_now(checked) in (decision.state.digest, None):
-                break
+        with beating(store, context.run_id):
+            for _ in range(LOOKS):
+                decision = _look(checked, store, context)
+                records.write_state(store, checked.name, decision.state)
+                # Whatever woke the watch meanwhile was dropped: one run of it at a time.
+                if _digest_now(checked) in (decision.state.digest, None):
+                    break
         _look_again(decision)
         decision = _show(checked, store, decision)
         return _ended(checked, before, decision)

@@ -23,7 +23,7 @@ import time
 from prefect.client.orchestration import get_client
 from prefect.flows import EntrypointType
 
-from flows.deployments import ensure_pool
+from flows.deployments import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE, ensure_pool
 from flows.steps import steps
 from infra.processes import handle_signals, start, stop, stop_runs
 from tasks.runtime.hardware import visible_gpus
@@ -67,7 +67,10 @@ def register(pool: str) -> None:
         ensure_pool(client, pool)
     # By its module: a worker loads it from the installed package, wherever it runs.
     steps.to_deployment(
-        name=pool, work_pool_name=pool, entrypoint_type=EntrypointType.MODULE_PATH
+        name=pool,
+        work_pool_name=pool,
+        job_variables={"env": {HEARTBEAT_VARIABLE: HEARTBEAT_SECONDS}},
+        entrypoint_type=EntrypointType.MODULE_PATH,
     ).apply()
 
 

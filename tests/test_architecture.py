@@ -10,7 +10,8 @@ from pathlib import Path
 import grimp
 import pytest
 
-from flows.retrain import PRODUCERS, STEPS
+from flows.producers import PRODUCERS
+from flows.retrain import STEPS
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("flows", "infra", "tasks")

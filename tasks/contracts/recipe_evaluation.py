@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -223,6 +223,9 @@ class EvaluationRecipe(Contract):
 class GateRecipe(Contract):
     """What a candidate must prove before it is released."""
 
+    # They come after the verdict.
+    cache_key_excludes: ClassVar[frozenset[str]] = frozenset({"approval", "approval_hours"})
+
     claim: Literal["better", "not worse"] = Field(
         "not worse",
         title="Claim",
@@ -298,6 +301,19 @@ class GateRecipe(Contract):
     )
     min_examples: int = Field(
         150, ge=1, title="Minimum test examples", description="With fewer, the gate rejects."
+    )
+    approval: Literal["none", "person"] = Field(
+        "none",
+        title="Approval",
+        description="person: what passes the gate is released once a person approves it, on the "
+        "run's page or with `burnish approve`.",
+    )
+    approval_hours: float = Field(
+        72,
+        gt=0,
+        le=696,
+        title="Approval within (hours)",
+        description="After so long without an answer, the candidate counts as rejected.",
     )
 
     @model_validator(mode="after")

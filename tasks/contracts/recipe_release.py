@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tasks.contracts.base import Contract
 
@@ -44,3 +44,18 @@ class AnnounceRecipe(Contract):
         title="Channel",
         description="The deployment log that records the release, such as production or staging.",
     )
+    webhooks: tuple[str, ...] = Field(
+        (),
+        title="Webhooks",
+        description="URLs that get each deployment's event, signed as Standard Webhooks with "
+        "$BURNISH_WEBHOOK_SECRET.",
+    )
+
+    @field_validator("webhooks")
+    @classmethod
+    def _are_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for number, url in enumerate(urls):
+            # Not shown: its path may be a secret.
+            if not url.startswith(("https://", "http://")):
+                raise ValueError(f"entry {number + 1} is no URL that begins with https://")
+        return urls

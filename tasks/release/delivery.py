@@ -1,20 +1,25 @@
-"""Deliver deployment events to Prefect, and mark an event as delivered once Prefect confirmed it.
+"""Deliver deployment events to Prefect and to webhooks; mark each delivery once it is confirmed.
 
-A marker in the store says which events Prefect has. It is written after the server's confirmation,
-so that an event is never lost; one that is delivered twice has the same id. Events are delivered in
-the order of the log, so those that are owed are always the newest ones.
+A marker in the store says which receiver has which event. It is written after the receiver's
+confirmation, so that an event is never lost; one that is delivered twice has the same id. Events
+are delivered to each receiver in the order of the log, so those that are owed are always the newest
+ones.
 """
 
 from __future__ import annotations
 
 import contextlib
-import uuid
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from prefect.events import Event
 
-from tasks.contracts.release import EVENT_NAMESPACE, DeploymentEvent, Hold, LogEntry
+from tasks.contracts.base import Contract
+from tasks.contracts.errors import BurnishError
+from tasks.contracts.release import DeploymentEvent, LogEntry
 from tasks.release import deployment_log
+from tasks.release.webhooks import post_webhook, receiver_name
 from tasks.runtime.context import RunContext
 from tasks.runtime.logs import run_logger
 from tasks.runtime.prefect_api import brief_client, post_event
@@ -22,93 +27,152 @@ from tasks.storage.store import Store, open_store
 
 # Prefect's server drops subscribers at 1 MiB; payloads stay far below.
 MAX_PAYLOAD_BYTES = 64 * 1024
+PREFECT = "prefect"
+
+
+class Webhook(Contract):
+    """A receiver that the recipe names.
+
+    Attributes:
+        url: Where it is.
+        after: It is owed the entries with a higher number.
+    """
+
+    url: str
+    after: int
+
+
+class Webhooks(Contract):
+    """The webhooks of a model and channel, kept in the store: whoever delivers needs no recipe."""
+
+    webhooks: tuple[Webhook, ...] = ()
+
+
+class Owed(NamedTuple):
+    """A deployment that somebody has not heard of."""
+
+    entry: LogEntry
+    receivers: tuple[str, ...]
+    """`prefect`, and URLs."""
+
+    @property
+    def sentence(self) -> str:
+        """For a run's page; a URL's path may be secret."""
+        names = ", ".join(receiver_words(each) for each in self.receivers)
+        return (
+            f"The event of version {self.entry.release.version} has not reached {names}: the next "
+            "run of this model delivers it, or `burnish tend`."
+        )
+
+
+def receiver_words(receiver: str) -> str:
+    """A receiver for people; a URL's path may be secret."""
+    return "Prefect" if receiver == PREFECT else f"the webhook at {urlsplit(receiver).hostname}"
+
+
+def set_webhooks(store: Store, name: str, channel: str, urls: Sequence[str]) -> None:
+    """Set which webhooks are told of a model's deployments from now on."""
+    before = {each.url: each for each in _webhooks(store, name, channel)}
+    if list(before) == list(urls):
+        return
+    newest = deployment_log.head(store, name, channel)
+    new = Webhooks(
+        webhooks=tuple(
+            before.get(url) or Webhook(url=url, after=newest.number if newest else 0)
+            for url in urls
+        )
+    )
+    store.objects.write(_webhooks_path(name, channel), new.model_dump_json(indent=1).encode())
+
+
+def _webhooks(store: Store, name: str, channel: str) -> tuple[Webhook, ...]:
+    found = store.read_json(_webhooks_path(name, channel))
+    return Webhooks.model_validate(found).webhooks if found else ()
+
+
+def _webhooks_path(name: str, channel: str) -> str:
+    return f"webhooks/{name}/{channel}.json"
 
 
 def deliver_owed(name: str, channel: str, context: RunContext) -> list[LogEntry]:
-    """Deliver the events of a log that Prefect does not have, the oldest first.
+    """Deliver the events of a log that its receivers do not have, the oldest first.
 
     A delivery that fails is only logged: the release is deployed, and the next run tries again.
 
     Returns:
-        The entries whose events were delivered now.
+        The entries of which something was delivered now.
     """
     store = open_store(context.store)
-    delivered = []
-    for entry in owed(store, name, channel):
-        try:
-            send(entry, context)
-        except Exception as error:  # Whatever it is, it must not fail a run that has released.
-            run_logger().warning(
-                "The event of version %s could not be delivered (%s: %s). It is owed: the next run "
-                "of this model delivers it.",
-                entry.release.version,
-                type(error).__name__,
-                error,
-            )
-            break
-        store.objects.write(_marker(entry.event.id), deployment_log.utc_now().encode())
-        delivered.append(entry)
+    delivered, failed = [], set()
+    for entry, receivers in owed(store, name, channel):
+        for receiver in receivers:
+            if receiver in failed:
+                continue  # In order: what is older has failed.
+            try:
+                if receiver == PREFECT:
+                    send(entry, context)
+                else:
+                    body = entry.event.model_dump_json().encode()
+                    post_webhook(receiver, entry.event.id, body)
+            except Exception as error:  # Whatever it is, it must not fail a run that has released.
+                failed.add(receiver)
+                # The text of another's error may have the URL, which may be a secret.
+                known = isinstance(error, BurnishError) or receiver == PREFECT
+                run_logger().warning(
+                    "The event of version %s could not be delivered to %s (%s%s). It is owed: the "
+                    "next run of this model delivers it, or `burnish tend`.",
+                    entry.release.version,
+                    receiver_words(receiver),
+                    type(error).__name__,
+                    f": {error}" if known else "",
+                )
+                continue
+            mark_delivered(store, entry.event.id, receiver)
+            if entry not in delivered:
+                delivered.append(entry)
     return delivered
 
 
-def inform_once(held: Hold, sentence: str, name: str, channel: str, context: RunContext) -> None:
-    """Send an event that a run was held, once for each hold: every night's run meets it."""
-    store = open_store(context.store)
-    identity = str(uuid.uuid5(EVENT_NAMESPACE, f"held/{name}/{channel}/{held.at}/{held.by}"))
-    event = Event(
-        id=identity,
-        event="burnish.model.held",
-        resource=_resource(name, channel),
-        related=_run_of(context),
-        payload={"message": sentence, "by": held.by, "reason": held.reason, "since": held.at},
-    )
-    # The run's page says it, too: it does not fail because nobody can be told.
-    with contextlib.suppress(Exception):
-        if was_delivered(store, identity):
-            return
-        with brief_client() as client:
-            post_event(client, event)
-        store.objects.write(_marker(identity), deployment_log.utc_now().encode())
-
-
-def _resource(name: str, channel: str) -> dict[str, str]:
-    return {
-        "prefect.resource.id": f"burnish.model.{name}.{channel}",
-        "prefect.resource.name": name,
-    }
-
-
-def _run_of(context: RunContext) -> list[dict[str, str]]:
-    if not context.run_id:
-        return []
-    return [
-        {
-            "prefect.resource.id": f"prefect.flow-run.{context.run_id}",
-            "prefect.resource.role": "flow-run",
-            "prefect.resource.name": context.run_name,
-        }
-    ]
-
-
-def owed(store: Store, name: str, channel: str) -> list[LogEntry]:
-    """The deployments after the last one whose event was delivered, in order."""
-    found = []
+def owed(store: Store, name: str, channel: str) -> list[Owed]:
+    """The deployments after the last one that every receiver has heard of, in order."""
+    webhooks, found = _webhooks(store, name, channel), []
     for entry in deployment_log.newest_first(store, name, channel):
         if entry.kind != "deployed":
             continue
-        if was_delivered(store, entry.event.id):
+        receivers = [PREFECT, *(each.url for each in webhooks if entry.number > each.after)]
+        lacking = [each for each in receivers if not was_delivered(store, entry.event.id, each)]
+        if not lacking:
             break
-        found.append(entry)
+        found.append(Owed(entry, tuple(lacking)))
     return found[::-1]
 
 
-def was_delivered(store: Store, event_id: str) -> bool:
-    """Whether Prefect confirmed an event."""
-    return store.objects.read(_marker(event_id)) is not None
+def was_delivered(store: Store, event_id: str, receiver: str = PREFECT) -> bool:
+    """Whether a receiver confirmed an event."""
+    return store.objects.read(_marker(event_id, receiver)) is not None
 
 
-def _marker(event_id: str) -> str:
-    return f"deliveries/{event_id}/prefect"
+def mark_delivered(store: Store, event_id: str, receiver: str = PREFECT) -> None:
+    """Remember that a receiver confirmed an event."""
+    store.objects.write(_marker(event_id, receiver), deployment_log.utc_now().encode())
+
+
+def send_once(store: Store, event: Event) -> bool:
+    """Post an event to Prefect's server unless one with its id was; returns whether it has it now.
+
+    Nothing fails because somebody could not be told.
+    """
+    with contextlib.suppress(Exception):
+        if not was_delivered(store, str(event.id)):
+            with brief_client() as client:
+                post_event(client, event)
+            mark_delivered(store, str(event.id))
+        return True
+    return False
+
+
+def _marker(event_id: str, receiver: str) -> str:
+    return f"deliveries/{event_id}/{receiver if receiver == PREFECT else receiver_name(receiver)}"
 
 
 def send(entry: LogEntry, context: RunContext) -> None:
@@ -122,14 +186,35 @@ def send(entry: LogEntry, context: RunContext) -> None:
         id=entry.event.id,
         event=entry.event.type,
         resource={
-            **_resource(release.name, release.channel),
+            **model_resource(release.name, release.channel),
             "burnish.version": release.version,
         },
-        related=_run_of(context),
+        related=run_resources(context.run_id, context.run_name),
         payload=event_payload(entry.event),
     )
     with brief_client() as client:
         post_event(client, event)
+
+
+def model_resource(name: str, channel: str) -> dict[str, str]:
+    """A model and channel as the resource of Prefect's events."""
+    return {
+        "prefect.resource.id": f"burnish.model.{name}.{channel}",
+        "prefect.resource.name": name,
+    }
+
+
+def run_resources(run_id: str, run_name: str) -> list[dict[str, str]]:
+    """A run as what Prefect's events are related to; nothing without one."""
+    if not run_id:
+        return []
+    return [
+        {
+            "prefect.resource.id": f"prefect.flow-run.{run_id}",
+            "prefect.resource.role": "flow-run",
+            "prefect.resource.name": run_name,
+        }
+    ]
 
 
 def event_payload(event: DeploymentEvent) -> dict[str, Any]:

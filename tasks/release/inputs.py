@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tasks.contracts.approval import Answer
 from tasks.contracts.base import Contract
 from tasks.contracts.candidate import Candidate
 from tasks.contracts.recipe_data import DataRecipe, Task
@@ -22,6 +23,7 @@ class ReleaseInputs(Contract):
         recipe: The whole recipe as plain JSON values, for the provenance.
         recipe_digest: Its digest.
         task, data, base, lora, quantization, training: Parts of the recipe, for the card.
+        approval: A person's word; None if none was asked for.
     """
 
     name: str
@@ -37,3 +39,4 @@ class ReleaseInputs(Contract):
     lora: LoraRecipe
     quantization: str
     training: TrainingRecipe
+    approval: Answer | None = None

@@ -81,6 +81,7 @@ def provenance(inputs: ReleaseInputs, store: Store) -> dict:
         "baseline_metrics": candidate.baseline.metrics if candidate.baseline else {},
         **_optional_results(candidate),
         "verdict": candidate.gate_result.verdict.model_dump(mode="json"),
+        **({"approval": inputs.approval.model_dump(mode="json")} if inputs.approval else {}),
     }
 
 

@@ -44,8 +44,16 @@ def publish(inputs: ReleaseInputs, context: RunContext) -> LogEntry:
     release = make_release(inputs, store)
     targets = open_targets(inputs.publish)
     with _staged(release, targets, store) as folder:
-        claim = deployment_log.claim(store, release, inputs.log_number, context.run_name)
+        claim = deployment_log.claim(
+            store, release, inputs.log_number, context.run_name, **_approved(inputs)
+        )
         return _reveal(claim, targets, folder, store)
+
+
+def _approved(inputs: ReleaseInputs) -> dict[str, str]:
+    """What the log says of who approved a release."""
+    answer = inputs.approval
+    return {"by": answer.by, "reason": answer.reason} if answer else {}
 
 
 @task(name="finish", task_run_name="finish an interrupted release", persist_result=False)

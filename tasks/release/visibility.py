@@ -36,7 +36,7 @@ def visible_now(store: Store, name: str, channel: str, run: str, began: datetime
                 "some targets, but it is not announced; the next run finishes or replaces it."
             )
         sentences.append(f"Deployed: {deployed_phrase(store, name, channel)}.")
-        sentences += [owed_sentence(entry) for entry in owed(store, name, channel)]
+        sentences += [each.sentence for each in owed(store, name, channel)]
     except BurnishError as error:
         return f"Unknown, since the log cannot be read: {error}"
     return " ".join(sentences)
@@ -51,14 +51,6 @@ def deployed_phrase(store: Store, name: str, channel: str) -> str:
     if entry.cause == "rollback":
         phrase += f", since {entry.by} rolled back at {entry.at} ({entry.reason})"
     return phrase
-
-
-def owed_sentence(entry: LogEntry) -> str:
-    """What a reader must know of a deployment whose event was not delivered."""
-    return (
-        f"The event of version {entry.release.version} has not reached Prefect: the next run of "
-        "this model delivers it."
-    )
 
 
 def _released_by(

@@ -12,6 +12,7 @@ from uuid import UUID
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.objects import Artifact
 
 from tasks.contracts.errors import BurnishError
 from tasks.contracts.results import StepResult
@@ -30,6 +31,7 @@ FINISHED_STEPS = (
 _LINK, _PLAIN_LINK = re.compile(r"\[(.+?)\]\((.+?)\)"), r"\1 (\2)"
 _NO_KEY = re.compile(r"[^a-z0-9]+")
 _RUNNING = "Running"
+WAITING = "Waiting for approval"
 _DESCRIPTION_LETTERS = 200
 _LAST_WRITE_SECONDS = 30.0
 
@@ -166,6 +168,10 @@ class RunReport:
         self.show()
         self.writing.flush(_LAST_WRITE_SECONDS)
 
+    def resume(self) -> None:
+        """Set that the run goes on, after an end that was none."""
+        self.outcome = _RUNNING
+
     def fail(self, error: BurnishError, visible: str) -> None:
         """Report a failure: its cause, what is visible to consumers, and what to do.
 
@@ -259,6 +265,9 @@ class RunReport:
         try:
             with brief_client() as client:
                 if self._artifact is None:
+                    # Of a run that has waited, and was resumed in this process.
+                    self._artifact = _waiting_report(client, UUID(self.run_id))
+                if self._artifact is None:
                     self._artifact = _create(
                         client, UUID(self.run_id), self.name, text, description, self._origin
                     )
@@ -281,21 +290,36 @@ def close_report(
         explain: Given where its release would be recorded (None if it never said so), what
             happened, what is visible, and what to do, as markdown.
     """
-    mine = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
     with brief_client() as client:
-        artifacts = client.read_artifacts(artifact_filter=mine)
-        reports = [found for found in artifacts if (found.key or "").startswith("report-")]
+        reports = _reports(client, run_id)
         if not reports:
             text = f"# {name}: {outcome}\n\n{explain(None)}\n"
             _create(client, run_id, name, text, _description(name, outcome, ""), None)
         for found in reports:
-            heading, _, rest = str(found.data).partition("\n")
-            told, _, before = heading.removeprefix("# ").rpartition(": ")
-            if before == _RUNNING:
+            told, before, rest = _headed(found)
+            if before in (_RUNNING, WAITING):
                 origin = Origin(**found.metadata_) if found.metadata_ else None
                 text = f"# {told}: {outcome}\n\n{explain(origin)}\n\nBefore: {rest.strip()}\n"
                 description = _description(told, outcome, "")
                 client.update_artifact(found.id, ArtifactUpdate(data=text, description=description))
+
+
+def _reports(client: SyncPrefectClient, run_id: UUID) -> list[Artifact]:
+    mine = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+    artifacts = client.read_artifacts(artifact_filter=mine)
+    return [found for found in artifacts if (found.key or "").startswith("report-")]
+
+
+def _headed(report: Artifact) -> tuple[str, str, str]:
+    """A report's name, its outcome, and what follows."""
+    heading, _, rest = str(report.data).partition("\n")
+    name, _, outcome = heading.removeprefix("# ").rpartition(": ")
+    return name, outcome, rest
+
+
+def _waiting_report(client: SyncPrefectClient, run_id: UUID) -> UUID | None:
+    waiting = (each.id for each in _reports(client, run_id) if _headed(each)[1] == WAITING)
+    return next(waiting, None)
 
 
 def _create(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import yaml
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import Pause
+from prefect.flow_engine import run_flow as run_flow_now
+from prefect.states import State
 
 from flows.retrain import retrain
 from tasks.contracts.recipe import Recipe
@@ -39,3 +44,24 @@ def events_named(name: str, resource: str = "") -> list[dict]:
         wanted["filter"]["resource"] = {"id": [resource]}
     with get_client(sync_client=True) as client:
         return client.request("POST", "/events/filter", json=wanted).json()["events"]
+
+
+def start(name: str, **changes: Any) -> FlowRun:
+    """A new run of a recipe's deployment, which `execute` executes, with changes such as
+    `training__epochs=3`."""
+    other = [f"{path.replace('__', '.')}={value}" for path, value in changes.items()]
+    with get_client(sync_client=True) as client:
+        made = client.read_deployment_by_name(f"retrain/{name}")
+        parameters = {**made.parameters, "changes": {"other": other}}
+        return client.create_flow_run_from_deployment(made.id, parameters=parameters)
+
+
+def execute(run_id: Any) -> State:
+    """Do what a worker's process does with a run of `retrain`; returns its state."""
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(run_id)
+        with contextlib.suppress(Pause):
+            run_flow_now(retrain, run, parameters=run.parameters, return_type="state")
+        state = client.read_flow_run(run_id).state
+    state.state_details.flow_run_id = run_id
+    return state
