@@ -124,9 +124,10 @@ def mark_lost_runs(client: SyncPrefectClient, known: Known, context: RunContext)
     watched = []
     for run in running:
         # A command's run has no worker, and sends no heartbeats.
-        if run.deployment_id is None or str(run.id) == context.run_id:
+        made = known.deployments.get(run.deployment_id)
+        if made is None or str(run.id) == context.run_id:
             continue
-        environment = _environment(known.deployments.get(run.deployment_id))
+        environment = _environment(made)
         seconds = float(environment.get(HEARTBEAT_VARIABLE) or PREFECT_HEARTBEAT_SECONDS)
         watched.append(Watched(run, known.store_of(run), seconds))
     for run in lost_runs(client, watched):

@@ -10,6 +10,7 @@ import uuid
 from datetime import UTC, datetime, timedelta
 
 from prefect.events import Event
+from prefect.utilities.urls import url_for
 
 from tasks.contracts.release import EVENT_NAMESPACE, Hold
 from tasks.release.delivery import Owed, model_resource, run_resources, send_once
@@ -89,6 +90,10 @@ def _send(
             event=event,
             resource=resource,
             related=run_resources(*run),
-            payload={"message": message, "run": run[1], **payload},
+            payload={"message": message, "run": run[1], "page": _page(run[0]), **payload},
         ),
     )
+
+
+def _page(run_id: str) -> str:
+    return (url_for("flow-run", obj_id=run_id) or "") if run_id else ""

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import pytest
 from prefect.client.orchestration import get_client
+from standardwebhooks import Webhook, WebhookVerificationError
 
+from tasks.contracts.errors import NoAccess
 from tasks.contracts.recipe_release import PublishRecipe
 from tasks.contracts.verdict import RuleOutcome
 from tasks.release import delivery, deployment_log
 from tasks.release.announce import announce
-from tasks.release.delivery import MAX_PAYLOAD_BYTES, deliver_owed, event_payload
+from tasks.release.delivery import (
+    MAX_PAYLOAD_BYTES,
+    deliver_owed,
+    event_payload,
+    owed,
+    set_webhooks,
+)
 from tasks.release.publish import publish
+from tasks.release.webhooks import SECRET_VARIABLE, webhook_secret
+from tests.doubles.receiver import Receiver
 from tests.tasks.release.samples import send_nowhere
-from tests.tasks.samples import run_context
 from tests.waiting import wait_for
 
-
-@pytest.fixture
-def context(tmp_path):
-    return run_context(tmp_path, run_name="calm-otter")
+SECRET = "whsec_" + base64.b64encode(b"planted secret of thirty-two byt").decode()
 
 
 @pytest.fixture
@@ -85,6 +92,63 @@ class TestDeliverOwed:
         [found] = wait_for(stored, f"event {event.id}")
         assert found["payload"]["data"]["digest"] == event.data.digest
         assert found["resource"]["prefect.resource.id"] == "burnish.model.tiny.production"
+
+
+class TestWebhooks:
+    @pytest.fixture
+    def receiver(self, store, monkeypatch):
+        monkeypatch.setenv(SECRET_VARIABLE, SECRET)
+        receiver = Receiver()
+        set_webhooks(store, "tiny", "production", [receiver.url])
+        yield receiver
+        receiver.close()
+
+    def test_get_each_event_once_signed_as_the_standard_says(
+        self, deploy, context, receiver, monkeypatch
+    ):
+        send_nowhere(monkeypatch)
+        entry = deploy()
+        assert deliver_owed("tiny", "production", context) == []
+        ((headers, body),) = receiver.received
+        # By the library of the standard's authors; it checks the time, too.
+        verified = Webhook(SECRET).verify(body, headers)
+        assert verified["data"]["digest"] == entry.release.digest
+        assert headers["webhook-id"] == entry.event.id
+        with pytest.raises(WebhookVerificationError):
+            Webhook(SECRET).verify(body.replace(b"tiny", b"fake"), headers)
+
+    def test_that_refuse_are_owed_it_and_prefect_is_not(
+        self, deploy, context, store, receiver, monkeypatch
+    ):
+        sent = send_nowhere(monkeypatch)
+        receiver.status = 503
+        entry = deploy()
+        (still,) = owed(store, "tiny", "production")
+        assert (still.entry, still.receivers) == (entry, (receiver.url,))
+        assert "has not reached the webhook at 127.0.0.1" in still.sentence
+        assert "/hook" not in still.sentence
+        receiver.status = 200
+        assert deliver_owed("tiny", "production", context) == [entry] == sent
+        assert owed(store, "tiny", "production") == []
+
+    def test_that_are_new_are_owed_nothing_that_was_before(
+        self, deploy, store, receiver, monkeypatch
+    ):
+        send_nowhere(monkeypatch)
+        deploy()
+        other = Receiver()
+        set_webhooks(store, "tiny", "production", [receiver.url, other.url])
+        assert owed(store, "tiny", "production") == []
+        deploy(weights=b"other")
+        assert (len(receiver.received), len(other.received)) == (2, 1)
+        other.close()
+
+    @pytest.mark.parametrize("secret", ["", "whsec_", "whsec_short", "no base64 at all!"])
+    def test_without_a_secret_are_refused_early(self, secret, monkeypatch):
+        monkeypatch.setenv(SECRET_VARIABLE, secret)
+        with pytest.raises(NoAccess, match=SECRET_VARIABLE) as caught:
+            webhook_secret()
+        assert "short" not in str(caught.value) and "at all" not in str(caught.value)
 
 
 class TestPayload:
