@@ -19,7 +19,7 @@ from prefect.states import State
 from prefect.utilities.urls import url_for
 from pydantic import Field
 
-from flows.endings import tag_outcome
+from flows.endings import explain, tag_outcome
 from tasks.contracts.approval import Answer
 from tasks.contracts.errors import BadRecipe, NotFound
 from tasks.contracts.recipe import Recipe
@@ -124,6 +124,7 @@ def ask(
         for older in _others(store, recipe, context):
             _supersede(store, older, context)
     sentence = waiting_sentence(proposal)
+    explain(WAITING, report)
     report.end(WAITING, sentence)
     tag_outcome(context.run_id, WAITING)
     channel, run = recipe.announce.channel, (context.run_id, context.run_name)

@@ -18,11 +18,19 @@ from prefect.runtime import flow_run as this_run
 from prefect.states import Cancelled, Completed, Failed, State
 
 from flows.recipe_files import read_recipe
+from flows.runbook import FILE, runbook
 from tasks.contracts.errors import BurnishError, Preempted
 from tasks.contracts.recipe import Recipe
 from tasks.release.delivery import owed
 from tasks.release.visibility import visible_now
-from tasks.report.run_report import FINISHED_STEPS, WAITING, Origin, RunReport, close_report
+from tasks.report.run_report import (
+    FINISHED_STEPS,
+    WAITING,
+    Origin,
+    RunReport,
+    Section,
+    close_report,
+)
 from tasks.runtime.context import RunContext
 from tasks.runtime.prefect_api import brief_client
 from tasks.storage.store import open_store
@@ -34,8 +42,7 @@ PUBLISHES_NOTHING = "nothing by this run: only the run that asked for it publish
 def refuse(error: BurnishError, recipe: str) -> State:
     """End a run whose recipe cannot be used, so that it has not begun."""
     report = RunReport(recipe_name(recipe), this_run.id or "", deployment.id is not None)
-    report.fail(error, NOT_BEGUN)
-    return _failed(error, NOT_BEGUN)
+    return fail_visibly(error, NOT_BEGUN, report)
 
 
 def supersede(later: str, recipe: str) -> State:
@@ -83,8 +90,15 @@ def fail(error: BurnishError, recipe: Recipe, context: RunContext, report: RunRe
 
 def fail_visibly(error: BurnishError, visible: str, report: RunReport) -> State:
     """As `fail`, if what consumers see now is known."""
+    explain(error.title, report)
     report.fail(error, visible)
     return _failed(error, visible)
+
+
+def explain(heading: str, report: RunReport) -> None:
+    """Show the runbook's section, if it has one."""
+    if section := runbook().get(heading):
+        report.section(Section.RUNBOOK, f"*{heading}* in {FILE}:\n\n{section}")
 
 
 def _failed(error: BurnishError, visible: str) -> State:
@@ -210,12 +224,13 @@ def _close(
     next_action: str,
 ) -> None:
     outcome = "Cancelled" if state.is_cancelling() else state.name or "Ended"
+    section = runbook().get(outcome, "")
 
     def explain(origin: Origin | None) -> str:
         return (
             f"- **Cause:** {state.message or 'the process ended without a message'}\n"
             f"- **Visible to consumers:** {visible(origin)}\n"
-            f"- **Next:** {next_action}"
+            f"- **Next:** {next_action}" + (f"\n\n## Runbook\n\n{section}" if section else "")
         )
 
     close_report(flow_run.id, name, outcome, explain)

@@ -7,29 +7,40 @@ from pathlib import Path
 
 import yaml
 
+from tasks.contracts.credentials import credentials_in
 from tasks.contracts.errors import BadRecipe, NotFound
 from tasks.contracts.recipe import Recipe, parse_recipe
 from tasks.contracts.recipe_changes import NO_CHANGES, Changes
 from tasks.storage.objects import open_objects
 
 
-def read_recipe(name: str, changes: Changes = NO_CHANGES) -> Recipe:
+def read_recipe(name: str, changes: Changes = NO_CHANGES, locked: bool = False) -> Recipe:
     """Read and check a recipe, with changes for one run.
 
     Args:
         name: A shipped recipe's name, a file's path, or `s3://bucket/recipe.yaml`.
         changes: What to do differently.
+        locked: Whether they are a form's or an event's, which may not change everything.
 
     Raises:
         NotFound: There is no such recipe.
         BadRecipe: It is not valid, or would not be with the changes.
     """
+    if found := list(credentials_in(name)):
+        raise BadRecipe(
+            "recipe",
+            f"a name with what looks like {found[0][1]}",
+            "a name without credentials",
+            "take it out, change it where it was issued, and set it in the worker's environment",
+        )
     where, text = _read(name)
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise _not_yaml(where, error) from None
     if isinstance(values, dict):
+        if locked:
+            changes.check_unlocked(values)
         changes.apply(values)
     return parse_recipe(values, where)
 

@@ -121,6 +121,7 @@ def hold(
     inform_held(
         open_store(context.store), recipe.name, recipe.announce.channel, held, sentence, run
     )
+    endings.explain("Held", report)
     return endings.conclude("Held", sentence, recipe, context, report)
 
 

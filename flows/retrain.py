@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 import yaml
 from prefect import flow
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import deployment
@@ -29,6 +30,7 @@ from flows.score import score_and_decide
 from flows.train import plan_training, train
 from tasks.contracts.candidate import Trained
 from tasks.contracts.errors import (
+    BadRecipe,
     BaselineMoved,
     BurnishError,
     CodeFailed,
@@ -100,7 +102,8 @@ def retrain(recipe: str, changes: Changes = NO_CHANGES, refresh: Refresh = "noth
     if later := later_due_run():
         return endings.supersede(later, recipe)
     try:
-        checked = read_recipe(recipe, changes).resolved()
+        refuse_other_recipe(recipe)
+        checked = read_recipe(recipe, changes, locked=deployment.id is not None).resolved()
         checked = checked.model_copy(update={"store": checked.store or default_store()})
     except BurnishError as error:
         return endings.refuse(error, recipe)
@@ -134,6 +137,25 @@ def retrain(recipe: str, changes: Changes = NO_CHANGES, refresh: Refresh = "noth
             if type(known) is CodeFailed and known is not error:
                 raise  # A defect: its traceback belongs into the run's log.
             return failed
+
+
+def refuse_other_recipe(recipe: str) -> None:
+    """Refuse a recipe that is not the deployment's own: it could release anything anywhere.
+
+    Raises:
+        BadRecipe: The form or an event names another one.
+    """
+    if deployment.id is None:
+        return
+    with get_client(sync_client=True) as client:
+        own = client.read_deployment(deployment.id).parameters.get("recipe")
+    if own and own != recipe:
+        raise BadRecipe(
+            f"recipe {recipe}",
+            f"another recipe than the deployment's, {own}",
+            "the deployment's own recipe",
+            "run `burnish deploy` on the other one, and start that deployment",
+        )
 
 
 def later_due_run() -> str:

@@ -34,6 +34,9 @@ def main() -> int:
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE",
         "prefect.server.concurrency.lease_storage.filesystem",
     )
+    os.environ.setdefault("PREFECT_SERVER_CSRF_PROTECTION_ENABLED", "true")
+    if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+        os.environ.setdefault("PREFECT_API_AUTH_STRING", password)
     # A run that somebody started by hand should not wait 10 seconds for the worker to look.
     os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "2")
     os.environ["PREFECT_API_URL"] = API

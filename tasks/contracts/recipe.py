@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from tasks.contracts.base import Contract, digest_of
+from tasks.contracts.credentials import credentials_in
 from tasks.contracts.errors import BadRecipe
 from tasks.contracts.recipe_data import DataRecipe, Task
 from tasks.contracts.recipe_evaluation import EvaluationRecipe, GateRecipe
@@ -77,6 +78,12 @@ class Recipe(Contract):
         default_factory=WatchRecipe,
         title="Watch",
         description="When new data start a retraining.",
+    )
+    unlocked: tuple[str, ...] = Field(
+        (),
+        title="Unlocked",
+        description="Fields of gate, publish and announce that a form or an event may change for "
+        "one run, such as gate.margin.",
     )
     store: str = Field(
         "",
@@ -195,6 +202,13 @@ def parse_recipe(data: Any, where: str) -> Recipe:
     """
     if not isinstance(data, dict):
         raise BadRecipe(where, type(data).__name__, "a mapping of fields", "start with 'name: …'")
+    if found := list(credentials_in(data)):
+        raise BadRecipe(
+            f"{where}: {', '.join(path for path, _ in found)}",
+            f"what looks like {found[0][1]}",
+            "no credentials: recipes are stored and shown",
+            "take it out, change it where it was issued, and set it in the worker's environment",
+        )
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:

@@ -6,15 +6,18 @@ nothing: Prefect replaces the whole model of defaults by what they send.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field
 
 from tasks.contracts.base import Contract
+from tasks.contracts.credentials import ANY_SHAPE
 from tasks.contracts.errors import BadRecipe
 
+# The server refuses such values before it stores them.
+_NO_CREDENTIALS = {"not": {"pattern": ANY_SHAPE}}
 _PATHS = {
     "data": "data.uri",
     "base_model": "model.uri",
@@ -25,6 +28,13 @@ _PATHS = {
 }
 """The recipe's field behind each field of the form."""
 
+LOCKED = ("gate", "publish", "announce", "name", "store", "unlocked")
+"""What decides what is released and where: whoever may start runs may not change it by that."""
+
+
+def _is_within(path: str, groups: Iterable[str]) -> bool:
+    return any(f"{path}.".startswith(f"{group}.") for group in groups)
+
 
 class Changes(Contract):
     """What to do differently from the recipe, in this run only."""
@@ -32,12 +42,14 @@ class Changes(Contract):
     data: str = Field(
         "",
         title="Data",
+        json_schema_extra=_NO_CREDENTIALS,
         description="Train on other data: a file, folder or glob, s3://bucket/prefix, or "
         "hf://owner/name@revision. Empty: as the recipe says.",
     )
     base_model: str = Field(
         "",
         title="Base model",
+        json_schema_extra=_NO_CREDENTIALS,
         description="Fine-tune another model: hf://owner/name@revision, a folder, or "
         "s3://bucket/prefix. Empty: as the recipe says.",
     )
@@ -68,11 +80,12 @@ class Changes(Contract):
         description="How the frozen base model is held during training. nf4: in 4 bits, a quarter "
         "of the memory.",
     )
-    other: tuple[str, ...] = Field(
+    other: tuple[Annotated[str, Field(json_schema_extra=_NO_CREDENTIALS)], ...] = Field(
         (),
         title="Other fields",
-        description="Any field of the recipe, such as gate.margin=0.02. `burnish check RECIPE` "
-        "lists all fields.",
+        description="Other fields of the recipe, such as training.seed=2. `burnish check RECIPE` "
+        "lists all. Fields of gate, publish, announce, name and store must be changed in the "
+        "recipe.",
     )
 
     def apply(self, recipe: dict[str, Any]) -> None:
@@ -86,6 +99,28 @@ class Changes(Contract):
         for setting in self.other:
             path, value = _parsed(setting)
             _set_field(recipe, path, value, setting)
+
+    def check_unlocked(self, recipe: dict[str, Any]) -> None:
+        """Check that a form or an event may make these changes.
+
+        Args:
+            recipe: The recipe's plain values, unchanged.
+
+        Raises:
+            BadRecipe: It may not.
+        """
+        unlocked = recipe.get("unlocked") or ()
+        for path in [
+            *(path for path, _ in self._set()),
+            *(_parsed(each)[0] for each in self.other),
+        ]:
+            if _is_within(path, LOCKED) and not _is_within(path, unlocked):
+                raise BadRecipe(
+                    f"change of {path}",
+                    "what a form or an event must not change",
+                    "a field that is not locked",
+                    f"change it in the recipe itself, or list {path} there under 'unlocked'",
+                )
 
     def words(self) -> str:
         """The changes as on the command line: `training.epochs=3, gate.margin=0.02`."""

@@ -55,6 +55,7 @@ class Section(StrEnum):
 
     WHAT_BROKE = "What broke"
     WHAT_HAPPENED = "What happened"
+    RUNBOOK = "Runbook"
     WARNINGS = "Warnings"
     GATE = "Gate"
     ANSWERS = "Answers"

@@ -28,6 +28,7 @@ class Asking:
     def __init__(self, place: Place) -> None:
         self.place, self.name = place, f"asking-{uuid4().hex[:8]}"
         settings = {"name": self.name, "gate__approval": "person", "publish__targets": "[]"}
+        settings["unlocked"] = "[gate.approval]"
         self.settings = settings
         deploy(write_recipe(place.recipe(**settings), place.folder), store=place.store.uri)
 

@@ -45,14 +45,15 @@ class TestDeploy:
         name = yaml.safe_load(recipe.read_text())["name"]
         assert (made.name, made.tags) == (name, ["retrain", name])
         assert made.parameters == {"recipe": str(recipe), "changes": {}, "refresh": "nothing"}
-        assert made.job_variables["env"] == {"BURNISH_STORE": "s3://bucket/store"}
+        heartbeat = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+        assert made.job_variables["env"] == {"BURNISH_STORE": "s3://bucket/store", **heartbeat}
         assert made.global_concurrency_limit.limit == 1
         # Another one in the environment of a later deploy would start a second log.
         monkeypatch.setenv("BURNISH_STORE", "elsewhere")
         deploy(str(recipe))
         assert deployment_of(recipe).job_variables == made.job_variables
         deploy(str(recipe), store="/moved")
-        assert deployment_of(recipe).job_variables["env"] == {"BURNISH_STORE": "/moved"}
+        assert deployment_of(recipe).job_variables["env"]["BURNISH_STORE"] == "/moved"
 
     def test_a_new_one_has_a_nightly_schedule_that_is_off(self, recipe):
         deploy(str(recipe))

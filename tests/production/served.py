@@ -79,8 +79,8 @@ class Served:
         return state_of(run_id)
 
 
-def start(home: Path) -> Served:
-    """Start it, with a store and a Prefect home in a folder."""
+def start(home: Path, **variables: str) -> Served:
+    """Start it, with a store and a Prefect home in a folder, and variables in its environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -89,6 +89,7 @@ def start(home: Path) -> Served:
         "BURNISH_PORT": str(port),
         "BURNISH_STORE": str(home / "store"),
         "PREFECT_HOME": str(home / "prefect"),
+        **variables,
     }
     environment.pop("PREFECT_API_URL", None)
     # A shell that starts the tests in the background has them, and this, ignore Ctrl-C.

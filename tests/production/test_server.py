@@ -91,14 +91,12 @@ def place_in(folder: Any, base: Any) -> Place:
     return place
 
 
-def start_run(place: Place, **changes: Any) -> Any:
-    """Start a run of the deployment `news` with another recipe; returns its id."""
+def start_run(served: Served, place: Place, **changes: Any) -> Any:
+    """Deploy a recipe, and start a run of it; returns its id."""
     write_jsonl(place.data, easy_rows(600))
-    recipe = write_recipe(place.recipe(**changes), place.folder)
+    deployment = served.deploy(place, **changes)
     with get_client(sync_client=True) as client:
-        deployment = client.read_deployment_by_name("retrain/news")
-        run = client.create_flow_run_from_deployment(deployment.id, parameters={"recipe": recipe})
-    return run.id
+        return client.create_flow_run_from_deployment(deployment.id).id
 
 
 class TestServer:
@@ -116,7 +114,7 @@ class TestServer:
         self, served, tmp_path, tiny_base
     ):
         place = Place(tmp_path, tiny_base)
-        run_id = start_run(place)
+        run_id = start_run(served, place)
         state = served.ended(run_id)
         assert state.name == "Released", state
         assert "## Gate" in report_of(state)
@@ -125,7 +123,7 @@ class TestServer:
         assert f"/v2/runs/flow-run/{run_id}" in served.output.read_text()
 
     def test_the_report_of_a_killed_run_says_that_it_crashed(self, served, tmp_path, tiny_base):
-        run_id = start_run(Place(tmp_path, tiny_base), name="doomed", training__epochs=1000)
+        run_id = start_run(served, Place(tmp_path, tiny_base), name="doomed", training__epochs=1000)
         trainer = trainer_of(served, run_id)
         flow_run_of(trainer).kill()
         served.wait_for(lambda: state_of(run_id).is_crashed(), "the crash, seen by the worker")

@@ -66,3 +66,31 @@ class TestChanges:
         with pytest.raises(BadRecipe) as caught:
             changed(Changes(other=(setting,)))
         assert message in str(caught.value) and setting in str(caught.value)
+
+
+class TestLocks:
+    @pytest.mark.parametrize(
+        "setting",
+        [
+            "gate.margin=0.9",
+            "gate={margin: 0.9}",
+            "publish.targets=[hf://me/mine]",
+            "announce.channel=production",
+            "name=other",
+            "store=/tmp/elsewhere",
+            "unlocked=[gate]",
+        ],
+    )
+    def test_a_form_cannot_change_what_is_released_and_where(self, setting):
+        with pytest.raises(BadRecipe, match="what a form or an event must not change"):
+            Changes(other=(setting,)).check_unlocked({})
+
+    def test_a_form_can_change_what_the_recipe_unlocks(self):
+        changes = Changes(other=("gate.margin=0.9",))
+        changes.check_unlocked({"unlocked": ["gate.margin"]})
+        changes.check_unlocked({"unlocked": ["gate"]})
+        with pytest.raises(BadRecipe, match=r"change of gate\.margin"):
+            changes.check_unlocked({"unlocked": ["gate.marg"]})
+
+    def test_a_form_can_change_how_a_model_is_trained(self):
+        Changes(epochs=3, data="b.csv", other=("training.seed=2",)).check_unlocked({})
