@@ -130,7 +130,8 @@ def ask(
     channel, run = recipe.announce.channel, (context.run_id, context.run_name)
     alarm_approval(store, recipe.name, channel, sentence, once(proposal), run)
     form = Approval.with_initial_data(
-        description=f"{sentence}\n\nThe verdict: {inputs.candidate.gate_result.verdict.summary}"
+        description=f"{sentence}\n\nThe verdict: {inputs.candidate.gate_result.verdict.summary} "
+        "The report is on the run's page, under Artifacts."
     )
     given = suspend_flow_run(wait_for_input=form, timeout=LONGEST_WAIT_SECONDS, key=once(proposal))
     return Answer(decision=given.decision, by=given.by, reason=given.reason)

@@ -61,7 +61,7 @@ def lost_runs(
     """
     suspects = {}
     for each in running:
-        event = _newest_event(client, each.run)
+        event = newest_event(client, each.run)
         if event and _age(event) < INTERVALS * each.heartbeat_seconds:
             continue
         if signs := _signs(each, event):
@@ -75,12 +75,13 @@ def lost_runs(
         state = run.state
         if not state or not (state.is_running() or state.is_cancelling()):
             continue
-        if _signs(each, _newest_event(client, run)) == before:
+        if _signs(each, newest_event(client, run)) == before:
             lost.append(run)
     return lost
 
 
-def _newest_event(client: SyncPrefectClient, run: FlowRun) -> dict | None:
+def newest_event(client: SyncPrefectClient, run: FlowRun) -> dict | None:
+    """The newest event of a run that the server has, heartbeats included; None without one."""
     wanted = {
         "filter": {"resource": {"id": [f"prefect.flow-run.{run.id}"]}, "order": "DESC"},
         "limit": 1,

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows import retrain as flow
+from flows import release as flow
 from tasks.contracts.errors import StorageFailed
 from tasks.release import publish as publish_
 from tasks.storage.objects import FolderObjects

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from huggingface_hub import HfApi
 
-from flows import retrain as flow
+from flows import release as flow
 from flows.cli import main
 from flows.retrain import retrain
 from tasks.contracts.recipe_changes import Changes

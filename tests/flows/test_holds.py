@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from flows import retrain as flow
 from flows.rollback import rollback
 from tasks.release import deployment_log, holds
 from tests.flows.conftest import ROWS, Place, report_of, task_states
@@ -102,15 +103,13 @@ class TestFreeze:
         assert place.run(**NEXT).name == "Released"
 
     def test_that_comes_while_a_run_trains_holds_it(self, place, monkeypatch):
-        from flows import retrain
-
         def release(recipe, inputs, context, report):
             holds.freeze(place.store, "tiny", "production", "Ada", "a holiday")
-            monkeypatch.setattr(retrain, "release", published)
+            monkeypatch.setattr(flow, "release", published)
             return published(recipe, inputs, context, report)
 
-        published = retrain.release
-        monkeypatch.setattr(retrain, "release", release)
+        published = flow.release
+        monkeypatch.setattr(flow, "release", release)
         assert place.run(**NEXT).name == "Held"
         assert [entry.kind for entry in place.log()] == ["revealing", "deployed", "frozen"]
 

@@ -111,7 +111,7 @@ class TestARunThatLives:
         heard = iter(range(99))
         monkeypatch.setattr(
             lost_runs,
-            "_newest_event",
+            "newest_event",
             lambda client, run: {"id": str(next(heard)), "received": "2020-01-01T00:00:00Z"},
         )
         tend()
@@ -128,7 +128,7 @@ class TestARunThatLives:
         def fail(*_):
             raise ConnectionError("no route to the API")
 
-        monkeypatch.setattr(lost_runs, "_newest_event", fail)
+        monkeypatch.setattr(lost_runs, "newest_event", fail)
         began = datetime.now(UTC).isoformat()
         state = tend(return_state=True)
         assert state.is_failed() and "no route to the API" in state.message

@@ -129,7 +129,12 @@ def state_of(run_id: Any) -> Any:
 
 def runs_of(deployment: Any) -> list:
     """The runs of a deployment that are not still to come."""
+    return [run for run in all_runs_of(deployment) if not run.state.is_scheduled()]
+
+
+def all_runs_of(deployment: Any) -> list:
+    """The runs of a deployment that somebody started, or that are not still to come."""
     mine = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
     with get_client(sync_client=True) as client:
         found = client.read_flow_runs(deployment_filter=mine)
-    return [run for run in found if not run.state.is_scheduled()]
+    return [run for run in found if not (run.auto_scheduled and run.state.is_scheduled())]

@@ -24,7 +24,7 @@ from tests.flows.conftest import Place, report_of, reports_of, training_programs
 from tests.flows.running import write_recipe
 from tests.production import served as served_
 from tests.production.relay import Relay
-from tests.production.served import LIMIT_SECONDS, Served, runs_of, state_of
+from tests.production.served import LIMIT_SECONDS, Served, all_runs_of, runs_of, state_of
 from tests.tasks.samples import easy_rows, write_jsonl
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
@@ -179,8 +179,8 @@ class TestBrowser:
         for label, value in fields.items():
             page.get_by_label(f"{label.replace('_', ' ')} (Optional)").fill(value)
         page.get_by_role("button", name="Submit").click()
-        link = page.get_by_role("link", name="View run").get_attribute("href")
-        return link.rpartition("/")[2]
+        # The page's own link to the run is there for seconds only.
+        return str(served.wait_for(lambda: all_runs_of(deployment), "the run")[0].id)
 
     def choose(self, page, item: str, confirm: str) -> None:
         """Choose from a run's menu, and confirm."""
