@@ -4,23 +4,25 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -q
+# A file's tests share their servers, so they stay in one process.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 # Threads that wait by spinning starve each other where other work shares the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export DO_NOT_TRACK ?= 1
 
-.PHONY: retrain test test-fast server deploy lint benchmarks benchmarks-quick kill-trials clean
+.PHONY: retrain test test-fast server deploy lint benchmarks benchmarks-quick kill-trials fault-table clean
 
 retrain: $(VENV)/ready
 	@$(BIN)/burnish retrain $(or $(RECIPE),news) $(ARGS)
 
 test: $(VENV)/ready-dev lint
-	@echo "Running all tests on two processes: 10 to 20 minutes."
-	@$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
+	@echo "Running all tests on two processes: 15 to 30 minutes."
+	@$(PYTEST) $(ARGS)
 
 test-fast: $(VENV)/ready-dev
-	@$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow" $(ARGS)
+	@$(PYTEST) -m "not slow" $(ARGS)
 
 server: $(VENV)/ready
 	@$(BIN)/python -m infra.serve
@@ -43,6 +45,10 @@ benchmarks-quick: $(VENV)/ready-dev
 # Runs that are killed at random instants; goes on with the table in tests/faults/results.
 kill-trials: $(VENV)/ready-dev
 	@$(BIN)/python -m tests.faults.kill_trials --trials $(or $(N),200)
+
+# What a run's page says of each fault, and whether it works: 15 minutes.
+fault-table: $(VENV)/ready-dev
+	@$(BIN)/python -m tests.faults.fault_table
 
 clean:
 	rm -rf $(VENV) .burnish build *.egg-info

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from flows.endings import explain, tag_outcome
 from tasks.contracts.approval import Answer
-from tasks.contracts.errors import BadRecipe, NotFound
+from tasks.contracts.errors import BadRecipe, BadRequest, NotFound
 from tasks.contracts.recipe import Recipe
 from tasks.release import deployment_log
 from tasks.release.approval import (
@@ -88,9 +88,10 @@ def waits_elsewhere(recipe: Recipe, inputs: ReleaseInputs, context: RunContext) 
     """The name of another run that waits for approval of the same candidate; empty without one."""
     store = open_store(context.store)
     mine = make_proposal(store, inputs, context.run_id, context.run_name, 0)
-    for other in _others(store, recipe, context):
-        if other.key == mine.key and not other.superseded_by and is_suspended(other):
-            return other.run_name
+    with contextlib.suppress(Exception):  # If the server cannot be asked, this run asks, too.
+        for other in _others(store, recipe, context):
+            if other.key == mine.key and not other.superseded_by and is_suspended(other):
+                return other.run_name
     return ""
 
 
@@ -166,13 +167,11 @@ def _others(store: Store, recipe: Recipe, context: RunContext) -> list[Proposal]
 
 def _supersede(store: Store, older: Proposal, context: RunContext) -> None:
     """Let a run with an older candidate end, rather than wait on."""
-    if not is_suspended(older):
-        delete_proposal(store, older.run_id)
-        return
     # First: the older run looks there when it is resumed, or if a person resumes it now.
     write_proposal(store, older.model_copy(update={"superseded_by": context.run_name}))
-    with contextlib.suppress(Exception), brief_client() as client:
-        resume(client, older.run_id, superseding(context.run_name))
+    with contextlib.suppress(Exception), brief_client() as client:  # `tend` does it, too.
+        if is_suspended(older):
+            resume(client, older.run_id, superseding(context.run_name))
 
 
 def superseding(run: str) -> Answer:
@@ -185,12 +184,16 @@ def resume(client: SyncPrefectClient, run_id: str, answer: Answer) -> None:
     """Resume a run that waits, with an answer.
 
     Raises:
-        RuntimeError: It does not wait, or the server refuses the answer.
+        BadRequest: It does not wait any more, or the server refuses the answer.
     """
     given = client.resume_flow_run(UUID(run_id), run_input=answer.model_dump())
     if given.status.value != "ACCEPT":
-        reason = getattr(given.details, "reason", "")
-        raise RuntimeError(f"run {run_id} cannot be resumed: {reason}")
+        raise BadRequest(
+            f"run {run_id}",
+            f"the server's refusal: {getattr(given.details, 'reason', '')}",
+            "a run that waits for approval",
+            "see the run's page: somebody may have answered",
+        )
 
 
 def waiting_run(client: SyncPrefectClient, name: str) -> str:

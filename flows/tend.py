@@ -28,7 +28,7 @@ from flows.recipe_files import read_recipe
 from flows.retrain import retrain
 from flows.steps import steps
 from tasks.contracts.approval import Answer
-from tasks.contracts.errors import BurnishError, retry_helps
+from tasks.contracts.errors import BadRequest, BurnishError, retry_helps
 from tasks.release import deployment_log
 from tasks.release.approval import delete_proposal, proposals
 from tasks.release.delivery import deliver_owed, owed
@@ -74,18 +74,11 @@ def tend() -> State:
         store=default_store(), run_id=this_run.id or "", run_name=this_run.name or ""
     )
     done, failed = [], []
-    duties: tuple[Callable[..., Iterator[str]], ...] = (
-        mark_lost_runs,
-        deliver,
-        answer_late_approvals,
-        forget_old_proposals,
-        alarm_about_failures,
-    )
     with brief_client() as client:
         known = what_is_known(client)
-        for duty in duties:
+        for duty, arguments in _duties(client, known, context):
             try:
-                for sentence in duty(client, known, context):
+                for sentence in duty(*arguments):
                     run_logger().info(sentence)
                     done.append(sentence)
             except Exception as error:  # One duty that fails must not keep the others from theirs.
@@ -97,6 +90,17 @@ def tend() -> State:
         resource = {"prefect.resource.id": "burnish.tend", "prefect.resource.name": "tend"}
         post_event(client, Event(event=TEND_DONE, resource=resource, payload={"done": done}))
     return Completed(message=" ".join(done) or "Nothing was to be done.")
+
+
+def _duties(
+    client: SyncPrefectClient, known: Known, context: RunContext
+) -> Iterator[tuple[Callable[..., Iterator[str]], tuple]]:
+    yield mark_lost_runs, (client, known, context)
+    for store in known.stores.values():
+        yield deliver, (store, context)
+        yield answer_late_approvals, (client, store)
+        yield forget_old_proposals, (client, store)
+    yield alarm_about_failures, (client, known)
 
 
 def what_is_known(client: SyncPrefectClient) -> Known:
@@ -150,44 +154,51 @@ def mark_lost(client: SyncPrefectClient, run: FlowRun, store: Store) -> str:
     return f"Run {run.name} is marked as {state.name}: {sentence}"
 
 
-def deliver(client: SyncPrefectClient, known: Known, context: RunContext) -> Iterator[str]:
+def deliver(store: Store, context: RunContext) -> Iterator[str]:
     """Deliver the events that somebody has not heard of; call a person if that lasts."""
-    for uri, store in known.stores.items():
-        for log in deployment_log.known_logs(store):
-            name, _, channel = log.partition(" on ")
-            here = context.model_copy(update={"store": uri})
-            for entry in deliver_owed(name, channel, here):
-                yield f"The event of version {entry.release.version} of {name} is delivered."
-            for each in owed(store, name, channel):
-                alarm_owed(store, name, channel, each)
+    for log in deployment_log.known_logs(store):
+        name, _, channel = log.partition(" on ")
+        here = context.model_copy(update={"store": store.uri})
+        for entry in deliver_owed(name, channel, here):
+            yield f"The event of version {entry.release.version} of {name} is delivered."
+        for each in owed(store, name, channel):
+            alarm_owed(store, name, channel, each)
 
 
-def answer_late_approvals(
-    client: SyncPrefectClient, known: Known, context: RunContext
-) -> Iterator[str]:
+def answer_late_approvals(client: SyncPrefectClient, store: Store) -> Iterator[str]:
     """Reject what nobody has approved in time, so that its run ends."""
-    for store in known.stores.values():
-        for proposal in proposals(store):
-            name, channel = proposal.inputs.name, proposal.inputs.channel
-            if not approval.is_suspended(proposal):
-                continue
-            sentence = approval.waiting_sentence(proposal)
-            run = (proposal.run_id, proposal.run_name)
-            alarm_approval(store, name, channel, sentence, approval.once(proposal), run)
-            if proposal.superseded_by:
-                answer = approval.superseding(proposal.superseded_by)
-            elif proposal.is_late:
-                reason = f"no answer until {proposal.deadline}"
-                answer = Answer(decision="reject", by=approval.NOBODY, reason=reason)
-            else:
-                continue
+    for proposal in proposals(store):
+        name, channel = proposal.inputs.name, proposal.inputs.channel
+        if not approval.is_suspended(proposal):
+            continue
+        sentence = approval.waiting_sentence(proposal)
+        run = (proposal.run_id, proposal.run_name)
+        alarm_approval(store, name, channel, sentence, approval.once(proposal), run)
+        if proposal.superseded_by:
+            answer = approval.superseding(proposal.superseded_by)
+        elif proposal.is_late:
+            reason = f"no answer until {proposal.deadline}"
+            answer = Answer(decision="reject", by=approval.NOBODY, reason=reason)
+        else:
+            continue
+        with contextlib.suppress(BadRequest):  # A person was quicker.
             approval.resume(client, proposal.run_id, answer)
             yield f"Run {proposal.run_name} goes on: {answer.reason}."
 
 
-def alarm_about_failures(
-    client: SyncPrefectClient, known: Known, context: RunContext
-) -> Iterator[str]:
+def forget_old_proposals(client: SyncPrefectClient, store: Store) -> Iterator[str]:
+    """Forget what runs proposed that have ended without an answer, as by a cancellation."""
+    for proposal in proposals(store):
+        state = approval.state_of(proposal.run_id)
+        if state is None or state.is_final():
+            delete_proposal(store, proposal.run_id)
+            with contextlib.suppress(Exception):  # Its report is no reason to keep it.
+                run = client.read_flow_run(UUID(proposal.run_id))
+                endings.close_report_of_ended_run(retrain, run, state)
+            yield f"Run {proposal.run_name} does not wait for approval any more."
+
+
+def alarm_about_failures(client: SyncPrefectClient, known: Known) -> Iterator[str]:
     """Call a person about runs that have failed and that nothing tries again: once a day for each
     recipe and cause."""
     since = datetime.now(UTC) - _DAY
@@ -206,8 +217,8 @@ def alarm_about_failures(
                 groups.setdefault((made.name, cause), []).append(run)
     for (recipe, cause), runs in groups.items():
         named = [(str(run.id), run.name) for run in runs]
-        alarm_failures(known.store_of(runs[-1]), recipe, cause, named)
-    return iter(())
+        if alarm_failures(known.store_of(runs[-1]), recipe, cause, named):
+            yield f"A person is called: {recipe}, {cause}."
 
 
 def _is_tried_again(run: FlowRun, recipe: str, store: Store) -> bool:
@@ -219,15 +230,3 @@ def _is_tried_again(run: FlowRun, recipe: str, store: Store) -> bool:
         return False
     passes = run.state.is_crashed() or retry_helps(run.state.name or "")
     return state.run_id == str(run.id) and passes and state.attempts < settings.attempts
-
-
-def forget_old_proposals(
-    client: SyncPrefectClient, known: Known, context: RunContext
-) -> Iterator[str]:
-    """Forget what runs proposed that have ended without an answer, as by a cancellation."""
-    for store in known.stores.values():
-        for proposal in proposals(store):
-            state = approval.state_of(proposal.run_id)
-            if state is None or state.is_final():
-                delete_proposal(store, proposal.run_id)
-                yield f"Run {proposal.run_name} does not wait for approval any more."

@@ -28,6 +28,7 @@ from flows.steps import steps
 from infra.processes import handle_signals, start, stop, stop_runs
 from tasks.runtime.hardware import visible_gpus
 from tasks.storage import artifact_cache
+from tasks.storage.store import sweep_machine
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "2")
     os.environ.setdefault(artifact_cache.VARIABLE, "~/.cache/burnish/artifacts")
     register(wanted.pool)
+    sweep_machine()
     groups = gpu_groups([gpu.uuid for gpu in visible_gpus()], wanted.gpus_per_worker)
     workers = []
     try:

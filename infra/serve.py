@@ -19,6 +19,7 @@ from flows.prefect_server import pages_of, record_server
 from flows.recipe_files import shipped_recipes
 from flows.retrain import retrain
 from infra.processes import ROOT, handle_signals, start, stop
+from tasks.storage.store import sweep_machine
 
 PORT = int(os.environ.get("BURNISH_PORT", "4200"))
 API = f"http://127.0.0.1:{PORT}/api"
@@ -51,6 +52,7 @@ def main() -> int:
             for recipe in shipped_recipes():
                 deploy(recipe, directory=str(ROOT), take_over=False)
             _close_abandoned_runs()
+        sweep_machine()
         record_server(PREFECT_HOME.value(), API)
         for pool in (POOL, WATCH_POOL):
             options = ("--pool", pool, "--type", "process", "--name", f"burnish-{pool}")

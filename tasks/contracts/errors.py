@@ -32,7 +32,9 @@ class BurnishError(Exception):
     cause: ClassVar[str] = "code"
     retry_helps: ClassVar[bool] = False
     in_recipe: ClassVar[bool] = False
-    """Whether the recipe must change, so that a retry of the same run cannot help."""
+    """Whether the recipe must change before a retry can help."""
+    in_request: ClassVar[bool] = False
+    """Whether the run's own values must change, so that a retry cannot help."""
 
     def __init__(self, where: str, found: str, expected: str, fix: str) -> None:
         self.where, self.found, self.expected, self.fix = where, found, expected, fix
@@ -73,6 +75,7 @@ class BadRequest(BurnishError):
     """What a person asked for cannot be done."""
 
     cause = "bad request"
+    in_request = True
 
 
 class BadData(BurnishError):

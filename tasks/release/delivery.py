@@ -158,15 +158,17 @@ def mark_delivered(store: Store, event_id: str, receiver: str = PREFECT) -> None
 
 
 def send_once(store: Store, event: Event) -> bool:
-    """Post an event to Prefect's server unless one with its id was; returns whether it has it now.
+    """Post an event to Prefect's server unless one with its id was; returns whether it was posted
+    now.
 
     Nothing fails because somebody could not be told.
     """
     with contextlib.suppress(Exception):
-        if not was_delivered(store, str(event.id)):
-            with brief_client() as client:
-                post_event(client, event)
-            mark_delivered(store, str(event.id))
+        if was_delivered(store, str(event.id)):
+            return False
+        with brief_client() as client:
+            post_event(client, event)
+        mark_delivered(store, str(event.id))
         return True
     return False
 

@@ -7,7 +7,7 @@ is. It can be repeated, and a run finishes one that was interrupted.
 
 from __future__ import annotations
 
-from tasks.contracts.errors import BadRequest, NotFound
+from tasks.contracts.errors import BadRequest
 from tasks.contracts.release import LogEntry, Release
 from tasks.release import deployment_log
 from tasks.release.announce import announce_now
@@ -33,8 +33,8 @@ def roll_back(
         The entry of its deployment.
 
     Raises:
-        NotFound: There is no such release.
-        BadRequest: It is deployed already, or quarantined.
+        NotFound: The model has no log.
+        BadRequest: There is no such release, or it is deployed already, or quarantined.
         StorageFailed: Its files cannot be found any more.
         NoAccess, HubFailed: A target failed; the same call goes on from there.
         BaselineMoved: Another release was revealed at this moment.
@@ -90,7 +90,7 @@ def _earlier(store: Store, name: str, channel: str, left: LogEntry, to: str) -> 
         )
     found = [each for each in others if _is(each, to)]
     if not found:
-        raise NotFound(
+        raise BadRequest(
             where,
             f"no earlier release {to}".rstrip(),
             "a release to return to",
@@ -110,7 +110,7 @@ def _earlier(store: Store, name: str, channel: str, left: LogEntry, to: str) -> 
     for each in found:
         if not quarantine_of(store, name, each.digest):
             return each
-    raise NotFound(
+    raise BadRequest(
         where,
         f"only quarantined earlier releases ({', '.join(each.version for each in found)})",
         "a release to return to",

@@ -222,8 +222,13 @@ class RunReport:
 
     def next_action(self, error: BurnishError) -> str:
         """What to do after a failure, with the exact command."""
+        if error.in_request:
+            return "start a new run with other values: a retry has the same ones."
         if error.in_recipe:
-            return "correct the recipe and start a new run: a retry uses the same recipe."
+            return (
+                f"correct the recipe, then retry: {self._retry()}. A retry reads the recipe again; "
+                "it keeps what was filled into the form, which needs a new run."
+            )
         when = "a retry may help" if error.retry_helps else "fix the cause, then retry"
         return f"{when}: {self._retry()}. {FINISHED_STEPS}"
 

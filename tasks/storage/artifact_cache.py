@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from tasks.storage.folders import scratch_folder
+from tasks.storage.folders import scratch_folder, sweep_scratch
 
 VARIABLE, SIZE_VARIABLE = "BURNISH_CACHE", "BURNISH_CACHE_GB"
 _DEFAULT_GB = 50.0
@@ -70,6 +70,10 @@ class ArtifactCache:
     def remove(self, digest: str) -> None:
         """Remove an artifact, such as a damaged one, even if it is in use."""
         shutil.rmtree(self._folder / digest, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Remove what killed processes have left half done."""
+        sweep_scratch(self._folder / "scratch")
 
     def _lock(self, digest: str) -> None:
         if digest not in self._locks:

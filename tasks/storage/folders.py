@@ -81,6 +81,11 @@ def sweep(folder: Path, pattern: str) -> None:
             path.unlink(missing_ok=True)
 
 
+def sweep_scratch(parent: Path) -> None:
+    """Remove the temporary folders of killed processes."""
+    sweep(parent, "work-*.lock")
+
+
 @contextlib.contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
     """A temporary folder. Those of killed processes are removed.
@@ -89,7 +94,7 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
         parent: The folder for all of them; it is created if necessary.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    sweep(parent, "work-*.lock")
+    sweep_scratch(parent)
     folder = parent / f"work-{uuid.uuid4().hex}"
     with locked(parent / f"{folder.name}.lock", keep=False):
         # Created under the lock: a concurrent sweep would remove it.

@@ -24,7 +24,7 @@ from tasks.contracts.artifacts import Artifact, FileEntry, Manifest
 from tasks.contracts.base import digest_of
 from tasks.contracts.errors import DamagedArtifact, NotFound
 from tasks.storage.artifact_cache import ArtifactCache, open_cache
-from tasks.storage.folders import file_sha256, scratch_folder
+from tasks.storage.folders import file_sha256, scratch_folder, sweep_scratch
 from tasks.storage.objects import FolderObjects, Objects, open_objects
 
 # Written often, and hardly ever read.
@@ -230,7 +230,21 @@ class Store:
         """The folder of all temporary folders on this machine."""
         if isinstance(self.objects, FolderObjects):
             return Path(self.uri) / "scratch"
-        return Path(tempfile.gettempdir()) / f"burnish-{os.getuid()}"
+        return _temporary_folders()
+
+
+def sweep_machine() -> None:
+    """Remove what killed runs have left in temporary folders of this machine, as a worker does
+    when it starts."""
+    parents = {_temporary_folders(), open_store(default_store()).scratch_parent}
+    for parent in parents:
+        sweep_scratch(parent)
+    if cache := open_cache():
+        cache.sweep()
+
+
+def _temporary_folders() -> Path:
+    return Path(tempfile.gettempdir()) / f"burnish-{os.getuid()}"
 
 
 def _verify(artifact: Artifact, manifest: Manifest, folder: Path) -> None:

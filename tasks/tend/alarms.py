@@ -24,8 +24,9 @@ TEND_DONE = "burnish.tend.done"
 OWED_TOO_LONG = timedelta(hours=1)
 
 
-def alarm_failures(store: Store, recipe: str, cause: str, runs: list[tuple[str, str]]) -> None:
-    """Say that runs of a recipe have failed for the same cause: once a day.
+def alarm_failures(store: Store, recipe: str, cause: str, runs: list[tuple[str, str]]) -> bool:
+    """Say that runs of a recipe have failed for the same cause: once a day; returns whether it was
+    said now.
 
     Args:
         store: Where what was sent is remembered.
@@ -36,7 +37,7 @@ def alarm_failures(store: Store, recipe: str, cause: str, runs: list[tuple[str, 
     today = datetime.now(UTC).date().isoformat()
     run_id, run_name = runs[-1]
     times = f"{len(runs)} times within a day" if len(runs) > 1 else "once"
-    _send(
+    return _send(
         store,
         RUN_FAILED,
         f"{recipe}/{cause}/{today}",
@@ -82,8 +83,8 @@ def _send(
     message: str,
     run: tuple[str, str],
     **payload: str | int,
-) -> None:
-    send_once(
+) -> bool:
+    return send_once(
         store,
         Event(
             id=uuid.uuid5(EVENT_NAMESPACE, f"{event}/{key}"),

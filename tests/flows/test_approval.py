@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.states import Cancelled
 
 from flows.deployments import deploy
 from flows.tend import tend
@@ -120,6 +121,18 @@ class TestARun:
         assert proposal.inputs.candidate.gate_result.verdict.baseline == newest.release.version
         state = asking.answer(run, "approve")
         assert state.name == "Released"
+
+
+class TestACancelledRun:
+    def test_does_not_wait_any_more_and_its_page_says_so(self, asking):
+        run = asking.waiting(training__epochs=3)
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(run.id, Cancelled(), force=True)
+        tend()
+        assert read_proposal(asking.place.store, str(run.id)) is None
+        report = reports_of(run.id)[0]
+        assert report.startswith(f"# {asking.name}: Cancelled")
+        assert "Nothing was published by this run." in report
 
 
 class TestTwoRuns:

@@ -231,7 +231,7 @@ class TestDeployment:
         with get_client(sync_client=True) as client:
             first = client.read_deployment_by_name(f"watch/{found.name}")
             assert [each.schedule.interval.total_seconds() for each in first.schedules] == [1800]
-            assert first.job_variables["env"] == {"BURNISH_STORE": found.place.store.uri}
+            assert first.job_variables["env"]["BURNISH_STORE"] == found.place.store.uri
             assert first.concurrency_options.collision_strategy.value == "CANCEL_NEW"
             # A person has switched it off: it stays off, also when the recipe changes.
             client.update_deployment_schedule(first.id, first.schedules[0].id, active=False)

@@ -106,8 +106,9 @@ def start(home: Path, **variables: str) -> Served:
 
 
 def stop(served: Served) -> int:
-    """Press Ctrl-C; returns the exit status."""
-    served.process.send_signal(signal.SIGINT)
+    """Press Ctrl-C unless that was done; returns the exit status."""
+    if served.process.poll() is None:
+        served.process.send_signal(signal.SIGINT)
     return served.process.wait(LIMIT_SECONDS)
 
 

@@ -66,7 +66,7 @@ def served(tmp_path_factory, s3):
             server.wait_for(served_.workers_are_ready, "workers that are ready")
             yield server
     finally:
-        server.process.kill()
+        served_.stop(server)
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def served(tmp_path_factory):
             server.wait_for(served_.workers_are_ready, "workers that are ready")
             yield server
     finally:
-        server.process.kill()
+        served_.stop(server)
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +244,23 @@ class TestBrowser:
         served.wait_for(lambda: not state_of(run_id).is_final(), "the retry")
         assert served.ended(run_id).name == "Released", state_of(run_id)
         assert any(f"it went on from step {step} of " in text for text in reports_of(run_id))
+
+    def test_a_release_that_waits_is_approved_in_the_form(self, served, page, tmp_path, tiny_base):
+        place = place_in(tmp_path, tiny_base)
+        run_id = start_run(served, place, name="asked", gate__approval="person")
+        served.wait_for(lambda: state_of(run_id).is_paused(), "the question")
+        page.goto(f"{served.pages}/runs/flow-run/{run_id}")
+        page.get_by_role("button", name="Open menu").click()
+        page.get_by_role("menuitem", name="Resume").click()
+        page.get_by_text(re.compile("passed the gate and waits for a person")).first.wait_for()
+        page.get_by_text("Select", exact=True).click()
+        page.get_by_role("option", name="approve").click()
+        page.get_by_label("Your name").fill("Ada")
+        page.get_by_label("Reason").fill("read ten answers")
+        page.get_by_role("button", name="Resume", exact=True).last.click()
+        served.wait_for(lambda: not state_of(run_id).is_paused(), "the resumption")
+        assert served.ended(run_id).name == "Released", state_of(run_id)
+        assert place.log("asked")[-1].by == "Ada"
 
 
 class TestAbsentServer:

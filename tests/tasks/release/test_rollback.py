@@ -113,7 +113,7 @@ class TestTheChoice:
 
     def test_without_an_earlier_release_is_refused(self, deploy, back, store):
         deploy(b"one")
-        with pytest.raises(NotFound, match="no earlier release"):
+        with pytest.raises(BadRequest, match="no earlier release"):
             back()
         assert not deployment_log.head(store, *MODEL).quarantined
 

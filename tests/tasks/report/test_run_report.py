@@ -7,7 +7,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
 from tasks.contracts.artifacts import Artifact
-from tasks.contracts.errors import BadData, BadRecipe, StorageFailed
+from tasks.contracts.errors import BadData, BadRecipe, BadRequest, StorageFailed
 from tasks.contracts.results import Provenance, StepResult
 from tasks.report import run_report
 from tasks.report.progress import TrainingProgress
@@ -102,9 +102,13 @@ class TestFailure:
         report.fail(BadData("rows.csv:3", "no label", "a label", "add one"), "")
         assert "**Next:** fix the cause, then retry: press Retry" in report.markdown()
 
-    def test_caused_by_the_recipe_needs_a_new_run(self, report):
+    def test_caused_by_the_recipe_is_retried_once_that_is_correct(self, report):
         report.fail(BadRecipe("lora.r", "0", "1 or more", "raise it"), "")
-        assert "start a new run: a retry uses the same recipe" in report.markdown()
+        assert "correct the recipe, then retry: press Retry" in report.markdown()
+
+    def test_caused_by_the_run_s_own_values_needs_a_new_run(self, report):
+        report.fail(BadRequest("--to", "nothing", "a version", "name one"), "")
+        assert "start a new run with other values" in report.markdown()
 
     def test_of_training_shows_the_losses_until_then(self, report):
         error = StorageFailed("disk", "full", "room", "free some")

@@ -11,7 +11,7 @@ import pytest
 
 from tasks.contracts.errors import DamagedArtifact
 from tasks.storage.objects import FolderObjects
-from tasks.storage.store import Store, manifest_digest
+from tasks.storage.store import Store, manifest_digest, sweep_machine
 
 
 @pytest.fixture
@@ -108,6 +108,19 @@ class TestScratch:
         (left,) = (path for path in scratch.iterdir() if path.is_dir())
         with store.scratch():
             assert not left.exists()
+
+    def test_a_worker_that_starts_removes_those_of_killed_processes(
+        self, store, tmp_path, monkeypatch
+    ):
+        cache = tmp_path / "cache"
+        for name, value in (("BURNISH_STORE", store.uri), ("BURNISH_CACHE", str(cache))):
+            monkeypatch.setenv(name, value)
+        left = [Path(store.uri) / "scratch" / "work-a", cache / "scratch" / "work-b"]
+        for folder in left:
+            folder.mkdir(parents=True)
+            folder.with_suffix(".lock").touch()
+        sweep_machine()
+        assert not any(folder.exists() for folder in left)
 
     def test_a_concurrent_sweep_does_not_remove_a_folder_being_created(self, store, monkeypatch):
         lock = fcntl.flock
