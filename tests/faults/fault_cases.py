@@ -22,8 +22,7 @@ from tests.production.served import Served
 from tests.tasks.samples import easy_rows, write_jsonl
 from tests.waiting import wait_for
 
-LONG = {"training__epochs": 1000, "training__checkpoint_minutes": 0.01}
-# What a run that was disturbed needs to end soon, once it is retried.
+# Some seconds of training, with a checkpoint every second.
 SOME = {"training__epochs": 30, "training__checkpoint_minutes": 0.01}
 
 
@@ -105,6 +104,30 @@ def _edit(old: str, new: str) -> Act:
 
 def _signal(kind: signal.Signals) -> Act:
     return lambda bench: bench.trainer().send_signal(kind)
+
+
+def _signal_to_each(kind: signal.Signals) -> Act:
+    """A signal to each training program until the fault is mended: one alone is survived."""
+
+    def act(bench: Bench) -> None:
+        bench.trainer()
+        had: set[int] = set()
+
+        def work() -> None:
+            while not bench.mended.wait(0.2):
+                for program in training_programs(bench.served.process.pid):
+                    if program.pid not in had:
+                        had.add(program.pid)
+                        with contextlib.suppress(psutil.Error):
+                            program.send_signal(kind)
+
+        threading.Thread(target=work, daemon=True).start()
+
+    return act
+
+
+def _mended(bench: Bench) -> None:
+    bench.mended.set()
 
 
 def _kill_run(bench: Bench) -> None:
@@ -200,10 +223,14 @@ CASES = {
         "No access",
         "A webhook, but no secret to sign it with",
         {"announce__webhooks": "[http://127.0.0.1:9/hook]"},
-        mend=_edit("- http://127.0.0.1:9/hook", "[]"),
+        mend=_edit("webhooks:\n  - http://127.0.0.1:9/hook", "webhooks: []"),
     ),
     "killed": Case(
-        "Killed", "SIGKILL to the training program", SOME, during=_signal(signal.SIGKILL)
+        "Killed",
+        "SIGKILL to each training program",
+        SOME,
+        during=_signal_to_each(signal.SIGKILL),
+        mend=_mended,
     ),
     "preempted": Case(
         "Preempted", "SIGTERM to the training program", SOME, during=_signal(signal.SIGTERM)
@@ -213,14 +240,15 @@ CASES = {
     "time-out": Case(
         "Time-out",
         "A training that is longer than its limit",
-        LONG | {"training__time_limit_minutes": 0.05},
-        mend=_edit("epochs: 1000", "epochs: 2"),
+        SOME | {"training__time_limit_minutes": 0.05},
+        mend=_edit("time_limit_minutes: 0.05", "time_limit_minutes: 60"),
     ),
     "hung": Case(
         "Hung",
-        "SIGSTOP to the training program, each time it begins",
+        "SIGSTOP to each training program",
         SOME | {"training__stall_minutes": 0.2},
-        during=_signal(signal.SIGSTOP),
+        during=_signal_to_each(signal.SIGSTOP),
+        mend=_mended,
     ),
     "training-diverged": Case(
         "Training diverged",
@@ -238,13 +266,13 @@ CASES = {
         "Hub",
         "The Hub cannot be reached",
         {"publish__targets": "[hf://ci/tiny]"},
-        mend=_edit("- hf://ci/tiny", "[]"),
+        mend=_edit("targets:\n  - hf://ci/tiny", "targets: []"),
     ),
     "gate": Case(
         "Gate",
         "Another publisher moves the log all the time",
         before=_move_log,
-        mend=lambda bench: bench.mended.set(),
+        mend=_mended,
     ),
     "pool": Case(
         "Pool",

@@ -125,7 +125,7 @@ class TestARun:
 
 class TestACancelledRun:
     def test_does_not_wait_any_more_and_its_page_says_so(self, asking):
-        run = asking.waiting(training__epochs=3)
+        run = asking.waiting(training__epochs=7)
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(run.id, Cancelled(), force=True)
         tend()

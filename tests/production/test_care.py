@@ -23,6 +23,8 @@ from tasks.runtime.context import RunContext
 from tasks.runtime.prefect_api import brief_client
 from tasks.tend import lost_runs
 from tests.doubles.receiver import Receiver
+from tests.faults.fault_cases import CASES
+from tests.faults.fault_table import try_case
 from tests.flows.conftest import Place, report_of, reports_of, training_programs
 from tests.production import served as served_
 from tests.production.gpu_worker import kill
@@ -214,6 +216,15 @@ class TestCare:
             if secret.encode() in data
         ]
         assert found == []
+
+
+class TestAPage:
+    """The whole table is made by `make fault-table`."""
+
+    @pytest.mark.parametrize("name", ["bad-recipe", "storage", "killed"])
+    def test_says_what_to_do_and_that_works(self, served, tmp_path, tiny_base, name):
+        row = try_case(name, CASES[name], tmp_path, served, tiny_base)
+        assert row.problems == (), row
 
 
 def alarms(receiver: Receiver) -> str:
