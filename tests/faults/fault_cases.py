@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 from prefect.client.orchestration import get_client
 from prefect.states import Cancelling
+from safetensors.torch import load_file, save_file
 
 from tasks.release import deployment_log, holds
 from tests.flows.conftest import Place, training_programs
@@ -143,6 +144,14 @@ def _pickle_base(bench: Bench) -> None:
         file.rename(file.with_name("pytorch_model.bin"))
 
 
+def _infinite_base(bench: Bench) -> None:
+    _whole_base(bench)
+    file = bench.place.folder / "base" / "model.safetensors"
+    weights = load_file(file)
+    weights["embeddings.LayerNorm.bias"][0] = float("inf")
+    save_file(weights, file, metadata={"format": "pt"})
+
+
 def _whole_base(bench: Bench) -> None:
     shutil.copytree(bench.base, bench.place.folder / "base", dirs_exist_ok=True)
 
@@ -252,9 +261,10 @@ CASES = {
     ),
     "training-diverged": Case(
         "Training diverged",
-        "An adapter that is scaled by 1e30",
-        {"lora__alpha": 1e30},
-        mend=_edit("alpha: 1.0e+30", "alpha: 16"),
+        "The base model has a weight that is infinite",
+        {"model__uri": "{folder}/base"},
+        before=_infinite_base,
+        mend=_whole_base,
     ),
     "storage": Case(
         "Storage",
