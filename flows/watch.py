@@ -8,6 +8,7 @@ them back ends *Failed*, so that somebody hears of it once.
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 
 from prefect import flow
@@ -55,6 +56,7 @@ from tasks.watch.decide import (
 from tasks.watch.records import DataVerdict, Seen, WatchState, seen
 
 MISSING = "missing"
+SOON_SECONDS = 20.0
 LOOKS = 5
 """In one run, at most: what changes all the time is looked at again by the next run."""
 
@@ -77,6 +79,9 @@ def watch(recipe: str) -> State:
             for _ in range(LOOKS):
                 decision = _look(checked, store, context)
                 records.write_state(store, checked.name, decision.state)
+                if seconds := _seconds_to_wait(decision):
+                    time.sleep(seconds)
+                    continue
                 # Whatever woke the watch meanwhile was dropped: one run of it at a time.
                 if _digest_now(checked) in (decision.state.digest, None):
                     break
@@ -186,6 +191,15 @@ def _digest_now(recipe: Recipe) -> str | None:
         return MISSING
     except BurnishError:
         return None
+
+
+def _seconds_to_wait(decision: Decision) -> float:
+    """How long this run waits before it looks again; 0 if another run is to look. One that is due
+    so soon would be dropped, since this one has not ended by then."""
+    if decision.look_again is None:
+        return 0.0
+    seconds = (decision.look_again - datetime.now(UTC)).total_seconds()
+    return max(seconds, 0.1) if seconds < SOON_SECONDS else 0.0
 
 
 def _look_again(decision: Decision) -> None:
