@@ -163,8 +163,8 @@ def write(rows: list[Row]) -> None:
     lines = [
         "# What a run's page says of each fault",
         "",
-        f"{len(rows)} faults, each in a run of a deployment on a server of its own kind of real "
-        f"parts. In {len(rows) - len(bad)} of them the page alone named cause, visibility and next "
+        f"{len(rows)} faults, each in a run of a deployment. "
+        f"In {len(rows) - len(bad)} of them the page alone named cause, visibility and next "
         "step, had the runbook's section, and what it said worked: after it, the run released.",
         "",
         "| state | fault | page: visible to consumers | page: next | then |",
@@ -175,6 +175,12 @@ def write(rows: list[Row]) -> None:
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     lines.append("")
     lines += [f"- {row.ends}: {'; '.join(row.problems)[:500]}" for row in bad]
+    tried = {row.ends for row in rows}
+    lines += [
+        f"- *{case.ends}* has not been tried yet: {case.fault}."
+        for case in CASES.values()
+        if case.ends not in tried
+    ]
     lines += [f"- *{cause}* was not made here: {why}." for cause, why in NOT_MADE.items()]
     lines += ["", "Made by `make fault-table`."]
     FILE.with_suffix(".md").write_text("\n".join(lines) + "\n")
