@@ -258,9 +258,12 @@ def existing(
 def store_of(name: str) -> str:
     """The store of a recipe's deployment; this process's if there is none."""
     with get_client(sync_client=True) as client:
-        found = existing(client, name)
-    environment = (found.job_variables or {}).get("env") or {} if found else {}
-    return environment.get(STORE_VARIABLE) or default_store()
+        return environment_of(existing(client, name)).get(STORE_VARIABLE) or default_store()
+
+
+def environment_of(deployment: DeploymentResponse | None) -> dict[str, str]:
+    """The variables that a deployment sets for its runs."""
+    return dict((deployment.job_variables or {}).get("env") or {}) if deployment else {}
 
 
 def watched(name: str) -> bool:
@@ -285,7 +288,7 @@ def deployed(
         pool, store: What was asked for; empty if nothing was.
     """
     variables = dict(before.job_variables or {}) if before else {}
-    environment = dict(variables.get("env") or {})
+    environment = environment_of(before)
     if store or STORE_VARIABLE not in environment:
         environment[STORE_VARIABLE] = store or recipe.store or default_store()
     environment.setdefault(HEARTBEAT_VARIABLE, HEARTBEAT_SECONDS)

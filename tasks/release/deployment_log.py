@@ -28,10 +28,15 @@ def entries(store: Store, name: str, channel: str, after: int = 0) -> list[LogEn
     return [_read(store, name, channel, number) for number in numbers]
 
 
+def all_logs(store: Store, name: str = "") -> list[tuple[str, str]]:
+    """The models and channels that have a log; of one model if it is named."""
+    paths = store.objects.sizes(f"logs/{name}/" if name else "logs/")
+    return sorted({(model, channel) for _, model, channel, *_ in (p.split("/") for p in paths)})
+
+
 def known_logs(store: Store) -> list[str]:
     """The models and channels that have a log, as `model on channel`."""
-    found = {tuple(path.split("/")[1:3]) for path in store.objects.sizes("logs/")}
-    return [f"{name} on {channel}" for name, channel in sorted(found)]
+    return [f"{name} on {channel}" for name, channel in all_logs(store)]
 
 
 def head(store: Store, name: str, channel: str) -> LogEntry | None:
@@ -45,11 +50,6 @@ def deployed(store: Store, name: str, channel: str) -> LogEntry | None:
     return next(
         (entry for entry in newest_first(store, name, channel) if entry.kind == "deployed"), None
     )
-
-
-def channels(store: Store, name: str) -> list[str]:
-    """The channels on which a model has a log."""
-    return sorted({path.split("/")[2] for path in store.objects.sizes(f"logs/{name}/")})
 
 
 def newest_first(store: Store, name: str, channel: str) -> Iterator[LogEntry]:

@@ -207,6 +207,6 @@ def _newest_entries(store: Store, name: str) -> list[tuple[str, LogEntry]]:
     """The newest entry of each channel's log."""
     found = [
         (channel, deployment_log.head(store, name, channel))
-        for channel in deployment_log.channels(store, name)
+        for _, channel in deployment_log.all_logs(store, name)
     ]
     return [(channel, newest) for channel, newest in found if newest]

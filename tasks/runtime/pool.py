@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -38,6 +37,7 @@ from tasks.runtime.context import RunContext
 from tasks.runtime.logs import run_logger
 from tasks.runtime.pool_run import BEAT_SECONDS, run_path, waiters_path
 from tasks.runtime.prefect_api import brief_client
+from tasks.runtime.run_beat import rewriting
 from tasks.runtime.telling import tell
 from tasks.runtime.termination import check_sigterm
 from tasks.storage.source_copies import with_stored_copies
@@ -252,30 +252,18 @@ def _look(child: Child, store: Store) -> Child:
 def _waiting(store: Store, child_id: str, run_name: str) -> Iterator[None]:
     """Inside this block, the run of the pool can see that somebody waits for it."""
     path = f"{waiters_path(child_id)}{uuid.uuid4().hex}.json"
-    done = threading.Event()
 
-    def beat() -> None:
-        for beats in itertools.count():
-            with contextlib.suppress(BurnishError):
-                word = Waiter(run_name=run_name, beats=beats)
-                store.objects.write(path, word.model_dump_json().encode())
-            if done.wait(BEAT_SECONDS):
-                return
+    def word(beats: int) -> bytes:
+        return Waiter(run_name=run_name, beats=beats).model_dump_json().encode()
 
-    thread = threading.Thread(target=beat, name="wait-for-pool", daemon=True)
-    thread.start()
-    try:
-        yield
-    except BaseException as error:
-        # The report of a run says it, whatever ended it.
-        if not isinstance(error, BurnishError):
-            error.kept = _KEPT
-        raise
-    finally:
-        done.set()
-        thread.join()
-        with contextlib.suppress(BurnishError):
-            store.objects.delete(path)
+    with rewriting(store, path, word, BEAT_SECONDS):
+        try:
+            yield
+        except BaseException as error:
+            # The report of a run says it, whatever ended it.
+            if not isinstance(error, BurnishError):
+                error.kept = _KEPT
+            raise
 
 
 def _is_done(child: Child, pool: str) -> bool:

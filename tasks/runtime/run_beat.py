@@ -1,6 +1,7 @@
-"""A run's sign of life in its store: Prefect's own heartbeat stops if its server is away.
+"""Signs of life in the store: small objects that are rewritten every few seconds, so that their
+bytes change, and deleted at the end.
 
-`runs/<run>.json` is rewritten every few seconds, so that its bytes change, and deleted at the end.
+A run has one at `runs/<run>.json`, since Prefect's own heartbeat stops if its server is away.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import orjson
 
@@ -23,20 +24,36 @@ def beat_path(run_id: str) -> str:
     return f"runs/{run_id}.json"
 
 
-@contextlib.contextmanager
-def beating(store: Store, run_id: str) -> Iterator[None]:
+def beating(store: Store, run_id: str) -> contextlib.AbstractContextManager[None]:
     """Inside this block, the run says that it lives."""
-    done, path = threading.Event(), beat_path(run_id)
+    return rewriting(
+        store, beat_path(run_id), lambda beats: orjson.dumps({"beats": beats}), BEAT_SECONDS
+    )
+
+
+@contextlib.contextmanager
+def rewriting(
+    store: Store, path: str, word: Callable[[int], bytes], seconds: float
+) -> Iterator[None]:
+    """Inside this block, an object is rewritten by a thread, and deleted at the end.
+
+    Args:
+        store: The store.
+        path: Of the object.
+        word: What it says at each beat; the beats are counted from 0.
+        seconds: Between two beats.
+    """
+    done = threading.Event()
 
     def beat() -> None:
         for beats in itertools.count():
             # A store that is away for a while must not end a run.
             with contextlib.suppress(BurnishError):
-                store.objects.write(path, orjson.dumps({"beats": beats}))
-            if done.wait(BEAT_SECONDS):
+                store.objects.write(path, word(beats))
+            if done.wait(seconds):
                 return
 
-    thread = threading.Thread(target=beat, name="run-beat", daemon=True)
+    thread = threading.Thread(target=beat, name="beat", daemon=True)
     thread.start()
     try:
         yield
