@@ -122,24 +122,28 @@ def ask(
     )
     if before is None:
         write_proposal(store, proposal)
-        for older in _others(store, recipe, context):
-            _supersede(store, older, context)
+        for other in _others(store, recipe, context):
+            # In one order for all, or two that ask at once would end each other.
+            if (other.asked_at, other.run_id) < (proposal.asked_at, proposal.run_id):
+                _supersede(store, other, context)
     sentence = waiting_sentence(proposal)
     explain(WAITING, report)
     report.end(WAITING, sentence)
     tag_outcome(context.run_id, WAITING)
     channel, run = recipe.announce.channel, (context.run_id, context.run_name)
-    alarm_approval(store, recipe.name, channel, sentence, once(proposal), run)
+    alarm_approval(store, recipe.name, channel, sentence, pause_key(proposal), run)
     form = Approval.with_initial_data(
         description=f"{sentence}\n\nThe verdict: {inputs.candidate.gate_result.verdict.summary} "
         "The report is on the run's page, under Artifacts."
     )
-    given = suspend_flow_run(wait_for_input=form, timeout=LONGEST_WAIT_SECONDS, key=once(proposal))
+    given = suspend_flow_run(
+        wait_for_input=form, timeout=LONGEST_WAIT_SECONDS, key=pause_key(proposal)
+    )
     return Answer(decision=given.decision, by=given.by, reason=given.reason)
 
 
-def once(proposal: Proposal) -> str:
-    """Of this proposal in this run: asked again, after the log has moved, it has another."""
+def pause_key(proposal: Proposal) -> str:
+    """What Prefect knows the question by. Asked again, after the log has moved, it is another."""
     return f"approval-{proposal.run_id}-{proposal.key[:16]}"
 
 

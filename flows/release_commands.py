@@ -1,6 +1,6 @@
 """Commands of `burnish` on what is released: take it back, hold it, let it through again.
 
-They work on the store alone, so they do their work even while the Prefect server is away.
+All but `approve` and `reject` work on the store alone, even while the Prefect server is away.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def rollback(
     """Deploy an earlier release again, at once.
 
     The release that is left is quarantined: no run deploys its files again until `burnish lift`.
-    The same command goes on with a rollback that was interrupted.
+    The same command goes on with a rollback that was interrupted; after one that is done, it goes
+    back one further.
     """
     from tasks.release.rollback import roll_back
     from tasks.runtime.context import RunContext

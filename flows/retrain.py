@@ -213,6 +213,8 @@ def run_once(recipe: Recipe, context: RunContext, report: RunReport) -> State:
     """One pass from the sources to the end of the run."""
     channel = recipe.announce.channel
     if freeze := freeze_of(open_store(context.store), recipe.name, channel):
+        # A rollback is possible on a frozen channel, and must not stay half revealed.
+        finish_interrupted(recipe.name, channel, context, report)
         return hold(freeze, freeze_sentence(recipe.name, channel, freeze), recipe, context, report)
     benchmarks = check_access(recipe, context, report)
     webhooks = recipe.announce.webhooks

@@ -23,7 +23,7 @@ from prefect.runtime import flow_run as this_run
 from prefect.states import Cancelled, Completed, Crashed, Failed, State
 
 from flows import approval, endings
-from flows.deployments import HEARTBEAT_VARIABLE, STORE_VARIABLE
+from flows.deployments import HEARTBEAT_VARIABLE, STORE_VARIABLE, environment_of
 from flows.recipe_files import read_recipe
 from flows.retrain import retrain
 from flows.steps import steps
@@ -64,7 +64,7 @@ class Known(NamedTuple):
         if uri := run.parameters.get("store"):
             return open_store(uri)
         made = self.deployments.get(run.deployment_id)
-        return open_store(_environment(made).get(STORE_VARIABLE) or default_store())
+        return open_store(environment_of(made).get(STORE_VARIABLE) or default_store())
 
 
 @flow(name="tend", flow_run_name="tend", validate_parameters=True)
@@ -110,13 +110,9 @@ def what_is_known(client: SyncPrefectClient) -> Known:
     while page := client.read_deployments(flow_filter=ours, offset=offset):
         found += page
         offset += len(page)
-    uris = {_environment(each).get(STORE_VARIABLE) for each in found}
+    uris = {environment_of(each).get(STORE_VARIABLE) for each in found}
     stores = {uri: open_store(uri) for uri in sorted(filter(None, uris))}
     return Known({each.id: each for each in found}, stores)
-
-
-def _environment(deployment: DeploymentResponse | None) -> dict[str, str]:
-    return ((deployment.job_variables or {}).get("env") or {}) if deployment else {}
 
 
 def mark_lost_runs(client: SyncPrefectClient, known: Known, context: RunContext) -> Iterator[str]:
@@ -131,7 +127,7 @@ def mark_lost_runs(client: SyncPrefectClient, known: Known, context: RunContext)
         made = known.deployments.get(run.deployment_id)
         if made is None or str(run.id) == context.run_id:
             continue
-        environment = _environment(made)
+        environment = environment_of(made)
         seconds = float(environment.get(HEARTBEAT_VARIABLE) or PREFECT_HEARTBEAT_SECONDS)
         watched.append(Watched(run, known.store_of(run), seconds))
     for run in lost_runs(client, watched):
@@ -145,9 +141,10 @@ def mark_lost(client: SyncPrefectClient, run: FlowRun, store: Store) -> str:
     state = (Cancelled if cancelling else Crashed)(message=sentence)
     client.set_flow_run_state(run.id, state, force=True)
     with contextlib.suppress(Exception):  # Its report is no reason to leave it running.
-        if client.read_flow(run.flow_id).name == steps.name:
+        flow_name = client.read_flow(run.flow_id).name
+        if flow_name == steps.name:
             endings.close_report_of_pool_run(steps, run, state)
-        elif run.parameters.get("recipe"):
+        elif flow_name in (retrain.name, "rollback"):
             endings.close_report_of_ended_run(retrain, run, state)
     with contextlib.suppress(BurnishError):
         store.objects.delete(beat_path(str(run.id)))
@@ -156,8 +153,7 @@ def mark_lost(client: SyncPrefectClient, run: FlowRun, store: Store) -> str:
 
 def deliver(store: Store, context: RunContext) -> Iterator[str]:
     """Deliver the events that somebody has not heard of; call a person if that lasts."""
-    for log in deployment_log.known_logs(store):
-        name, _, channel = log.partition(" on ")
+    for name, channel in deployment_log.all_logs(store):
         here = context.model_copy(update={"store": store.uri})
         for entry in deliver_owed(name, channel, here):
             yield f"The event of version {entry.release.version} of {name} is delivered."
@@ -173,7 +169,7 @@ def answer_late_approvals(client: SyncPrefectClient, store: Store) -> Iterator[s
             continue
         sentence = approval.waiting_sentence(proposal)
         run = (proposal.run_id, proposal.run_name)
-        alarm_approval(store, name, channel, sentence, approval.once(proposal), run)
+        alarm_approval(store, name, channel, sentence, approval.pause_key(proposal), run)
         if proposal.superseded_by:
             answer = approval.superseding(proposal.superseded_by)
         elif proposal.is_late:

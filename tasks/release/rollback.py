@@ -2,7 +2,7 @@
 
 The release that is left is quarantined first, so that the next run, which makes the same files,
 does not undo the rollback. Then the earlier one is claimed, revealed and announced as any release
-is. It can be repeated, and a run finishes one that was interrupted.
+is. The same call, or the next run of the model, finishes one that was interrupted.
 """
 
 from __future__ import annotations
@@ -43,12 +43,15 @@ def roll_back(
     newest = deployment_log.head(store, name, channel)
     if newest is None:
         raise nothing_deployed(store, name, channel)
+    deployed = deployment_log.deployed(store, name, channel)
+    if deployed and _was_begun_by(store, deployed, context.run_name):
+        return deployed  # This run is retried: it died, or was finished by another one.
     begun = newest if newest.kind == "revealing" else None
     if begun and begun.cause == "rollback":
-        if _is(begun.release, to):
+        if _matches(begun.release, to):
             return announce_now(finish_now(begun, store), context)
         begun = None
-    left = begun or deployment_log.deployed(store, name, channel)
+    left = begun or deployed
     if left is None:
         raise nothing_deployed(store, name, channel)
     wanted = _earlier(store, name, channel, left, to)
@@ -68,7 +71,16 @@ def roll_back(
     return announce_now(finish_now(claim, store), context)
 
 
-def _is(release: Release, version: str) -> bool:
+def _was_begun_by(store: Store, deployed: LogEntry, run_name: str) -> bool:
+    """Whether a run has claimed the right to a rollback that is deployed now."""
+    if deployed.cause != "rollback" or not run_name:
+        return False
+    name, channel = deployed.release.name, deployed.release.channel
+    claim, *_ = deployment_log.entries(store, name, channel, after=deployed.number - 2)
+    return claim.run == run_name
+
+
+def _matches(release: Release, version: str) -> bool:
     return release.version.startswith(version)
 
 
@@ -81,14 +93,14 @@ def _earlier(store: Store, name: str, channel: str, left: LogEntry, to: str) -> 
     }
     others = [each for each in deployed.values() if each.digest != left.release.digest]
     where = f"{name} on {channel}"
-    if to and _is(left.release, to):
+    if to and _matches(left.release, to):
         raise BadRequest(
             f"--to {to}",
             f"the version that is deployed on {channel}",
             "an earlier one",
             _choose(others),
         )
-    found = [each for each in others if _is(each, to)]
+    found = [each for each in others if _matches(each, to)]
     if not found:
         raise BadRequest(
             where,

@@ -113,6 +113,17 @@ class TestFreeze:
         assert place.run(**NEXT | {"training__epochs": 4}).name == "Held"
         assert [entry.kind for entry in place.log()][4:] == ["frozen"]
 
+    def test_does_not_leave_a_rollback_half_revealed(self, place, monkeypatch):
+        holds.freeze(place.store, "tiny", "production", "Ada", "a holiday")
+        with monkeypatch.context() as patch:
+            patch.setattr("tasks.release.rollback.finish_now", _fail)
+            state = rollback("tiny", "it swears", "Ada", return_state=True)
+        assert state.is_failed()
+        assert "may be visible at some targets, but it is not announced" in report_of(state)
+        assert place.run(**NEXT).name == "Held"
+        entry = place.log()[-1]
+        assert (entry.kind, entry.cause, entry.by) == ("deployed", "rollback", "Ada")
+
 
 class TestCommands:
     def test_roll_back_without_a_server(self, place, capsys, monkeypatch):
@@ -129,3 +140,7 @@ class TestCommands:
         arguments = ["--reason", " ", "--store", place.store.uri]
         status, _, err = run_command(capsys, command, "tiny", *arguments)
         assert (status, "--reason: found an empty text" in err) == (1, True)
+
+
+def _fail(*_):
+    raise OSError("killed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from tasks.contracts.errors import BadRequest, BaselineMoved, NotFound
 from tasks.release import deployment_log, holds
 from tasks.release.announce import announce
 from tasks.release.provenance import publish_settings
-from tasks.release.publish import missing_targets, open_targets
+from tasks.release.publish import finish, missing_targets, open_targets
 from tasks.release.rollback import roll_back
 from tests.tasks.release.samples import MODEL
 
@@ -23,8 +24,14 @@ WHY = ("Ada", "it swears at customers")
 
 @pytest.fixture
 def back(context):
-    """Rolls back."""
-    return lambda to="", by=WHY[0], reason=WHY[1]: roll_back(*MODEL, to, by, reason, context)
+    """Rolls back, in a new run unless one is named."""
+    numbers = itertools.count()
+
+    def back(to="", by=WHY[0], reason=WHY[1], run=""):
+        run = run or f"tiny-rollback-{next(numbers)}"
+        return roll_back(*MODEL, to, by, reason, context.model_copy(update={"run_name": run}))
+
+    return back
 
 
 def deployed(store):
@@ -144,6 +151,33 @@ class TestInterruptions:
         assert back().release.digest == first.release.digest
         kinds = [each.kind for each in deployment_log.entries(store, *MODEL, after=4)]
         assert kinds == ["quarantined", "revealing", "deployed"]
+
+    def test_a_run_that_had_done_it_does_not_go_back_further_when_it_is_retried(
+        self, deploy, store, back
+    ):
+        deploy(b"one")
+        second = deploy(b"two")
+        deploy(b"three")
+        entry = back(run="doomed")
+        assert entry.release.digest == second.release.digest
+        assert back(run="doomed") == entry
+        assert deployment_log.head(store, *MODEL).number == entry.number
+
+    def test_nor_does_one_that_another_run_has_finished(
+        self, deploy, store, back, context, monkeypatch
+    ):
+        deploy(b"one")
+        second = deploy(b"two")
+        deploy(b"three")
+        with monkeypatch.context() as patch:
+            patch.setattr("tasks.release.rollback.finish_now", _fail)
+            with pytest.raises(OSError):
+                back(run="doomed")
+        claim = deployment_log.head(store, *MODEL)
+        finished = announce.fn(finish.fn(claim, context), context)
+        assert finished.cause == "rollback"
+        assert back(run="doomed").release.digest == second.release.digest
+        assert deployment_log.head(store, *MODEL).number == finished.number
 
     def test_a_release_that_is_being_revealed_is_taken_back(
         self, deploy, store, back, targets, context
