@@ -141,8 +141,9 @@ class Scored(StepResult):
     """One model's results on the test split. The artifact (kind `scores`) holds
     `scores.parquet`, one row per example, in the order of the examples' hashes: `hash_hi`,
     `hash_lo` (uint64), `label`, `predicted` (strings), `correct` (bool), `loss` (float64, natural
-    logarithm), `length` (int32, tokens), and a string column for each slicing column. Of a language
-    model: one row per input, with the columns that `tasks.evaluate.language_program` describes."""
+    logarithm), `length` (int32, tokens), and a string column for each slicing column, and for
+    `data.split.group_by` (`split_group`). Of a language model: one row per input, with the columns
+    that `tasks.evaluate.language_program` describes."""
 
     model_digest: str
     labels: tuple[str, ...]

@@ -41,3 +41,6 @@ METRICS: dict[str, tuple[Metric, ...]] = {
 }
 """The metrics that a task's gate can use; the first is the default."""
 LOWER_IS_BETTER: tuple[Metric, ...] = ("loss", "perplexity")
+
+GROUP_COLUMN = "split_group"
+"""The column with the values of `data.split.group_by`, in shards and score tables."""

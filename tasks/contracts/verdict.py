@@ -25,6 +25,7 @@ class RuleOutcome(Contract):
         examples: Number of test examples that the rule was applied to.
         discordant: (candidate right and baseline wrong, candidate wrong and baseline right).
         detectable: The difference that this test set detects with 80% probability.
+        equal_passes: Of "not worse", the probability that an equally good candidate passes.
         passed: Whether the rule holds. A rule that could not be computed does not hold.
         vetoes: Whether a failure of this rule alone rejects (a slice too small to tell does not).
         inconclusive: Whether the examples are too few to tell whether it holds.
@@ -43,6 +44,7 @@ class RuleOutcome(Contract):
     examples: int = 0
     discordant: tuple[int, int] | None = None
     detectable: float | None = None
+    equal_passes: float | None = None
     passed: bool
     vetoes: bool = True
     inconclusive: bool = False

@@ -22,6 +22,7 @@ from tasks.gate.evidence import (
     MetricComparison,
     PairedAnswers,
     ScoreTables,
+    groups_of,
     seen_by_either,
     unpaired_examples,
 )
@@ -88,6 +89,7 @@ class ClassificationTables(ScoreTables):
             baseline=values_of(theirs, "predicted"),
             seen=seen_by_either(evidence, keys_of(ours)),
             slice_columns={name: values_of(ours, name) for name in slices},
+            groups=groups_of(ours),
         )
 
 
@@ -126,17 +128,21 @@ class PairedLabels(PairedAnswers):
 
     def compare(self, rules: GateRecipe, margin: float) -> MetricComparison:
         if rules.metric == "accuracy":
-            return exact_claim(self.candidate_right, self.baseline_right, rules, margin)
+            return exact_claim(
+                self.candidate_right, self.baseline_right, rules, margin, self.groups
+            )
         return self._compare_by_bootstrap(rules, margin)
 
     def compare_slice(
         self, rows: np.ndarray, rules: GateRecipe, slice_count: int
     ) -> MetricComparison:
-        return exact_slice(self.candidate_right, self.baseline_right, rows, rules, slice_count)
+        return exact_slice(
+            self.candidate_right, self.baseline_right, rows, rules, slice_count, self.groups
+        )
 
     def estimate(self, metric: str, confidence: float) -> tuple[float, Interval]:
         value = classification_metrics(self.truth, self.candidate)[metric]
-        if metric == "accuracy":
+        if metric == "accuracy" and self.groups is None:
             right = int(self.candidate_right.sum())
             return value, exact_tests.wilson_interval(right, len(self), confidence)
         return value, bootstrap_f1.bootstrap_interval(
@@ -151,6 +157,7 @@ class PairedLabels(PairedAnswers):
             rules.metric,
             null=-margin,
             confidence=two_sided(rules),
+            groups=self.groups,
         )
         return MetricComparison(
             candidate=compared.candidate,
@@ -160,7 +167,14 @@ class PairedLabels(PairedAnswers):
             p_value=compared.p_value,
             detectable=power.detectable_by_error(compared.standard_error, alpha_of(rules), POWER),
             discordant=self.discordant,
+            worse_p=self._worse_p(rules) if compared.difference < 0 else 1.0,
+            **power.of_equal(len(self), compared.standard_error, margin, alpha_of(rules)),
         )
+
+    def _worse_p(self, rules: GateRecipe) -> float:
+        return bootstrap_f1.bootstrap_difference(
+            self.truth, self.baseline, self.candidate, rules.metric, groups=self.groups
+        ).p_value
 
 
 def new_label_floors(

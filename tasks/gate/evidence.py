@@ -9,10 +9,12 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tasks.contracts.recipe_data import Task
 from tasks.contracts.recipe_evaluation import GateRecipe
-from tasks.evaluate.score_table import is_text, keys_of, sorted_rows
+from tasks.contracts.task_tables import GROUP_COLUMN
+from tasks.evaluate.score_table import is_text, keys_of, sorted_rows, values_of
 from tasks.gate import phrasing
 from tasks.gate.exact_tests import Interval
 from tasks.gate.phrasing import MetricPhrasing
@@ -76,6 +78,9 @@ class MetricComparison:
         detectable: The difference that the test would detect with 80% probability; None if it
             could not detect any.
         discordant: (gained, lost) if answers are right or wrong; else None.
+        worse_p: One-sided p-value for the hypothesis that the candidate is no worse at all.
+        equal_passes: Of "not worse", the probability that an equally good candidate passes.
+        examples_needed: About how many examples it takes for 80%.
     """
 
     candidate: float
@@ -85,6 +90,9 @@ class MetricComparison:
     p_value: float
     detectable: float | None
     discordant: tuple[int, int] | None = None
+    worse_p: float = 1.0
+    equal_passes: float | None = None
+    examples_needed: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,13 +104,21 @@ class PairedAnswers(ABC):
     Attributes:
         seen: Whether a model saw the example in training.
         slice_columns: The values of each column to slice by.
+        groups: A whole number for each example, equal for those that belong together; None if none
+            do.
     """
 
     seen: np.ndarray
     slice_columns: dict[str, np.ndarray]
+    groups: np.ndarray | None
 
     def __len__(self) -> int:
         return len(self.seen)
+
+    @property
+    def draws(self) -> int:
+        """How many examples were drawn independently: one for each group."""
+        return len(self) if self.groups is None else len(np.unique(self.groups))
 
     def where(self, rows: np.ndarray) -> Self:
         """The chosen rows only; `rows` is a mask of shape (n,)."""
@@ -229,9 +245,25 @@ def contains(seen: np.ndarray | None, keys: np.ndarray) -> np.ndarray:
     """
     if seen is None:
         return np.zeros(len(keys), bool)
-    # Training sets are large, but few of their hashes share a first half with the test set's.
-    near = set(map(tuple, seen[np.isin(seen[:, 0], keys[:, 0])].tolist()))
-    return np.array([tuple(key) in near for key in keys.tolist()], bool)
+    return pc.is_in(_packed(keys), value_set=_packed(seen)).to_numpy(zero_copy_only=False)
+
+
+def groups_of(table: pa.Table) -> np.ndarray | None:
+    """A whole number for each row of a score table, equal for rows that belong together, shape
+    (n,); None if none do. A row without a group is one of its own."""
+    if GROUP_COLUMN not in table.column_names:
+        return None
+    names = values_of(table, GROUP_COLUMN)
+    alone = (names == "") | (names == "(none)")
+    _, codes = np.unique(names.astype(str), return_inverse=True)
+    codes[alone] = len(codes) + np.arange(alone.sum())
+    return codes if len(np.unique(codes)) < len(codes) else None
+
+
+def _packed(keys: np.ndarray) -> pa.Array:
+    """Pairs of hashes as one column of 16 bytes."""
+    buffer = pa.py_buffer(np.ascontiguousarray(keys, "<u8").tobytes())
+    return pa.Array.from_buffers(pa.binary(16), len(keys), [None, buffer])
 
 
 def _mismatched_baseline(baseline: str) -> str:
@@ -273,7 +305,7 @@ def _table_problems(
         yield f"The {model}'s scores have empty values in {phrasing.listed(empty)}."
     else:
         keys = keys_of(table)
-        if twice := len(keys) - len(np.unique(keys, axis=0)):
+        if twice := len(keys) - len(pc.unique(_packed(keys))):
             yield (
                 f"The {model} has more than one answer to {phrasing.count(twice, 'test example')}."
             )

@@ -7,7 +7,8 @@ error rate holds for test sets of any size, not only for large ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import optimize, stats
@@ -18,6 +19,9 @@ Interval = tuple[float, float]
 # Probability that the discordance is outside the searched range; added to every p-value.
 NUISANCE_RISK = 1e-6
 NUISANCE_POINTS = 64
+# With more examples, the sums take seconds, and differ from the normal approximation by less than
+# anybody sees.
+ASYMPTOTIC_EXAMPLES = 20_000
 # Probability omitted at each end of a sum over discordant counts.
 OMITTED = 1e-12
 
@@ -43,27 +47,30 @@ def discordant_pairs(candidate: np.ndarray, baseline: np.ndarray) -> tuple[int, 
     return int((candidate & ~baseline).sum()), int((~candidate & baseline).sum())
 
 
-def superiority_p(gained: int, lost: int) -> float:
+def superiority_p(gained: int, lost: int, examples: int) -> float:
     """One-sided p-value for the hypothesis that the candidate is no more accurate.
 
-    The exact McNemar test (McNemar 1947, Psychometrika 12:153): if the models are equally good,
-    each discordant pair is a gain with probability one half. Ties, and no pairs at all, give a
-    p-value above one half. Swap the arguments to test for a regression.
+    The exact unconditional test of two paired proportions (Suissa and Shuster 1991, Biometrics
+    47:361): as `noninferiority_p` with a margin of 0, where the score statistic is McNemar's. It
+    detects more than the conditional test (McNemar 1947, Psychometrika 12:153), and agrees with
+    `difference_interval`, whose statistic it shares. Swap the counts to test for a regression.
+    Above `ASYMPTOTIC_EXAMPLES` the statistic's normal approximation is used.
 
     Args:
         gained: Pairs in which only the candidate is right.
         lost: Pairs in which only the baseline is right.
+        examples: All pairs.
 
     Returns:
-        The probability of at least as many gains, in (0, 1].
+        The p-value, in (0, 1].
 
     Raises:
-        ValueError: A count is negative.
+        ValueError: The counts are negative or exceed `examples`.
     """
-    check_counts(gained, lost)
-    if gained + lost == 0:
+    check_counts(gained, lost, examples)
+    if gained <= lost:
         return 1.0
-    return float(stats.binomtest(gained, gained + lost, 0.5, alternative="greater").pvalue)
+    return _unconditional_p(gained, lost, examples, 0.0)
 
 
 def noninferiority_p(gained: int, lost: int, examples: int, margin: float) -> float:
@@ -74,7 +81,8 @@ def noninferiority_p(gained: int, lost: int, examples: int, margin: float) -> fl
     discordances, of an outcome at least as extreme (Sidik 2003, Statistics in Medicine 22:265).
     The discordance is searched within a 1 - 1e-6 confidence interval, and 1e-6 is added to the
     p-value in return (Berger and Boos 1994, JASA 89:1012). Tango's own p-value, a normal
-    approximation, rejects too often when few pairs are discordant.
+    approximation, rejects too often when few pairs are discordant; above `ASYMPTOTIC_EXAMPLES` it
+    is used.
 
     Args:
         gained: Pairs in which only the candidate is right.
@@ -91,16 +99,65 @@ def noninferiority_p(gained: int, lost: int, examples: int, margin: float) -> fl
     check_counts(gained, lost, examples)
     if not 0 < margin < 1:
         raise ValueError(f"margin {margin} is not between 0 and 1")
+    return _unconditional_p(gained, lost, examples, margin)
+
+
+def least_gains(
+    examples: int, discordance: float, alpha: float, margin: float = 0.0
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The fewest gains with which a claim passes, as a function of the discordant pairs.
+
+    Args:
+        examples: All pairs.
+        discordance: Share of discordant pairs near which the function is needed: elsewhere the
+            p-value's largest probability may be another one.
+        alpha: One-sided error rate.
+        margin: Of `noninferiority_p`; 0 for `superiority_p`.
+    """
+    statistic = _least_statistic(examples, max(round(discordance, 3), margin), alpha, margin)
+    return lambda pairs: _gains_needed(pairs, examples, margin, statistic)
+
+
+@functools.lru_cache(1024)
+def _least_statistic(examples: int, discordance: float, alpha: float, margin: float) -> float:
+    if examples > ASYMPTOTIC_EXAMPLES:
+        return float(stats.norm.isf(alpha))
+    low, high = _clopper_pearson(round(discordance * examples), examples, NUISANCE_RISK)
+    shares = np.linspace(max(low, margin), max(high, margin), NUISANCE_POINTS // 4)
+    pairs = likely_counts(examples, shares.min(), shares.max())
+
+    def excess(statistic: float) -> float:
+        needed = _gains_needed(pairs, examples, margin, statistic)
+        tail = _tail(pairs, examples, shares, needed, margin)
+        return float(tail.max()) + NUISANCE_RISK - alpha
+
+    # The statistic is discrete: the least one that passes, and a little more.
+    return float(optimize.bisect(excess, 1e-3, 40.0, xtol=1e-3)) + 1e-3
+
+
+def _unconditional_p(gained: int, lost: int, examples: int, margin: float) -> float:
     observed = float(score_statistic(gained, lost, examples, -margin))
+    if examples > ASYMPTOTIC_EXAMPLES:
+        return float(stats.norm.sf(observed))
     low, high = _clopper_pearson(gained + lost, examples, NUISANCE_RISK)
-    discordance = np.linspace(max(low, margin), max(high, margin), NUISANCE_POINTS)[:, None]
-    pairs = likely_counts(examples, discordance.min(), discordance.max())
+    shares = np.linspace(max(low, margin), max(high, margin), NUISANCE_POINTS)
+    pairs = likely_counts(examples, shares.min(), shares.max())
     needed = _gains_needed(pairs, examples, margin, observed)
-    gain_share = (discordance - margin) / (2 * discordance)
-    tail = stats.binom.pmf(pairs, examples, discordance) * stats.binom.sf(
-        needed - 1, pairs, gain_share
+    tail = _tail(pairs, examples, shares, needed, margin)
+    return float(min(1.0, tail.max() + NUISANCE_RISK))
+
+
+def _tail(
+    pairs: np.ndarray, examples: int, shares: np.ndarray, needed: np.ndarray, margin: float
+) -> np.ndarray:
+    """P(at least the needed gains) for each share of discordant pairs, if accuracy is lower by
+    the margin; shape of `shares`."""
+    shares = shares[:, None]
+    gain_share = np.divide(
+        shares - margin, 2 * shares, out=np.full_like(shares, 0.5), where=shares > 0
     )
-    return float(min(1.0, tail.sum(axis=1).max() + NUISANCE_RISK))
+    reached = stats.binom.sf(needed - 1, pairs, gain_share)
+    return (stats.binom.pmf(pairs, examples, shares) * reached).sum(axis=1)
 
 
 def score_statistic(

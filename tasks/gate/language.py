@@ -21,12 +21,13 @@ from tasks.contracts.recipe_evaluation import GateRecipe
 from tasks.contracts.task_tables import GENERATED, METRICS
 from tasks.evaluate.language_metrics import BY_TOKENS, column_of, exp, value_of
 from tasks.evaluate.score_table import keys_of, sorted_rows, values_of
-from tasks.gate import bootstrap_mean, exact_tests, phrasing
+from tasks.gate import bootstrap_mean, exact_tests, phrasing, power
 from tasks.gate.evidence import (
     Evidence,
     MetricComparison,
     PairedAnswers,
     ScoreTables,
+    groups_of,
     seen_by_either,
     unpaired_examples,
 )
@@ -107,6 +108,7 @@ class LanguageTables(ScoreTables):
             task=self._task,
             seen=seen_by_either(evidence, keys_of(ours)),
             slice_columns={name: values_of(ours, name) for name in slices},
+            groups=groups_of(ours),
             tokens=values_of(ours, "tokens").astype(float),
             candidate={name: values_of(ours, name) for name in measured},
             baseline={
@@ -146,7 +148,8 @@ class PairedScores(PairedAnswers):
     def compare(self, rules: GateRecipe, margin: float) -> MetricComparison:
         ours, theirs = self._pair(rules.metric)
         if _is_exact(rules.metric, ours, theirs):
-            return _with_means(exact_claim(ours == 1, theirs == 1, rules, margin), ours, theirs)
+            compared = exact_claim(ours == 1, theirs == 1, rules, margin, self.groups)
+            return _with_means(compared, ours, theirs)
         if not self._weights(rules.metric).sum():
             return _INCONCLUSIVE
         # A perplexity that is higher by 2% is a loss that is higher by log(1.02).
@@ -155,7 +158,7 @@ class PairedScores(PairedAnswers):
         if not margin:
             return compared
         # Too few examples show nothing even if all agree; see `power.least_examples`.
-        least = (1 - margin) ** len(self)
+        least = (1 - margin) ** self.draws
         return replace(compared, p_value=max(compared.p_value, least))
 
     def compare_slice(
@@ -163,7 +166,7 @@ class PairedScores(PairedAnswers):
     ) -> MetricComparison:
         ours, theirs = self._pair(rules.metric)
         if _is_exact(rules.metric, ours, theirs):
-            compared = exact_slice(ours == 1, theirs == 1, rows, rules, slice_count)
+            compared = exact_slice(ours == 1, theirs == 1, rows, rules, slice_count, self.groups)
             return _with_means(compared, ours[rows], theirs[rows])
         part = self.where(rows)
         if not part._weights(rules.metric).sum():
@@ -175,9 +178,11 @@ class PairedScores(PairedAnswers):
         if not weights.sum():
             return math.nan, (math.nan, math.nan)
         found = value_of(metric, values, weights)
-        if _is_binary(metric, values, values):
+        if _is_binary(metric, values, values) and self.groups is None:
             return found, exact_tests.wilson_interval(int(values.sum()), len(self), confidence)
-        low, high = bootstrap_mean.interval(values, weights, confidence)
+        low, high = bootstrap_mean.interval(
+            *bootstrap_mean.by_group(values, weights, self.groups), confidence
+        )
         if metric == "perplexity":
             return found, (exp(low), exp(high))
         if metric not in BY_TOKENS:
@@ -204,7 +209,11 @@ class PairedScores(PairedAnswers):
         better = -1.0 if phrased.lower_is_better else 1.0
         tested = -better if worse else better
         gain = bootstrap_mean.compare(
-            tested * (ours - theirs), weights, null=null, confidence=two_sided(rules)
+            *bootstrap_mean.by_group(tested * (ours - theirs), weights, self.groups),
+            null=null,
+            confidence=two_sided(rules),
+            # A slice may veto on fewer examples than could rule out an unseen part.
+            bounded=metric not in BY_TOKENS and not worse,
         )
         low, high = sorted(tested * bound for bound in gain.interval)
         difference = tested * gain.mean
@@ -221,6 +230,8 @@ class PairedScores(PairedAnswers):
             interval=(low, high),
             p_value=gain.p_value,
             detectable=_detectable(detectable, phrased),
+            worse_p=gain.worse_p,
+            **power.of_equal(len(self), gain.standard_error, -null, alpha_of(rules)),
         )
 
 

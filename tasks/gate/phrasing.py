@@ -58,7 +58,7 @@ def number(value: float, digits: int = 3) -> str:
 
 def signed(value: float) -> str:
     """Format with an explicit plus or minus sign."""
-    return number(value) if value < 0 else f"+{number(value)}"
+    return number(value) if value < 0 else f"+{number(abs(value))}"
 
 
 def distinct(value: float, limit: float, digits: int = 3) -> tuple[str, str]:
@@ -68,9 +68,16 @@ def distinct(value: float, limit: float, digits: int = 3) -> tuple[str, str]:
     return f"{value:.{digits}f}", f"{limit:g}"
 
 
-def p_value(p_value: float) -> str:
-    """Format a p-value: `p = 0.012`, or `p < 0.0001`."""
-    return "p < 0.0001" if p_value < 0.0001 else f"p = {p_value:.2g}"
+def p_value(p_value: float, limit: float | None = None) -> str:
+    """Format a p-value: `p = 0.012`, `p < 0.0001`; with digits that tell it from a limit."""
+    if p_value < 0.0001:
+        return "p < 0.0001"
+    digits = 2
+    while limit is not None and digits < 9 and f"{p_value:.{digits}g}" == f"{limit:.{digits}g}":
+        if p_value == limit:
+            break
+        digits += 1
+    return f"p = {p_value:.{digits}g}"
 
 
 def count(number: int, noun: str) -> str:
@@ -98,6 +105,13 @@ def too_few_examples(examples: int, needed: int, setting: str) -> str:
         f"With {count(examples, 'example')}, even two models that always agree could not show it: "
         f"that takes {needed} examples or a wider {setting}."
     )
+
+
+def percent(share: float) -> str:
+    """Format a probability: `29%`, `below 1%`."""
+    if 0 < share < 0.01 or 0.99 < share < 1:
+        return "below 1%" if share < 0.5 else "above 99%"
+    return f"{100 * share:.0f}%"
 
 
 def listed(names: list[str]) -> str:

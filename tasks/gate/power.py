@@ -6,14 +6,20 @@ import math
 
 from scipy import optimize, stats
 
-from tasks.gate.exact_tests import check_counts, check_probability, likely_counts
+from tasks.gate.exact_tests import (
+    check_counts,
+    check_probability,
+    least_gains,
+    likely_counts,
+)
 
 
 def superiority_power(examples: int, discordance: float, gain: float, alpha: float) -> float:
-    """Probability that the exact McNemar test detects a true gain in accuracy.
+    """Probability that `exact_tests.superiority_p` detects a true gain in accuracy.
 
-    Computed exactly, by summing over the number of discordant pairs (Duffy 1984, Biometrics
-    40:1005), rather than by a normal approximation, which is too optimistic for small test sets.
+    Computed by summing over the number of discordant pairs (as Duffy 1984, Biometrics 40:1005, does
+    for the conditional test), rather than by a normal approximation, which is too optimistic for
+    small test sets.
 
     Args:
         examples: Size of the test set, at least 1.
@@ -33,10 +39,77 @@ def superiority_power(examples: int, discordance: float, gain: float, alpha: flo
     if discordance == 0:
         return 0.0
     pairs = likely_counts(examples, discordance, discordance)
-    needed = stats.binom.isf(alpha, pairs, 0.5) + 1
+    needed = least_gains(examples, discordance, alpha)(pairs)
     gain_share = (discordance + gain) / (2 * discordance)
     detected = stats.binom.sf(needed - 1, pairs, gain_share)
     return float((stats.binom.pmf(pairs, examples, discordance) * detected).sum())
+
+
+def equal_passes(examples: int, discordance: float, margin: float, alpha: float = 0.05) -> float:
+    """Probability that an equally good candidate passes "not worse by more than `margin`".
+
+    Computed as in `superiority_power`, by `exact_tests.noninferiority_p`.
+
+    Args:
+        examples: Size of the test set, at least 1.
+        discordance: Share of examples on which exactly one model is right.
+        margin: The accepted drop, in (0, 1).
+        alpha: One-sided error rate of the test.
+
+    Raises:
+        ValueError: A share outside its range.
+    """
+    check_counts(0, 0, examples)
+    check_probability("margin", margin)
+    check_probability("alpha", alpha)
+    if examples < least_examples(margin, alpha):
+        return 0.0
+    pairs = likely_counts(examples, discordance, discordance)
+    needed = least_gains(examples, discordance, alpha, margin)(pairs)
+    passed = stats.binom.sf(needed - 1, pairs, 0.5)
+    return float((stats.binom.pmf(pairs, examples, discordance) * passed).sum())
+
+
+def equal_passes_by_error(standard_error: float, margin: float, alpha: float = 0.05) -> float:
+    """As `equal_passes`, for any metric, by the normal approximation.
+
+    Args:
+        standard_error: Of the paired difference, above 0.
+        margin: In the metric's unit.
+        alpha: One-sided error rate of the test.
+    """
+    return float(stats.norm.cdf(margin / standard_error - stats.norm.isf(alpha)))
+
+
+def examples_for(
+    examples: int, standard_error: float, margin: float, alpha: float = 0.05, power: float = 0.8
+) -> int:
+    """About how many examples an equally good candidate needs to pass with probability `power`.
+
+    By the normal approximation: the standard error falls with the root of the number of examples.
+
+    Args:
+        examples: Size of the test set.
+        standard_error: Of the paired difference on it.
+        margin: In the metric's unit, above 0.
+        alpha: One-sided error rate of the test.
+        power: The probability.
+    """
+    wanted = margin / float(stats.norm.isf(alpha) + stats.norm.isf(1 - power))
+    return max(math.ceil(examples * (standard_error / wanted) ** 2), 1)
+
+
+def of_equal(
+    examples: int, standard_error: float, margin: float, alpha: float
+) -> dict[str, float | int]:
+    """The fields of `MetricComparison` on an equally good candidate, for any metric; none for a
+    margin of 0, or without a spread."""
+    if margin <= 0 or not standard_error:
+        return {}
+    return {
+        "equal_passes": equal_passes_by_error(standard_error, margin, alpha),
+        "examples_needed": examples_for(examples, standard_error, margin, alpha),
+    }
 
 
 def detectable_gain(
@@ -51,7 +124,7 @@ def detectable_gain(
         examples: Size of the test set, at least 1.
         discordance: Share of examples on which exactly one model is right. A gain above it raises
             it to the gain: every discordant pair is then a gained one.
-        alpha: One-sided error rate of the exact McNemar test.
+        alpha: One-sided error rate of the exact test.
         power: The probability of detection, in (0, 1).
 
     Returns:

@@ -12,7 +12,13 @@ from collections.abc import Iterator
 from tasks.contracts.recipe_evaluation import GateRecipe
 from tasks.contracts.verdict import RuleOutcome
 from tasks.gate import phrasing, power
-from tasks.gate.evidence import NO_BASELINE, UNTRAINED, Evidence, PairedAnswers
+from tasks.gate.evidence import (
+    NO_BASELINE,
+    UNTRAINED,
+    Evidence,
+    MetricComparison,
+    PairedAnswers,
+)
 from tasks.gate.exact_tests import Interval
 from tasks.gate.phrasing import MetricPhrasing
 
@@ -118,28 +124,35 @@ def comparison(
         examples=len(answers),
         discordant=compared.discordant,
         detectable=compared.detectable,
+        equal_passes=compared.equal_passes,
         passed=compared.p_value <= alpha_of(rules),
         sentence="",
     )
-    return with_sentence(outcome, _claim_sentence(outcome, metric, rules, margin, opponent))
+    sentence = _claim_sentence(outcome, compared, metric, rules, margin, opponent)
+    return with_sentence(outcome, sentence)
 
 
 def _claim_sentence(
-    outcome: RuleOutcome, metric: MetricPhrasing, rules: GateRecipe, margin: float, opponent: str
+    outcome: RuleOutcome,
+    compared: MetricComparison,
+    metric: MetricPhrasing,
+    rules: GateRecipe,
+    margin: float,
+    opponent: str,
 ) -> str:
     low, high = map(metric.difference, outcome.interval)
     candidate, baseline = phrasing.number(outcome.candidate), phrasing.number(outcome.baseline)
     details = (
         f"difference {metric.difference(outcome.difference)}, {two_sided(rules) * 100:g}% interval "
-        f"{low} to {high}, {phrasing.p_value(outcome.p_value)}, "
+        f"{low} to {high}, {phrasing.p_value(outcome.p_value, alpha_of(rules))}, "
         f"{phrasing.count(outcome.examples, 'example')}{discordant_pairs(outcome)}"
     )
     if not outcome.passed:
         details += f"; the p-value must be at most {alpha_of(rules):g}"
     return (
         f"{metric.title} is {candidate} against {baseline}{metric.unit} for {opponent}: "
-        f"{_finding(outcome, metric, margin)} ({details}). "
-        f"{_sensitivity(outcome, metric, rules, margin)}"
+        f"{_finding(outcome, compared, metric, rules, margin)} ({details}). "
+        f"{_sensitivity(outcome, compared, metric, rules, margin)}"
     )
 
 
@@ -151,21 +164,41 @@ def discordant_pairs(outcome: RuleOutcome) -> str:
     return f", {gained} gained and {lost} lost"
 
 
-def _finding(outcome: RuleOutcome, metric: MetricPhrasing, margin: float) -> str:
+def _finding(
+    outcome: RuleOutcome,
+    compared: MetricComparison,
+    metric: MetricPhrasing,
+    rules: GateRecipe,
+    margin: float,
+) -> str:
     if outcome.rule == "better":
         return "significantly better" if outcome.passed else "not significantly better"
     if outcome.passed:
-        return f"not worse by more than {metric.margin(margin)}"
+        # Many such steps add up; the anchor stops them.
+        worse = compared.worse_p <= alpha_of(rules)
+        found = f"not worse by more than {metric.margin(margin)}"
+        return f"worse beyond chance, within the margin: {found}" if worse else found
     return f"a {metric.setback} of more than {metric.margin(margin)} cannot be ruled out"
 
 
 def _sensitivity(
-    outcome: RuleOutcome, metric: MetricPhrasing, rules: GateRecipe, margin: float
+    outcome: RuleOutcome,
+    compared: MetricComparison,
+    metric: MetricPhrasing,
+    rules: GateRecipe,
+    margin: float,
 ) -> str:
     """What a test set of this size can show."""
     needed = power.least_examples(margin, alpha_of(rules)) if margin else 0
     if not outcome.passed and outcome.examples < needed:
         return phrasing.too_few_examples(outcome.examples, needed, "margin")
+    if margin and compared.equal_passes is None:
+        return "On examples that all agree, nothing says how much a test set of this size shows."
+    if margin:
+        passes = phrasing.percent(compared.equal_passes)
+        enough = f"; {POWER:.0%} takes about {compared.examples_needed} examples"
+        chance = f"An equally good candidate passes with {passes} probability"
+        return f"{chance}{enough if compared.equal_passes < POWER else ''}."
     if outcome.detectable is None:
         return f"This test set is too small to detect any {metric.gain}."
     return (

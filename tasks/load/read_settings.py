@@ -10,11 +10,21 @@ from typing import Literal
 from tasks.contracts.base import Contract
 from tasks.contracts.errors import BadRecipe, MissingColumn
 from tasks.contracts.recipe_data import DataRecipe, RowFormat, SplitRecipe, Task
+from tasks.contracts.task_tables import GROUP_COLUMN
 from tasks.load.chunking import Chunk
 from tasks.load.row_formats import CLASSIFICATION, RowFormats, check_settings
 
 Format = Literal["jsonl", "csv", "parquet", "arrow", "text-folders"]
-RESERVED_COLUMNS = ("text", "text_pair", "label", "hash_hi", "hash_lo", "raw", "split")
+RESERVED_COLUMNS = (
+    "text",
+    "text_pair",
+    "label",
+    "hash_hi",
+    "hash_lo",
+    "raw",
+    "split",
+    GROUP_COLUMN,
+)
 """Column names of a shard, which a kept column cannot have."""
 
 

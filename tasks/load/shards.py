@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from tasks.contracts.task_tables import GROUP_COLUMN
 from tasks.load.minhash import band_keys
 from tasks.load.read_settings import ReadJob, ReadSettings
 from tasks.load.readers import Rows, read_rows
@@ -93,6 +94,7 @@ def _raw_hashes(rows: Rows) -> np.ndarray:
     columns += [rows.pairs] if rows.pairs else []
     columns += [rows.examples] if rows.examples else []
     columns += [rows.kept] if rows.kept else []
+    columns += [rows.groups] if rows.groups else []
     joined = b"".join(
         hashlib.blake2b(orjson.dumps(row), digest_size=8).digest()
         for row in zip(*columns, strict=True)
@@ -126,6 +128,8 @@ def _write_rows(rows: Rows, index: np.ndarray, settings: ReadSettings, path: Pat
     columns["label"] = pa.array(rows.labels, pa.string())
     for number, name in enumerate(settings.keep_columns):
         columns[name] = pa.array([kept[number] for kept in rows.kept], pa.string())
+    if rows.groups:
+        columns[GROUP_COLUMN] = pa.array(rows.groups, pa.string())
     for name in ("hash_hi", "hash_lo", "raw", "split"):
         columns[name] = pa.array(np.ascontiguousarray(index[name]))
     pq.write_table(

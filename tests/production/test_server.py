@@ -26,6 +26,7 @@ from tests.production import served as served_
 from tests.production.relay import Relay
 from tests.production.served import LIMIT_SECONDS, Served, all_runs_of, runs_of, state_of
 from tests.tasks.samples import easy_rows, write_jsonl
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
 AWAY_SECONDS = 60
@@ -175,12 +176,27 @@ class TestBrowser:
 
     def submit(self, served, page, deployment, **fields: str) -> str:
         """Fill in the form of a deployment, and press Submit; returns the run's id."""
-        page.goto(f"{served.pages}/deployments/deployment/{deployment.id}/run")
-        for label, value in fields.items():
-            page.get_by_label(f"{label.replace('_', ' ')} (Optional)").fill(value)
-        page.get_by_role("button", name="Submit").click()
-        # The page's own link to the run is there for seconds only.
-        return str(served.wait_for(lambda: all_runs_of(deployment), "the run")[0].id)
+        form = f"{served.pages}/deployments/deployment/{deployment.id}/run"
+        answers: list[str] = []
+        page.on("response", lambda response: answers.append(f"{response.status} {response.url}"))
+        page.on("console", lambda message: answers.append(message.text))
+
+        def submitted() -> list:
+            # Where the page is slow, a press before it is ready does nothing: press again.
+            page.goto(form)
+            for label, value in fields.items():
+                page.get_by_label(f"{label.replace('_', ' ')} (Optional)").fill(value)
+            page.get_by_role("button", name="Submit").click()
+            # The page goes on to the deployment. Its own link to the run is there for seconds only.
+            with contextlib.suppress(AssertionError):
+                return wait_for(lambda: all_runs_of(deployment), "the run", PAGE_SECONDS / 4)
+            return []
+
+        try:
+            return str(wait_for(submitted, "the run", 2 * PAGE_SECONDS)[0].id)
+        except AssertionError as error:
+            shown = page.locator("body").inner_text()
+            raise AssertionError(f"{error}\n{shown}\n" + "\n".join(answers[-40:])) from error
 
     def choose(self, page, item: str, confirm: str) -> None:
         """Choose from a run's menu, and confirm."""
@@ -224,6 +240,8 @@ class TestBrowser:
         deployment = served.deploy(place, name="by-click", training__checkpoint_minutes=0.01)
         run_id = self.submit(served, page, deployment, Epochs="30")
         trainer = trainer_of(served, run_id)
+        processes = [each for each in trainer.parents() if "worker" not in each.cmdline()]
+        processes = processes[: processes.index(psutil.Process(served.process.pid))]
         kept = f"{place.folder}/store/checkpoints/*/*.json"
         served.wait_for(lambda: glob(kept), "a checkpoint")
         page.goto(f"{served.pages}/runs/flow-run/{run_id}")
@@ -237,8 +255,9 @@ class TestBrowser:
         step = re.search(said, report)[1]
 
         # The worker confirms the cancellation after the run has said so itself, and would cancel a
-        # retry that is quicker.
+        # retry that is quicker; so would the process that waits for the run's.
         served.wait_for(lambda: "successfully" in (state_of(run_id).message or ""), "the worker")
+        served.wait_for(lambda: not any(each.is_running() for each in processes), "their end")
         page.reload()
         self.choose(page, "Retry", "Retry")
         served.wait_for(lambda: not state_of(run_id).is_final(), "the retry")

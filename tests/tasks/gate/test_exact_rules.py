@@ -27,7 +27,7 @@ class TestScoresOfZeroAndOne:
         )
         claim = rule(decide_on(found, GateRecipe(metric=metric, claim="better")), "better")
         assert claim.discordant == (100, 50)
-        assert claim.p_value == exact_tests.superiority_p(100, 50)
+        assert claim.p_value == exact_tests.superiority_p(100, 50, N)
         assert "100 gained and 50 lost" in claim.sentence
         claim = rule(decide_on(found, GateRecipe(metric=metric)), "not worse")
         assert claim.p_value == exact_tests.noninferiority_p(100, 50, N, 0.02)

@@ -52,35 +52,57 @@ class TestDiscordantPairs:
 
 
 class TestSuperiority:
-    @given(counts, counts)
-    def test_agrees_with_the_binomial_distribution(self, gained, lost):
-        expected = stats.binom.sf(gained - 1, gained + lost, 0.5)
-        assert exact_tests.superiority_p(gained, lost) == pytest.approx(expected, rel=1e-9)
+    @settings(max_examples=10, deadline=None)
+    @given(st.integers(1, 12), st.integers(0, 12), st.integers(0, 20))
+    def test_is_the_largest_probability_of_an_outcome_as_extreme(self, gained, lost, rest):
+        examples = gained + lost + rest
+        if gained <= lost:
+            assert exact_tests.superiority_p(gained, lost, examples) == 1
+            return
+        observed = (gained - lost) / np.sqrt(gained + lost)
+        largest = 0.0
+        for discordance in np.linspace(0, 1, 101):
+            found = 0.0
+            for pairs in range(1, examples + 1):
+                gains = np.arange(pairs + 1)
+                extreme = gains[(2 * gains - pairs) / np.sqrt(pairs) >= observed - 1e-9]
+                chance = stats.binom.pmf(extreme, pairs, 0.5).sum()
+                found += stats.binom.pmf(pairs, examples, discordance) * chance
+            largest = max(largest, found)
+        # The discordance is searched within an interval only.
+        p_value = exact_tests.superiority_p(gained, lost, examples)
+        assert p_value <= largest + 1e-3
+        assert p_value > 0.4 * largest
 
     @given(counts, counts)
-    def test_agrees_with_the_two_sided_test_of_statsmodels(self, gained, lost):
-        two_sided = mcnemar([[7, gained], [lost, 9]], exact=True).pvalue
-        smaller = min(
-            exact_tests.superiority_p(gained, lost), exact_tests.superiority_p(lost, gained)
-        )
-        assert min(1, 2 * smaller) == pytest.approx(two_sided, rel=1e-9)
+    def test_is_more_sensitive_than_the_conditional_test(self, gained, lost):
+        conditional = mcnemar([[7, gained], [lost, 9]], exact=True).pvalue / 2
+        if gained > lost and conditional > 1e-3:
+            assert exact_tests.superiority_p(gained, lost, gained + lost + 200) < conditional
 
     @given(counts)
     def test_ties_are_not_evidence(self, pairs):
-        assert exact_tests.superiority_p(pairs, pairs) > 0.5
-
-    @given(counts, counts)
-    def test_each_gain_lowers_the_p_value(self, gained, lost):
-        assert exact_tests.superiority_p(gained + 1, lost) < exact_tests.superiority_p(gained, lost)
+        assert exact_tests.superiority_p(pairs, pairs, 2 * pairs + 1) > 0.5
 
     @pytest.mark.parametrize("discordance", [0.05, 0.25])
     def test_equally_good_models_pass_in_at_most_5_percent(self, discordance):
-        rate = level(exact_tests.superiority_p, 300, discordance, 0.0)
-        assert 0.01 < rate <= 0.05
+        rate = level(lambda g, x: exact_tests.superiority_p(g, x, 300), 300, discordance, 0.0)
+        assert 0.04 < rate <= 0.0501
+
+    def test_agrees_with_the_interval(self):
+        assert exact_tests.superiority_p(14, 6, 314) < 0.05
+        assert exact_tests.difference_interval(14, 6, 314, 0.9)[0] > 0
 
     def test_negative_counts_are_refused(self):
         with pytest.raises(ValueError, match="negative"):
-            exact_tests.superiority_p(-1, 3)
+            exact_tests.superiority_p(-1, 3, 10)
+
+    def test_the_approximation_for_many_examples_is_near(self):
+        exact = exact_tests.superiority_p(560, 500, 20_000)
+        assert exact_tests.superiority_p(560, 500, 20_001) == pytest.approx(exact, rel=0.03)
+        exact = exact_tests.noninferiority_p(500, 560, 20_000, 0.005)
+        approximate = exact_tests.noninferiority_p(500, 560, 20_001, 0.005)
+        assert approximate == pytest.approx(exact, rel=0.1)
 
 
 class TestScoreStatistic:
