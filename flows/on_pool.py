@@ -9,6 +9,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from flows import score_inputs, stage_inputs
+from flows.anchor import AnchorChoice, choose_anchor
 from flows.score import baseline_score_inputs
 from flows.steps import POOL_STEPS, inputs_of, machine_path
 from tasks.contracts.base import Contract
@@ -98,7 +99,8 @@ def train_on_pool(
         return context
     store = open_store(context.store)
     deployed = deployment_log.deployed(store, recipe.name, recipe.announce.channel)
-    _add_scoring(steps, recipe, planned, None, trained, deployed, benchmarks, context)
+    anchor = choose_anchor(recipe, planned, deployed, context)
+    _add_scoring(steps, recipe, planned, None, trained, deployed, anchor, benchmarks, context)
     report.status(f"Training on pool {context.pool}.")
     done = steps.compute(recipe.name, report).refresh
     left = tuple(name for name in context.refresh if name not in done)
@@ -109,6 +111,7 @@ def score_on_pool(
     recipe: Recipe,
     trained: Trained,
     deployed: LogEntry | None,
+    anchor: AnchorChoice | None,
     benchmarks: BenchmarkTasks | None,
     context: RunContext,
     report: RunReport,
@@ -117,7 +120,9 @@ def score_on_pool(
     if not context.pool:
         return
     steps = _Steps(context)
-    _add_scoring(steps, recipe, trained, trained.finetuned, 0, deployed, benchmarks, context)
+    _add_scoring(
+        steps, recipe, trained, trained.finetuned, 0, deployed, anchor, benchmarks, context
+    )
     if not steps.all_done():
         report.status(f"Scoring on pool {context.pool}.")
         steps.compute(recipe.name, report)
@@ -185,10 +190,11 @@ def _add_scoring(
     finetuned: Finetuned | None,
     trained: int,
     deployed: LogEntry | None,
+    anchor: AnchorChoice | None,
     benchmarks: BenchmarkTasks | None,
     context: RunContext,
 ) -> None:
-    """Add the scoring of candidate and baseline.
+    """Add the scoring of candidate, baseline and anchor.
 
     Args:
         finetuned: The candidate; None if it is the result of the request's step `trained`.
@@ -204,6 +210,8 @@ def _add_scoring(
     steps.add(score, candidate, **taken, **checked)
     if baseline:
         steps.add(score, baseline)
+    if anchor and anchor.scoring and anchor.scoring != baseline:
+        steps.add(score, anchor.scoring)
     if benchmarks:
         steps.add(
             run_benchmarks, score_inputs.benchmark_inputs(recipe, benchmarks, candidate), **taken

@@ -21,6 +21,7 @@ from prefect.runtime import flow_run as this_run
 from prefect.states import State
 
 from flows import endings, score_inputs, stage_inputs
+from flows.anchor import choose_anchor
 from flows.approval import check_can_wait, earlier_proposal
 from flows.on_pool import score_on_pool, train_on_pool, with_pool
 from flows.producers import PRODUCERS
@@ -252,8 +253,9 @@ def judge(
     if deployed and deployed.release.digest == digest:
         return up_to_date(deployed, recipe, context, report)
 
-    score_on_pool(recipe, trained, deployed, benchmarks, context, report)
-    candidate = score_and_decide(recipe, trained, deployed, benchmarks, context, report)
+    anchor = choose_anchor(recipe, trained, deployed, context)
+    score_on_pool(recipe, trained, deployed, anchor, benchmarks, context, report)
+    candidate = score_and_decide(recipe, trained, deployed, anchor, benchmarks, context, report)
     verdict = candidate.gate_result.verdict
     if verdict.outcome == "rejected":
         return endings.conclude("Rejected", verdict.summary, recipe, context, report)

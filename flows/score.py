@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flows import score_inputs, stage_inputs
+from flows.anchor import AnchorChoice
 from tasks.base_model.gguf_step import trainable_source
 from tasks.contracts.candidate import Candidate, Planned, Trained
 from tasks.contracts.recipe import Recipe
@@ -11,10 +12,10 @@ from tasks.contracts.results import Benchmarked, Comparisons, Scored
 from tasks.evaluate.benchmark_step import BenchmarkTasks, run_benchmarks
 from tasks.evaluate.llm_judge_step import ask_llm_judge
 from tasks.evaluate.step import ScoreInputs, score
-from tasks.gate.step import gate
+from tasks.gate.step import AnchorInputs, gate
 from tasks.load.dataset import texts_by_hash
 from tasks.load.splits import TEST
-from tasks.release import deployment_log
+from tasks.release.looks import count_look
 from tasks.release.provenance import seen_inputs, shipped_form
 from tasks.release.publish import restore
 from tasks.report.markdown import benchmarks_markdown, markdown_table, rules_markdown
@@ -22,21 +23,23 @@ from tasks.report.run_report import RunReport, Section
 from tasks.report.summaries import llm_judge_sentence, metrics_sentence
 from tasks.runtime.context import RunContext
 from tasks.storage.sources import resolve
-from tasks.storage.store import open_store
+from tasks.storage.store import Store, open_store
 
 
 def score_and_decide(
     recipe: Recipe,
     trained: Trained,
     deployed: LogEntry | None,
+    anchor: AnchorChoice | None,
     benchmarks: BenchmarkTasks | None,
     context: RunContext,
     report: RunReport,
 ) -> Candidate:
-    """Score candidate and baseline, and apply the gate."""
+    """Score candidate, baseline and anchor, and apply the gate."""
     scoring = score_inputs.candidate_score_inputs(recipe, trained, trained.finetuned)
     baseline_scoring = baseline_score_inputs(recipe, trained, deployed, context)
     scored, baseline = score_both(scoring, baseline_scoring, context, report)
+    anchored = score_anchor(anchor, context, report)
     comparisons = compare_answers(recipe, trained, scored, baseline, context, report)
     benchmarked, benchmark_baseline = run_benchmarks_for_both(
         recipe, benchmarks, scoring, baseline_scoring, context, report
@@ -45,10 +48,11 @@ def score_and_decide(
         recipe, trained, scoring, baseline_scoring, context, report
     )
     store = open_store(context.store)
-    look_number = deployment_log.look_number(
+    look = count_look(
         store,
         recipe.name,
         trained.loaded.test_digest,
+        test_rows(scored, store),
         scored.model_digest,
         baseline.model_digest if baseline else "",
     )
@@ -62,7 +66,8 @@ def score_and_decide(
         guard_candidate=guard_scored,
         guard_baseline=guard_baseline,
         comparisons=comparisons,
-        look_number=look_number,
+        look=look,
+        anchor=anchored,
     )
     decided = gate(inputs, context)
     report.add_step("gate", decided, decided.verdict.outcome)
@@ -100,6 +105,36 @@ def score_both(
     baseline = score(baseline_scoring, context)
     report.add_step("baseline", baseline, metrics_sentence(baseline))
     return scored, baseline
+
+
+def score_anchor(
+    anchor: AnchorChoice | None, context: RunContext, report: RunReport
+) -> AnchorInputs | None:
+    """The anchor's scores on the test examples; the baseline's if it is the baseline."""
+    if anchor is None:
+        return None
+    scored = None
+    if anchor.scoring:
+        scored = score(anchor.scoring, context)
+        report.add_step(f"anchor {anchor.state.version}", scored, metrics_sentence(scored))
+    return AnchorInputs(
+        state=anchor.state,
+        scored=scored,
+        seen=anchor.seen,
+        metric=anchor.metric,
+        problem=anchor.problem,
+        fixed=anchor.fixed,
+    )
+
+
+def test_rows(scored: Scored, store: Store):
+    """The hashes of the inputs that a model was scored on, uint64, shape (n, 2)."""
+    import pyarrow.parquet as pq
+
+    from tasks.evaluate.score_table import keys_of
+
+    columns = ["hash_hi", "hash_lo"]
+    return keys_of(pq.read_table(store.file(scored.artifact, "scores.parquet"), columns=columns))
 
 
 def baseline_score_inputs(

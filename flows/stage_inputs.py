@@ -19,7 +19,7 @@ from tasks.contracts.release import LogEntry
 from tasks.contracts.results import Comparisons, Inspected, Loaded, Scored
 from tasks.finetune.gguf_export_step import GgufCheckInputs, GgufExportInputs
 from tasks.finetune.step import FinetuneInputs
-from tasks.gate.step import GateInputs
+from tasks.gate.step import AnchorInputs, GateInputs
 from tasks.load.guard_set import GuardInputs
 from tasks.load.step import LoadInputs
 from tasks.plan.forecast_step import ForecastInputs
@@ -34,6 +34,7 @@ from tasks.plan.workload import (
     tokens_of_large_step,
 )
 from tasks.release.inputs import ReleaseInputs
+from tasks.release.looks import Look
 from tasks.tokenize.step import TokenizeInputs
 
 
@@ -210,7 +211,8 @@ def gate_inputs(
     guard_candidate: Scored | None,
     guard_baseline: Scored | None,
     comparisons: Comparisons | None,
-    look_number: int,
+    look: Look,
+    anchor: AnchorInputs | None,
 ) -> GateInputs:
     """The scores and the rules that the gate compares them by."""
     return GateInputs(
@@ -224,7 +226,9 @@ def gate_inputs(
         slices=recipe.evaluation.slices,
         task=recipe.task,
         test_digest=trained.loaded.test_digest,
-        look_number=look_number,
+        look_number=look.number,
+        looks=look.looks,
+        anchor=anchor,
         guard_candidate=guard_candidate,
         guard_baseline=guard_baseline,
         guard_task=trained.guard.task if trained.guard else "instruction",

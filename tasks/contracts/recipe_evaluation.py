@@ -248,10 +248,35 @@ class GateRecipe(Contract):
     )
     confidence: float = Field(
         0.95,
-        gt=0.5,
-        lt=1,
+        ge=0.6,
+        le=0.999,
         title="Confidence",
         description="Confidence of the one-sided test of the claim.",
+    )
+    looks: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        title="Looks",
+        description="How many verdicts the test set is to serve: so many equally good candidates "
+        "together pass by luck as seldom as one would, and each finds it harder. A verdict counts "
+        "by the share of today's test rows that it used. 0: each verdict stands alone.",
+    )
+    anchor: str = Field(
+        "first",
+        min_length=1,
+        title="Anchor",
+        description="An earlier release that each candidate must not be worse than, so that many "
+        "small losses cannot add up. first: the first release since task, labels or metric "
+        "changed; a release that is better beyond chance takes its place. The version of a "
+        "release: that one. none: no anchor.",
+    )
+    anchor_margin: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        title="Anchor margin",
+        description="How much worse than the anchor the metric may be. 0: as the margin.",
     )
     floors: dict[Metric, float] = Field(
         {},
@@ -331,5 +356,9 @@ class GateRecipe(Contract):
             raise ValueError(
                 "'not worse' by a margin of 0 can hardly be proved: set a margin of 0.01 or more, "
                 "or claim 'better'"
+            )
+        if self.anchor != "none" and not (self.anchor_margin or self.margin):
+            raise ValueError(
+                "'anchor' needs a margin: set anchor_margin to 0.01 or more, or anchor to 'none'"
             )
         return self

@@ -42,5 +42,12 @@ METRICS: dict[str, tuple[Metric, ...]] = {
 """The metrics that a task's gate can use; the first is the default."""
 LOWER_IS_BETTER: tuple[Metric, ...] = ("loss", "perplexity")
 
+MACRO: tuple[Metric, ...] = ("precision", "recall", "f1")
+"""The metrics that are averaged over labels."""
+
+LEAST_SUPPORT = 30
+"""Test rows that each label needs for a metric averaged over labels: with fewer, one label's rows
+decide, and equal models passed in 8 to 11% of trials instead of 5%."""
+
 GROUP_COLUMN = "split_group"
 """The column with the values of `data.split.group_by`, in shards and score tables."""

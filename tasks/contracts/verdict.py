@@ -7,7 +7,9 @@ from typing import ClassVar, Literal
 from tasks.contracts.base import Contract
 from tasks.contracts.results import StepResult
 
-RuleKind = Literal["better", "not worse", "floor", "budget", "no harm", "enough examples", "error"]
+RuleKind = Literal[
+    "better", "not worse", "anchor", "floor", "budget", "no harm", "enough examples", "error"
+]
 
 
 class RuleOutcome(Contract):
@@ -28,7 +30,7 @@ class RuleOutcome(Contract):
         equal_passes: Of "not worse", the probability that an equally good candidate passes.
         passed: Whether the rule holds. A rule that could not be computed does not hold.
         vetoes: Whether a failure of this rule alone rejects (a slice too small to tell does not).
-        inconclusive: Whether the examples are too few to tell whether it holds.
+        inconclusive: Whether it was not tested, or on too few examples to tell whether it holds.
         sentence: The outcome as a sentence.
     """
 
@@ -51,6 +53,20 @@ class RuleOutcome(Contract):
     sentence: str
 
 
+class AnchorState(Contract):
+    """The anchor: an earlier release that every candidate must not be worse than.
+
+    Attributes:
+        version: Of the release that the candidate was compared with; empty without one.
+        entry: Number of the log entry that deployed it; 0 without one.
+        moves: Why the candidate is the next anchor, once it is released; empty if it is not.
+    """
+
+    version: str = ""
+    entry: int = 0
+    moves: str = ""
+
+
 class Verdict(Contract):
     """All rules together.
 
@@ -63,9 +79,13 @@ class Verdict(Contract):
         baseline_entry: Number of the log entry that deployed the baseline; 0 without one.
         test_digest: The test set's identity.
         look_number: How many verdicts on this model have used the test set, including this one.
+        looks: The same, counted by the rows that this test set shares with those of the earlier
+            verdicts; 0 if unknown.
         examples: Test examples that were compared.
         dropped: Test examples that were excluded because a model saw them in training.
         baseline_seen: Whether the baseline's training data is known.
+        anchor: What the candidate was compared with besides; None if the recipe wants none, or
+            before there were anchors.
         summary: The verdict in one sentence.
     """
 
@@ -80,9 +100,11 @@ class Verdict(Contract):
     baseline_entry: int
     test_digest: str
     look_number: int
+    looks: float = 0.0
     examples: int
     dropped: int
     baseline_seen: Literal["known", "unknown", "no baseline"]
+    anchor: AnchorState | None = None
     summary: str
 
 

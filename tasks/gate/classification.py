@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from tasks.contracts.recipe_evaluation import GateRecipe
+from tasks.contracts.task_tables import LEAST_SUPPORT
 from tasks.contracts.verdict import RuleOutcome
 from tasks.evaluate.score_table import keys_of, mean, sorted_rows, values_of
 from tasks.gate import bootstrap_f1, exact_tests, phrasing, power
@@ -120,6 +121,9 @@ class PairedLabels(PairedAnswers):
         """(gained, lost)."""
         return exact_tests.discordant_pairs(self.candidate_right, self.baseline_right)
 
+    def known_to(self, labels: tuple[str, ...] | None) -> PairedLabels:
+        return self.where(np.isin(self.truth, labels or ()))
+
     def phrasing_of(self, metric: str) -> MetricPhrasing:
         return MetricPhrasing(NAMES[metric])
 
@@ -216,9 +220,34 @@ def _new_label_floor(answers: PairedLabels, label: str, rules: GateRecipe) -> Ru
         metric="recall",
         slice=f"label={label}",
         passed=floor == 0,
+        inconclusive=True,
         sentence=f"No test example that counts has the new label {label}, so nothing shows that "
         "the candidate learned it. Add examples of it, or set gate.new_label_floor to 0.",
     )
+
+
+def supported_labels(counted: PairedLabels) -> list[RuleOutcome]:
+    """Rejections for labels with too few examples to average over labels; none if all have enough.
+
+    Args:
+        counted: The answers that count.
+    """
+    labels, support = np.unique(counted.truth.astype(str), return_counts=True)
+    return [
+        RuleOutcome(
+            rule="enough examples",
+            name=f"at least {LEAST_SUPPORT} test examples of label {label}",
+            metric="examples",
+            slice=f"label={label}",
+            examples=examples,
+            passed=False,
+            sentence=f"Label {label} has {phrasing.count(examples, 'test example')} that count, "
+            f"but a metric averaged over labels needs at least {LEAST_SUPPORT} of each. Add "
+            "examples of it, or set gate.metric to accuracy.",
+        )
+        for label, examples in zip(labels.tolist(), support.tolist(), strict=True)
+        if examples < LEAST_SUPPORT
+    ]
 
 
 def untested_labels(comparable: PairedLabels, evidence: Evidence) -> Iterator[RuleOutcome]:
@@ -232,6 +261,7 @@ def untested_labels(comparable: PairedLabels, evidence: Evidence) -> Iterator[Ru
             slice=f"label={label}",
             passed=True,
             vetoes=False,
+            inconclusive=True,
             sentence=f"The test set has no example of label {label}, so nothing can be said about "
             "it.",
         )

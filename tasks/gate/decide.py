@@ -2,28 +2,28 @@
 
 Both models have answered the same test examples. `decide` turns their answers and the recipe's
 rules into a verdict. It is a pure function: no clock, no network, and random numbers are seeded
-from the data. `evidence` validates the input; `rules`, `slice_rules` and `guard_rule` hold the
-rules; `first_release` holds those for a first classifier; `classification` and `language` hold what
-differs between the tasks. Only one rule, the claim, has a controlled error rate; the others set
-minimum values or reject clear regressions. Missing values and values that are not numbers reject,
-with the reason.
+from the data. `evidence` validates the input; `rules`, `slice_rules`, `guard_rule` and
+`anchor_rule` hold the rules; `first_release` holds those for a first classifier; `classification`
+and `language` hold what differs between the tasks. Only one rule, the claim, has a controlled error
+rate; the others set minimum values or reject clear regressions. Missing values and values that are
+not numbers reject, with the reason.
 """
 
 from __future__ import annotations
 
-import numpy as np
-
 from tasks.contracts.recipe_evaluation import GateRecipe
-from tasks.contracts.task_tables import METRICS
+from tasks.contracts.task_tables import MACRO, METRICS
 from tasks.contracts.verdict import RuleOutcome, Verdict
 from tasks.gate import classification
 from tasks.gate import rules as gate_rules
+from tasks.gate.anchor_rule import Anchor, anchor_outcome
 from tasks.gate.classification import ClassificationTables, PairedLabels
 from tasks.gate.evidence import (
     NO_BASELINE,
     UNTRAINED,
     Evidence,
     PairedAnswers,
+    ScoreTables,
     baseline_seen_status,
     problems,
 )
@@ -44,7 +44,9 @@ def decide(
     baseline_entry: int,
     test_digest: str,
     look_number: int,
+    looks: float = 0.0,
     guard: Guard | None = None,
+    anchor: Anchor | None = None,
 ) -> Verdict:
     """Decide whether the candidate may replace the baseline.
 
@@ -63,7 +65,9 @@ def decide(
         baseline_entry: Number of the log entry that deployed the baseline; 0 without one.
         test_digest: The test set's identity.
         look_number: How many verdicts have used the test set, including this one.
+        looks: The same, counted by the rows that they share; 0 if unknown.
         guard: Both models' scores on the guard set; None without one.
+        anchor: The anchor; None without one.
 
     Returns:
         The verdict. Incomplete or contradictory evidence never raises: it rejects, by rules of
@@ -71,7 +75,13 @@ def decide(
     """
     if rules.metric == "auto":
         rules = rules.model_copy(update={"metric": METRICS[evidence.task][0]})
-    outcomes, examples, excluded = _apply_rules(evidence, rules, slices, baseline)
+    looks = looks or float(look_number)
+    outcomes, examples, excluded = _apply_rules(evidence, rules, slices, baseline, looks)
+    state = anchor.state if anchor else None
+    if anchor and anchor.state.entry and examples:
+        anchored, state = anchor_outcome(anchor, _tables(evidence), evidence, rules)
+        # After the claim, which it supplements.
+        outcomes.insert(2, anchored)
     if guard is not None:
         seen = evidence.candidate_seen, evidence.baseline_seen
         outcomes.append(guard_rule(guard, rules, baseline, *seen))
@@ -85,19 +95,20 @@ def decide(
         baseline_entry=baseline_entry,
         test_digest=test_digest,
         look_number=look_number,
+        looks=looks,
         examples=examples,
         dropped=excluded,
         baseline_seen=baseline_seen_status(evidence, baseline),
-        summary=gate_rules.summary(promoted, outcomes, examples, baseline, look_number),
+        anchor=state,
+        summary=gate_rules.summary(promoted, outcomes, examples, baseline, looks, rules),
     )
 
 
 def _apply_rules(
-    evidence: Evidence, rules: GateRecipe, slices: tuple[str, ...], baseline: str
+    evidence: Evidence, rules: GateRecipe, slices: tuple[str, ...], baseline: str, looks: float
 ) -> tuple[list[RuleOutcome], int, int]:
     """The outcomes of all rules, and how many examples were compared and excluded."""
-    classifier = evidence.task == "text-classification"
-    tables = ClassificationTables() if classifier else LanguageTables(evidence)
+    classifier, tables = evidence.task == "text-classification", _tables(evidence)
     if found := problems(tables, evidence, rules, slices, baseline):
         return [gate_rules.unusable_evidence(problem) for problem in found], 0, 0
     every = tables.join(evidence, slices)
@@ -108,6 +119,7 @@ def _apply_rules(
         return [gate_rules.unusable_evidence(reason)], 0, excluded
     minimums = [
         *_first_release_rules(counted, rules, baseline),
+        *_supported_labels(counted, rules),
         *gate_rules.floors(counted, rules),
         *_new_label_floors(every, counted, evidence, rules),
         *gate_rules.budgets(evidence, rules, tables.latency_unit),
@@ -115,8 +127,8 @@ def _apply_rules(
     if evidence.baseline is None:
         enough = gate_rules.enough_examples(counted, excluded, evidence, rules)
         return [enough, *minimums], len(counted), excluded
-    comparable = _comparable(every, evidence).scored_by(rules.metric)
-    compared = comparable.where(~comparable.seen)
+    shared = every.known_to(evidence.baseline_labels).scored_by(rules.metric)
+    compared = shared.where(~shared.seen)
     if not len(compared):
         lacking = "has a label that the baseline knows"
         if not classifier:
@@ -125,23 +137,22 @@ def _apply_rules(
         return [gate_rules.unusable_evidence(reason)], 0, excluded
     outcomes = [
         gate_rules.enough_examples(compared, excluded, evidence, rules),
-        gate_rules.claim(compared, rules, baseline),
+        gate_rules.claim(compared, rules, baseline, looks),
         *minimums,
-        *slice_outcomes(comparable, compared, rules, slices, baseline),
-        *_untested_labels(comparable, evidence, slices),
+        *slice_outcomes(shared, compared, rules, slices, baseline),
+        *_untested_labels(shared, evidence, slices),
     ]
     return outcomes, len(compared), excluded
 
 
+def _tables(evidence: Evidence) -> ScoreTables:
+    if evidence.task == "text-classification":
+        return ClassificationTables()
+    return LanguageTables(evidence)
+
+
 def _all_examples(examples: int) -> str:
     return "the only test example" if examples == 1 else f"all {examples} test examples"
-
-
-def _comparable(answers: PairedAnswers, evidence: Evidence) -> PairedAnswers:
-    """The answers on which a comparison is fair: those to labels that the baseline knows."""
-    if not isinstance(answers, PairedLabels):
-        return answers
-    return answers.where(np.isin(answers.truth, evidence.baseline_labels))
 
 
 def _new_label_floors(
@@ -150,6 +161,12 @@ def _new_label_floors(
     if evidence.baseline is None or not isinstance(every, PairedLabels):
         return []
     return classification.new_label_floors(every, counted, evidence, rules)
+
+
+def _supported_labels(counted: PairedAnswers, rules: GateRecipe) -> list[RuleOutcome]:
+    if rules.metric not in MACRO or not isinstance(counted, PairedLabels):
+        return []
+    return classification.supported_labels(counted)
 
 
 def _first_release_rules(
@@ -162,8 +179,8 @@ def _first_release_rules(
 
 
 def _untested_labels(
-    comparable: PairedAnswers, evidence: Evidence, slices: tuple[str, ...]
+    shared: PairedAnswers, evidence: Evidence, slices: tuple[str, ...]
 ) -> list[RuleOutcome]:
-    if not isinstance(comparable, PairedLabels) or "label" not in slices:
+    if not isinstance(shared, PairedLabels) or "label" not in slices:
         return []
-    return list(classification.untested_labels(comparable, evidence))
+    return list(classification.untested_labels(shared, evidence))

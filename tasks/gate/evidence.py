@@ -125,6 +125,10 @@ class PairedAnswers(ABC):
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return type(self)(**{name: _where(part, rows) for name, part in parts.items()})
 
+    def known_to(self, labels: tuple[str, ...] | None) -> Self:
+        """The rows on which a comparison with a model that predicts these labels is fair."""
+        return self
+
     def scored_by(self, metric: str) -> Self:
         """The rows that have a value of the metric; an LLM judge may have compared only some."""
         return self

@@ -41,7 +41,8 @@ def slice_outcomes(
     slices: tuple[str, ...],
     baseline: str,
 ) -> list[RuleOutcome]:
-    """One outcome for each slice; only significant regressions veto.
+    """One outcome for each slice; only significant regressions veto. None on a first run: whether a
+    slice is better than an untrained model says nothing.
 
     P-values are corrected for the number of slices (Holm 1979).
 
@@ -51,7 +52,9 @@ def slice_outcomes(
         counted: Those that count.
         rules, slices, baseline: As in `decide`.
     """
-    may_veto = rules.slice_veto and baseline != UNTRAINED
+    if baseline == UNTRAINED:
+        return []
+    may_veto = rules.slice_veto
     parts = [part for name in slices for part in slices_of(name, counted.slice_columns[name])]
     compared = [counted.compare_slice(part.rows, rules, len(parts)) for part in parts]
     corrected = exact_tests.holm([each.p_value for each in compared]).tolist()
@@ -105,7 +108,6 @@ def _slice_outcome(
     worse = p_value <= alpha_of(rules)
     detectable = compared.detectable
     conclusive = worse or (detectable is not None and detectable <= LARGEST_HIDDEN_DROP)
-    harm_seen = compared.difference > 0 if phrased.lower_is_better else compared.difference < 0
     outcome = RuleOutcome(
         rule="no harm",
         name=f"no harm to {part.phrase}",
@@ -121,7 +123,7 @@ def _slice_outcome(
         detectable=detectable,
         passed=not worse,
         vetoes=may_veto and conclusive,
-        inconclusive=harm_seen and not conclusive,
+        inconclusive=not conclusive,
         sentence="",
     )
     sentence = _slice_sentence(outcome, phrased, part, conclusive, may_veto)
@@ -139,17 +141,15 @@ def _slice_sentence(
     return (
         f"On {part.phrase}, {metric.name} is {phrasing.number(outcome.candidate)} against "
         f"{phrasing.number(outcome.baseline)}{metric.unit} for the baseline: "
-        f"{_finding(outcome, metric, conclusive, may_veto)} ({details})."
+        f"{_finding(outcome, may_veto)} ({details})."
         f"{_sensitivity(outcome, metric, conclusive)}"
     )
 
 
-def _finding(outcome: RuleOutcome, metric: MetricPhrasing, conclusive: bool, may_veto: bool) -> str:
+def _finding(outcome: RuleOutcome, may_veto: bool) -> str:
     if not outcome.passed:
         return "significantly worse" + ("" if may_veto else ", which is reported but does not veto")
-    if outcome.inconclusive:
-        return "too small to tell"
-    return "not significantly worse" if conclusive else f"no {metric.setback} seen"
+    return "too small to tell" if outcome.inconclusive else "not significantly worse"
 
 
 def _sensitivity(outcome: RuleOutcome, metric: MetricPhrasing, conclusive: bool) -> str:

@@ -7,10 +7,21 @@ from tasks.contracts.base import Contract
 from tasks.contracts.recipe_data import Task
 from tasks.contracts.recipe_evaluation import GateRecipe
 from tasks.contracts.results import Comparisons, Scored
-from tasks.contracts.verdict import GateResult
+from tasks.contracts.verdict import AnchorState, GateResult
 from tasks.runtime.cache import step
 from tasks.runtime.context import RunContext
 from tasks.storage.store import open_store
+
+
+class AnchorInputs(Contract):
+    """The anchor, as in `tasks.gate.anchor_rule.Anchor`, with artifacts in place of tables."""
+
+    state: AnchorState
+    scored: Scored | None = None
+    seen: Artifact | None = None
+    metric: str = ""
+    problem: str = ""
+    fixed: bool = False
 
 
 class GateInputs(Contract):
@@ -25,6 +36,8 @@ class GateInputs(Contract):
         rules, slices: The recipe's `gate` and `evaluation.slices`.
         test_digest: The test set's identity.
         look_number: How many verdicts have used the test set, including this one.
+        looks: The same, counted by shared rows, as in `Verdict`.
+        anchor: The anchor; None if the recipe wants none.
         task: The task of both models.
         guard_candidate, guard_baseline: Their scores on the guard set; None without one.
         guard_task: The task of the guard set.
@@ -42,6 +55,8 @@ class GateInputs(Contract):
     slices: tuple[str, ...]
     test_digest: str
     look_number: int
+    looks: float = 0.0
+    anchor: AnchorInputs | None = None
     task: Task = "text-classification"
     guard_candidate: Scored | None = None
     guard_baseline: Scored | None = None
@@ -63,6 +78,7 @@ def gate(inputs: GateInputs, context: RunContext) -> GateResult:
 
     # These load scipy and scikit-learn, which an up-to-date run does not need.
     from tasks.evaluate.llm_judge_verdicts import with_preferred
+    from tasks.gate.anchor_rule import Anchor
     from tasks.gate.decide import decide
     from tasks.gate.evidence import Evidence
     from tasks.gate.guard_rule import Guard
@@ -84,6 +100,18 @@ def gate(inputs: GateInputs, context: RunContext) -> GateResult:
     if inputs.guard_candidate and inputs.guard_baseline:
         guarded = scores(inputs.guard_candidate), scores(inputs.guard_baseline)
         guard = Guard(*guarded, inputs.guard_task)
+    anchor = None
+    if inputs.anchor:
+        scored = inputs.anchor.scored
+        anchor = Anchor(
+            state=inputs.anchor.state,
+            scores=scores(scored),
+            labels=scored.labels if scored else (),
+            seen=seen(inputs.anchor.seen),
+            metric=inputs.anchor.metric,
+            problem=inputs.anchor.problem,
+            fixed=inputs.anchor.fixed,
+        )
     verdict = decide(
         Evidence(
             candidate=tables[0],
@@ -104,7 +132,9 @@ def gate(inputs: GateInputs, context: RunContext) -> GateResult:
         baseline_entry=inputs.baseline_entry,
         test_digest=inputs.test_digest,
         look_number=inputs.look_number,
+        looks=inputs.looks,
         guard=guard,
+        anchor=anchor,
     )
     with store.scratch() as scratch:
         out = scratch / "verdict"

@@ -14,7 +14,6 @@ from typing import Any
 
 import orjson
 
-from tasks.contracts.base import digest_of
 from tasks.contracts.errors import BaselineMoved, StorageFailed
 from tasks.contracts.release import LogEntry, Release
 from tasks.storage.store import Store
@@ -50,6 +49,15 @@ def deployed(store: Store, name: str, channel: str) -> LogEntry | None:
     return next(
         (entry for entry in newest_first(store, name, channel) if entry.kind == "deployed"), None
     )
+
+
+def entry(store: Store, name: str, channel: str, number: int) -> LogEntry:
+    """The entry with a number.
+
+    Raises:
+        StorageFailed: There is none, or it cannot be read.
+    """
+    return _read(store, name, channel, number)
 
 
 def newest_first(store: Store, name: str, channel: str) -> Iterator[LogEntry]:
@@ -156,22 +164,6 @@ def claim(
     if (newest.number if newest else 0) != log_number:
         raise moved(release.name, release.channel, log_number + 1)
     return append(store, following(newest, "revealing", run, release=release, **values))
-
-
-def look_number(store: Store, name: str, test_digest: str, candidate: str, baseline: str) -> int:
-    """How many verdicts this test set has been used for, this one included.
-
-    Repeating a comparison does not count again.
-    """
-    prefix = f"looks/{name}/{test_digest}/"
-    comparison = digest_of([candidate, baseline]).encode()
-    for number in _numbers(store, prefix):
-        if (store.objects.read(f"{prefix}{number:08d}.json") or (b"",))[0] == comparison:
-            return number
-    number = len(_numbers(store, prefix)) + 1
-    while not store.objects.create(f"{prefix}{number:08d}.json", comparison):
-        number += 1
-    return number
 
 
 def moved(name: str, channel: str, number: int) -> BaselineMoved:

@@ -216,7 +216,9 @@ def rules_markdown(verdict: Verdict) -> str:
     )
     parts = [table, _LEGEND, _listed(broken)]
     if kept:
-        parts.append(folded(f"Rules that hold, in words: {len(kept)}", _listed(kept)))
+        parts.append(
+            folded(f"Rules that hold or were not tested, in words: {len(kept)}", _listed(kept))
+        )
     return "\n\n".join(filter(None, parts))
 
 

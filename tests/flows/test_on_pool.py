@@ -79,7 +79,8 @@ class TestARun:
         # What is deployed is scored anew as the baseline of another candidate.
         other = place.run(**changed, training__seed=5)
         assert other.name in ("Released", "Rejected"), other.message
-        assert names(pool[-1]) == ["finetune", "evaluate", "evaluate"]
+        # And the anchor: the first release.
+        assert names(pool[-1]) == ["finetune", "evaluate", "evaluate", "evaluate"]
 
     def test_has_refreshed_steps_repeated_by_the_worker(self, place, pool):
         place.run(plan__pool="none")

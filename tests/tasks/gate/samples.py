@@ -47,7 +47,7 @@ def paired_labels(changes=None, **counts) -> Evidence:
     return label_evidence(label_table(candidate), label_table(baseline), **(changes or {}))
 
 
-def decide_on(found, rules=None, slices=(), baseline=RELEASE, look_number=1) -> Verdict:
+def decide_on(found, rules=None, slices=(), baseline=RELEASE, look_number=1, **others) -> Verdict:
     """The verdict on evidence; what is not given does not matter to it."""
     return decide(
         found,
@@ -59,6 +59,7 @@ def decide_on(found, rules=None, slices=(), baseline=RELEASE, look_number=1) -> 
         baseline_entry=0 if baseline == "none" else 7,
         test_digest="t" * 64,
         look_number=look_number,
+        **others,
     )
 
 

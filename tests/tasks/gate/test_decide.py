@@ -73,8 +73,7 @@ class TestUntrainedBase:
         ours = np.where(always_sport, np.arange(600) % 10 != 1, right)
         found = label_evidence(label_table(ours, labels), label_table(always_sport, labels))
         verdict = decide_on(found, slices=("label",), baseline="untrained base")
-        harmed = rule(verdict, "no harm", "label=sport")
-        assert (harmed.passed, harmed.vetoes) == (False, False)
+        assert "no harm" not in [each.rule for each in verdict.rules]
         assert verdict.outcome == "promoted"
 
 

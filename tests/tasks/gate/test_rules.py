@@ -216,5 +216,5 @@ class TestSummary:
     def test_states_how_often_the_test_set_was_used(self):
         assert "has now been used for" not in decide_on(paired_labels(**EQUAL)).summary
         verdict = decide_on(paired_labels(**EQUAL), look_number=4)
-        assert "This test set has now been used for 4 verdicts" in verdict.summary
+        assert "This test set has now served 4 verdicts" in verdict.summary
         assert verdict.look_number == 4

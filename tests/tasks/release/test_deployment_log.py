@@ -115,13 +115,3 @@ class TestDamage:
         entry = deployment_log.claim(store, release("a"), 0, "run")
         store.objects.write(f"logs/news/production/{name}", b"anything")
         assert deployment_log.entries(store, "news", "production") == [entry]
-
-
-class TestLooks:
-    def test_each_new_comparison_is_counted_and_a_repeat_is_not(self, store):
-        look = lambda candidate: deployment_log.look_number(store, "news", "t", candidate, "base")  # noqa: E731
-        assert [look("a"), look("b"), look("a"), look("c")] == [1, 2, 1, 3]
-
-    def test_another_test_set_is_counted_on_its_own(self, store):
-        deployment_log.look_number(store, "news", "t", "a", "base")
-        assert deployment_log.look_number(store, "news", "u", "b", "base") == 1

@@ -1,0 +1,77 @@
+"""The anchor of a run: which release it is, and how it is scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flows.score_inputs import release_score_inputs
+from tasks.base_model.gguf_step import trainable_source
+from tasks.contracts.artifacts import Artifact
+from tasks.contracts.candidate import Planned
+from tasks.contracts.errors import BurnishError
+from tasks.contracts.recipe import Recipe
+from tasks.contracts.release import LogEntry
+from tasks.contracts.verdict import AnchorState
+from tasks.evaluate.step import ScoreInputs
+from tasks.release.anchor import FIRST, NONE, anchor_of, metric_of
+from tasks.release.provenance import seen_inputs, shipped_form
+from tasks.release.publish import restore
+from tasks.runtime.context import RunContext
+from tasks.storage.sources import resolve
+from tasks.storage.store import open_store
+
+
+@dataclass(frozen=True)
+class AnchorChoice:
+    """The anchor of a run.
+
+    Attributes:
+        state: Which release it is; without a version on a first run.
+        scoring: How it is scored; None if it cannot be, or on a first run.
+        seen: The artifact with the hashes of the inputs it was trained on; None if unknown.
+        metric: By which it passed its own gate; empty if unknown.
+        problem: Why it cannot be scored; empty if it can.
+        fixed: Whether the recipe names it.
+    """
+
+    state: AnchorState
+    scoring: ScoreInputs | None = None
+    seen: Artifact | None = None
+    metric: str = ""
+    problem: str = ""
+    fixed: bool = False
+
+
+def choose_anchor(
+    recipe: Recipe, planned: Planned, deployed: LogEntry | None, context: RunContext
+) -> AnchorChoice | None:
+    """The run's anchor, its files restored; None if the recipe wants none.
+
+    Raises:
+        BadRecipe: The recipe names a release that there is not.
+    """
+    chosen = recipe.gate.anchor
+    if chosen == NONE:
+        return None
+    if deployed is None:
+        return AnchorChoice(AnchorState(moves="it is the first release"))
+    store = open_store(context.store)
+    entry = anchor_of(store, deployed, chosen)
+    release, fixed = entry.release, chosen != FIRST
+    state = AnchorState(version=release.version, entry=entry.number)
+    task = entry.event.data.task if entry.event else recipe.task
+    if task != recipe.task and not fixed:
+        moves = f"the task has changed from {task} to {recipe.task}"
+        return AnchorChoice(AnchorState(moves=moves))
+    try:
+        restore(release, store, recipe.publish.private)
+        form = shipped_form(release, store)
+        base = None
+        if form.ship == "adapter":
+            base = trainable_source(resolve(form.base, "model"), context)
+        scoring = release_score_inputs(recipe, planned, release.artifact, form, base)
+    except BurnishError as error:
+        problem = f"The anchor {release.version} cannot be restored: {error}."
+        return AnchorChoice(state, metric=metric_of(entry), problem=problem, fixed=fixed)
+    seen = seen_inputs(release, store)
+    return AnchorChoice(state, scoring, seen, metric_of(entry), fixed=fixed)
