@@ -24,6 +24,7 @@ from flows import endings, score_inputs, stage_inputs
 from flows.anchor import choose_anchor
 from flows.approval import check_can_wait, earlier_proposal
 from flows.on_pool import score_on_pool, train_on_pool, with_pool
+from flows.pass_chance import report_pass_chance
 from flows.producers import PRODUCERS
 from flows.recipe_files import read_recipe
 from flows.release import finish_interrupted, held_back, hold, release, up_to_date
@@ -230,6 +231,7 @@ def run_once(recipe: Recipe, context: RunContext, report: RunReport) -> State:
 
     context = with_pool(recipe, context, report)
     planned = plan_training(recipe, context, report)
+    report_pass_chance(recipe, planned, context, report)
     context = train_on_pool(recipe, planned, benchmarks, context, report)
     trained = train(recipe, planned, context, report)
     ended = judge(recipe, trained, benchmarks, context, report)

@@ -53,7 +53,7 @@ def score_and_decide(
         recipe.name,
         trained.loaded.test_digest,
         test_rows(scored, store),
-        scored.model_digest,
+        scored,
         baseline.model_digest if baseline else "",
     )
     inputs = stage_inputs.gate_inputs(

@@ -20,13 +20,20 @@ from tasks.contracts.results import (
     Loaded,
     Tokenized,
 )
+from tasks.contracts.task_tables import MACRO
 from tasks.finetune.gguf_export_step import check_gguf_export, export_gguf
 from tasks.finetune.step import finetune
 from tasks.load.guard_set import load_guard
 from tasks.load.step import LoadInputs, load
 from tasks.plan.forecast_step import forecast, scoring_warnings
 from tasks.plan.plan import make_plan
-from tasks.plan.preflight import refuse_adapter, refuse_early, refuse_memory, refuse_small_test
+from tasks.plan.preflight import (
+    refuse_adapter,
+    refuse_early,
+    refuse_memory,
+    refuse_small_labels,
+    refuse_small_test,
+)
 from tasks.plan.workload import remember_throughput, workload
 from tasks.release import deployment_log
 from tasks.release.provenance import damage_sentence, data_report, provenance_if_whole
@@ -85,6 +92,9 @@ def prepare(recipe: Recipe, context: RunContext, report: RunReport) -> Prepared:
 
     loaded = load_data(recipe, data, context, report)
     refuse_small_test(loaded, recipe.gate.min_examples)
+    if recipe.gate.metric in MACRO:
+        labels = data_report(loaded, open_store(context.store))["labels"]
+        refuse_small_labels(labels, recipe.gate.metric)
     model, converted = convert_base(model, context, report)
     inspected = inspect_model(stage_inputs.inspect_inputs(recipe, model, loaded), context)
     report.add_step(

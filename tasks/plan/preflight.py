@@ -15,6 +15,7 @@ from tasks.contracts.machine import Machine
 from tasks.contracts.recipe_data import Task
 from tasks.contracts.recipe_training import LoraRecipe, PlanRecipe
 from tasks.contracts.results import Inspected, Loaded
+from tasks.contracts.task_tables import LEAST_SUPPORT, MACRO
 from tasks.plan.memory_limits import memory_for
 from tasks.plan.plan import why_not_liger
 from tasks.runtime.context import RunContext
@@ -254,6 +255,29 @@ def refuse_small_test(loaded: Loaded, min_examples: int) -> None:
             f"at least {need}, or the gate rejects every candidate",
             "add data, raise data.split.test, or lower gate.min_examples (and widen gate.margin: "
             "fewer examples prove less)",
+        )
+
+
+def refuse_small_labels(labels: dict[str, dict[str, int]], metric: str) -> None:
+    """Refuse labels with so few test rows that the gate could not average over them.
+
+    Args:
+        labels: Rows by label and split, as in the data report.
+        metric: The recipe's `gate.metric`.
+
+    Raises:
+        BadRecipe: The gate would reject every candidate.
+    """
+    small = {label: rows["test"] for label, rows in labels.items() if rows["test"] < LEAST_SUPPORT}
+    if metric in MACRO and small:
+        label = min(small, key=lambda each: small[each])
+        more = f", and {len(small) - 1} more labels have too few" if len(small) > 1 else ""
+        raise BadRecipe(
+            "gate.metric",
+            f"{metric}, and {small[label]} test examples of the label {label!r}{more}",
+            f"at least {LEAST_SUPPORT} of each label, since a metric averaged over labels depends "
+            "on each as much as on all others",
+            "add examples, raise data.split.test, or set gate.metric to accuracy",
         )
 
 

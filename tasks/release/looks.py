@@ -17,7 +17,9 @@ from typing import NamedTuple
 import numpy as np
 import orjson
 
+from tasks.contracts.artifacts import Artifact
 from tasks.contracts.base import digest_of
+from tasks.contracts.results import Scored
 from tasks.storage.store import Store
 
 _RECORD = re.compile(r"(\d{8})\.json")
@@ -38,7 +40,7 @@ class Look(NamedTuple):
 
 
 def count_look(
-    store: Store, name: str, test_digest: str, rows: np.ndarray, candidate: str, baseline: str
+    store: Store, name: str, test_digest: str, rows: np.ndarray, candidate: Scored, baseline: str
 ) -> Look:
     """Count a comparison on a test set. Repeating a comparison does not count again.
 
@@ -47,10 +49,11 @@ def count_look(
         name: The model.
         test_digest: The test set's identity.
         rows: Hashes of its inputs, uint64, shape (n, 2), at least one.
-        candidate, baseline: Digests of the models that are compared.
+        candidate: The candidate's scores.
+        baseline: Digest of the model that it is compared with.
     """
     prefix = f"looks/{name}/{test_digest}/"
-    comparison = digest_of([candidate, baseline])
+    comparison = digest_of([candidate.model_digest, baseline])
     sets = _test_sets(store, name)
     mine = sets.get(test_digest, [])
     for number in mine:
@@ -64,10 +67,30 @@ def count_look(
     looks = round(looks, 2)
     if not mine:
         _write_rows(store, prefix + _ROWS, rows)
-    number, data = len(mine) + 1, orjson.dumps({"comparison": comparison, "looks": looks})
+    record = {
+        "comparison": comparison,
+        "looks": looks,
+        "model": candidate.model_digest,
+        "scores": candidate.artifact.model_dump(mode="json"),
+    }
+    number, data = len(mine) + 1, orjson.dumps(record)
     while not store.objects.create(f"{prefix}{number:08d}.json", data):
         number += 1
     return Look(number, looks)
+
+
+def earlier_scores(store: Store, name: str) -> dict[str, Artifact]:
+    """The score tables of earlier candidates by their models' digests, those of the test sets with
+    the most verdicts last."""
+    found: dict[str, Artifact] = {}
+    sets = _test_sets(store, name)
+    for test_digest in sorted(sets, key=lambda each: (len(sets[each]), each)):
+        for number in sets[test_digest]:
+            record = _read(store, f"looks/{name}/{test_digest}/{number:08d}.json")
+            if "scores" in record:
+                found.pop(record["model"], None)
+                found[record["model"]] = Artifact.model_validate(record["scores"])
+    return found
 
 
 def _test_sets(store: Store, name: str) -> dict[str, list[int]]:

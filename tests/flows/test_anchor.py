@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pyarrow as pa
@@ -67,6 +68,8 @@ class TestDecline:
         # What is deployed was compared with the anchor, too.
         deployed = place.log()[-1].event.data.verdict
         assert (deployed.anchor.version, deployed.anchor.moves) == (anchor.version, "")
+        # How likely it was to pass was said before it was trained.
+        assert re.search(r"A candidate that is equally good passes the gate with [\w% ]+", report)
         # Against what is deployed alone, it would have been released.
         unanchored = retrain(place, number, gate__anchor="none")
         assert unanchored.name == "Released", unanchored.message

@@ -14,6 +14,7 @@ from tasks.plan.preflight import (
     refuse_adapter,
     refuse_early,
     refuse_memory,
+    refuse_small_labels,
     refuse_small_test,
 )
 from tests.tasks.plan.conftest import (
@@ -75,6 +76,14 @@ class TestTheRecipeAndTheModel:
         with pytest.raises(BadRecipe, match="found 89 test examples among 1,189"):
             refuse_small_test(loaded(test=89), 90)
         refuse_small_test(loaded(test=89), 89)
+
+    def test_a_label_that_is_too_rare_to_average_over_is_refused(self):
+        labels = {"a": {"train": 900, "test": 100}, "b": {"train": 90, "test": 29}}
+        with pytest.raises(BadRecipe, match="29 test examples of the label 'b'") as caught:
+            refuse_small_labels(labels, "f1")
+        assert "set gate.metric to accuracy" in caught.value.fix
+        refuse_small_labels(labels, "accuracy")
+        refuse_small_labels({"a": {"test": 30}}, "f1")
 
     def test_an_adapter_of_a_gguf_file_is_refused(self):
         with pytest.raises(BadRecipe, match=r"model\.ship: found adapter.*GGUF") as caught:

@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
-from tasks.release.looks import Look, count_look
+from tasks.contracts.artifacts import Artifact
+from tasks.contracts.results import Scored
+from tasks.release.looks import Look, count_look, earlier_scores
 from tasks.storage.store import open_store
+from tests.tasks.release.conftest import MADE
 from tests.tasks.samples import run_context
 
 
@@ -20,7 +23,20 @@ def rows(first, last):
 
 def look(store, candidate, test="t", of=None, baseline="base"):
     found = rows(0, 100) if of is None else of
-    return count_look(store, "news", test, found, candidate, baseline)
+    return count_look(store, "news", test, found, scored(candidate), baseline)
+
+
+def scored(model):
+    artifact = Artifact(kind="scores", digest=f"scores of {model}", files=1, bytes=1, uri="")
+    return Scored(
+        artifact=artifact,
+        key="k",
+        provenance=MADE,
+        model_digest=model,
+        labels=(),
+        metrics={},
+        size_bytes=1,
+    )
 
 
 class TestCountLook:
@@ -48,9 +64,20 @@ class TestCountLook:
 
     def test_another_model_has_looks_of_its_own(self, store):
         look(store, "a")
-        assert count_look(store, "other", "t", rows(0, 100), "a", "base") == Look(1, 1)
+        assert count_look(store, "other", "t", rows(0, 100), scored("a"), "base") == Look(1, 1)
 
     def test_records_of_an_older_version_count_in_full(self, store):
         store.objects.create("looks/news/t/00000001.json", b"0" * 64)
         assert look(store, "a", "u").looks == 2
         assert look(store, "b", "t") == Look(2, 2 + 1)
+
+
+class TestEarlierScores:
+    def test_are_those_of_each_candidate(self, store):
+        for candidate in "aba":
+            look(store, candidate)
+        look(store, "c", "u", rows(50, 150))
+        store.objects.create("looks/news/v/00000001.json", b"0" * 64)
+        found = {model: each.digest for model, each in earlier_scores(store, "news").items()}
+        assert found == {"c": "scores of c", "a": "scores of a", "b": "scores of b"}
+        assert list(found) == ["c", "a", "b"]

@@ -1,0 +1,77 @@
+"""How likely the candidate of a run is to pass, said before it is trained."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from flows import stage_inputs
+from tasks.contracts.artifacts import Artifact
+from tasks.contracts.candidate import Planned
+from tasks.contracts.errors import BurnishError
+from tasks.contracts.recipe import Recipe
+from tasks.contracts.release import LogEntry
+from tasks.contracts.task_tables import METRICS
+from tasks.finetune.step import finetune
+from tasks.release import deployment_log
+from tasks.release.anchor import anchor_of
+from tasks.release.looks import earlier_scores
+from tasks.report.run_report import RunReport
+from tasks.runtime.context import RunContext
+from tasks.storage.store import Store, open_store
+
+EARLIER = 20
+"""Earlier candidates whose scores are read."""
+UNLIKELY = 0.5
+
+
+def report_pass_chance(
+    recipe: Recipe, planned: Planned, context: RunContext, report: RunReport
+) -> None:
+    """Say how likely a candidate as good as the earlier ones is to pass; a warning if it is not.
+
+    Nothing is said before the first release, or if the training is recorded.
+    """
+    store = open_store(context.store)
+    deployed = deployment_log.deployed(store, recipe.name, recipe.announce.channel)
+    training = stage_inputs.finetune_inputs(recipe, planned)
+    if deployed is None or finetune.cached(training, context) is not None:
+        return
+    # It informs: nothing fails because scores of long ago cannot be read.
+    with suppress(BurnishError):
+        chance = _chance(recipe, planned, deployed, store)
+        if chance is not None:
+            report.add_fact("chance", chance.sentence)
+            if chance.chance < UNLIKELY:
+                report.warn(chance.sentence)
+
+
+def _chance(recipe: Recipe, planned: Planned, deployed: LogEntry, store: Store):
+    # These load scipy, which a run without changes does not need.
+    import pyarrow.parquet as pq
+
+    from tasks.gate.pass_chance import chance_in_theory, pass_chance
+
+    rules, examples = recipe.gate, planned.loaded.rows["test"]
+    if rules.metric == "auto":
+        rules = rules.model_copy(update={"metric": METRICS[recipe.task][0]})
+
+    def table(artifact: Artifact):
+        return pq.read_table(store.file(artifact, "scores.parquet"))
+
+    known = earlier_scores(store, recipe.name)
+    anchor = anchor_of(store, deployed, rules.anchor)
+    baseline_scores = known.pop(deployed.release.artifact.digest, None)
+    anchor_scores = known.pop(anchor.release.artifact.digest, None) if anchor else None
+    if baseline_scores is not None:
+        found = pass_chance(
+            [table(each) for each in list(known.values())[-EARLIER:]],
+            table(baseline_scores),
+            table(anchor_scores) if anchor_scores else None,
+            rules,
+            examples,
+        )
+        if found is not None:
+            return found
+    outcomes = deployed.event.data.verdict.rules if deployed.event else ()
+    claims = [rule for rule in outcomes if rule.rule in ("better", "not worse")]
+    return chance_in_theory(claims[0], rules, examples) if claims else None
