@@ -12,7 +12,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export DO_NOT_TRACK ?= 1
 
-.PHONY: retrain test test-fast server deploy lint benchmarks benchmarks-quick kill-trials fault-table clean
+.PHONY: retrain test test-fast server deploy lint benchmarks benchmarks-quick gate-simulation \
+	kill-trials fault-table clean
 
 retrain: $(VENV)/ready
 	@$(BIN)/burnish retrain $(or $(RECIPE),news) $(ARGS)
@@ -41,6 +42,11 @@ benchmarks: $(VENV)/ready-dev
 # The two figures that slip unseen: the whole flow against a script, and a rerun without changes.
 benchmarks-quick: $(VENV)/ready-dev
 	@$(BIN)/python -m tests.benchmarks.quick
+
+# How often the gate errs: 30 minutes; goes on with what the same code has measured.
+gate-simulation: $(VENV)/ready-dev
+	@$(BIN)/python -m tests.benchmarks.gate_conditions
+	@$(BIN)/python -m tests.benchmarks.gate_simulation
 
 # Runs that are killed at random instants; goes on with the table in tests/faults/results.
 kill-trials: $(VENV)/ready-dev

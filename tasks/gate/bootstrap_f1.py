@@ -10,12 +10,13 @@ import numpy as np
 from scipy import sparse, stats
 
 from tasks.gate.exact_tests import Interval, check_probability, shifted_lost_share
-from tasks.gate.resampling import RESAMPLES, seed_of
+from tasks.gate.resampling import MANY_EXAMPLES, RESAMPLES, seed_of
 
 Metric = Literal["accuracy", "precision", "recall", "f1"]
 
 # Gained pairs, and as many lost pairs, that are added to the pool of the bootstrap.
 ADDED_PAIRS = 1
+FEWER_RESAMPLES = 1_999
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ def bootstrap_difference(
     """
     check_probability("confidence", confidence)
     cells = _count_cells(truth, candidate, baseline)
+    # Of so many examples, fewer resamples tell as much as anybody can use.
+    resamples = min(resamples, FEWER_RESAMPLES) if len(truth) > MANY_EXAMPLES else resamples
     ours, theirs = _metric_of_counts(cells, cells.counts[None, :], metric)
     observed = float(ours[0] - theirs[0])
     if groups is None:

@@ -21,8 +21,8 @@ import numpy as np
 from scipy import stats
 
 from tasks.evaluate.score_table import weighted_mean
-from tasks.gate.exact_tests import ASYMPTOTIC_EXAMPLES, Interval
-from tasks.gate.resampling import RESAMPLES, seed_of
+from tasks.gate.exact_tests import Interval
+from tasks.gate.resampling import MANY_EXAMPLES, RESAMPLES, seed_of
 
 # The gain of an example worse than any in the test set, as a multiple of the worst one there.
 UNSEEN = 2.0
@@ -74,7 +74,7 @@ def compare(
     seen can tell such models apart. With a gain of 0.1 on 8% of 150 examples and -0.8 on 1%, which
     cancel out, models passed in 22% of trials without it.
 
-    Above `ASYMPTOTIC_EXAMPLES` the normal distribution takes the place of both tests.
+    Above `MANY_EXAMPLES` the normal distribution takes the place of both tests.
 
     Args:
         gains: How much better the candidate is on each example, float64, shape (n,).
@@ -94,7 +94,7 @@ def compare(
     sample = _Sample(gains, weights)
     mirrored = sample.mirrored()
     tail = (1 - confidence) / 2
-    if len(gains) > ASYMPTOTIC_EXAMPLES:
+    if len(gains) > MANY_EXAMPLES:
         quantiles = [float(stats.norm.isf(tail))] * 2
         p_value, worse_p = sample.asymptotic_p(null), mirrored.asymptotic_p(0.0)
     else:

@@ -79,6 +79,7 @@ class MetricComparison:
             could not detect any.
         discordant: (gained, lost) if answers are right or wrong; else None.
         worse_p: One-sided p-value for the hypothesis that the candidate is no worse at all.
+        approximate: Whether there are so many examples that the normal approximation was used.
         equal_passes: Of "not worse", the probability that an equally good candidate passes.
         examples_needed: About how many examples it takes for 80%.
     """
@@ -91,6 +92,7 @@ class MetricComparison:
     detectable: float | None
     discordant: tuple[int, int] | None = None
     worse_p: float = 1.0
+    approximate: bool = False
     equal_passes: float | None = None
     examples_needed: int = 0
 

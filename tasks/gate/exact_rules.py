@@ -11,6 +11,7 @@ from tasks.contracts.recipe_evaluation import GateRecipe
 from tasks.evaluate.score_table import mean
 from tasks.gate import bootstrap_mean, exact_tests, power
 from tasks.gate.evidence import MetricComparison
+from tasks.gate.resampling import MANY_EXAMPLES
 from tasks.gate.rules import POWER, alpha_of, two_sided
 
 # The discordance that the detectable difference assumes if no pair is discordant.
@@ -46,12 +47,13 @@ def exact_claim(
     detectable = power.detectable_gain(n, discordance, alpha_of(rules), POWER)
     compared = _compared(candidate, baseline, rules, p_value, detectable)
     worse_p = exact_tests.superiority_p(lost, gained, n)
+    approximate = exact_tests.are_many(gained + lost, n, margin)
+    compared = replace(compared, worse_p=worse_p, approximate=approximate)
     if not margin:
-        return replace(compared, worse_p=worse_p)
+        return compared
     error = (discordance / n) ** 0.5
     return replace(
         compared,
-        worse_p=worse_p,
         equal_passes=power.equal_passes(n, discordance, margin, alpha_of(rules)),
         examples_needed=power.examples_for(n, error, margin, alpha_of(rules), POWER),
     )
@@ -130,6 +132,7 @@ def _by_group(
         detectable=power.detectable_by_error(gain.standard_error, alpha_of(rules) / tests, POWER),
         discordant=exact_tests.discordant_pairs(candidate, baseline),
         worse_p=gain.worse_p,
+        approximate=len(by_group[0]) > MANY_EXAMPLES,
         **power.of_equal(len(gains), gain.standard_error, -null, alpha_of(rules)),
     )
 

@@ -19,9 +19,9 @@ Interval = tuple[float, float]
 # Probability that the discordance is outside the searched range; added to every p-value.
 NUISANCE_RISK = 1e-6
 NUISANCE_POINTS = 64
-# With more examples, the sums take seconds, and differ from the normal approximation by less than
-# anybody sees.
-ASYMPTOTIC_EXAMPLES = 20_000
+# With more discordant pairs, the sums take seconds, and differ from the normal approximation by
+# less than anybody sees.
+MANY_PAIRS = 1_000
 # Probability omitted at each end of a sum over discordant counts.
 OMITTED = 1e-12
 
@@ -54,7 +54,7 @@ def superiority_p(gained: int, lost: int, examples: int) -> float:
     47:361): as `noninferiority_p` with a margin of 0, where the score statistic is McNemar's. It
     detects more than the conditional test (McNemar 1947, Psychometrika 12:153), and agrees with
     `difference_interval`, whose statistic it shares. Swap the counts to test for a regression.
-    Above `ASYMPTOTIC_EXAMPLES` the statistic's normal approximation is used.
+    Of `are_many` pairs the statistic's normal approximation is used.
 
     Args:
         gained: Pairs in which only the candidate is right.
@@ -81,8 +81,7 @@ def noninferiority_p(gained: int, lost: int, examples: int, margin: float) -> fl
     discordances, of an outcome at least as extreme (Sidik 2003, Statistics in Medicine 22:265).
     The discordance is searched within a 1 - 1e-6 confidence interval, and 1e-6 is added to the
     p-value in return (Berger and Boos 1994, JASA 89:1012). Tango's own p-value, a normal
-    approximation, rejects too often when few pairs are discordant; above `ASYMPTOTIC_EXAMPLES` it
-    is used.
+    approximation, rejects too often when few pairs are discordant; of `are_many` it is used.
 
     Args:
         gained: Pairs in which only the candidate is right.
@@ -120,7 +119,7 @@ def least_gains(
 
 @functools.lru_cache(1024)
 def _least_statistic(examples: int, discordance: float, alpha: float, margin: float) -> float:
-    if examples > ASYMPTOTIC_EXAMPLES:
+    if are_many(round(discordance * examples), examples, margin):
         return float(stats.norm.isf(alpha))
     low, high = _clopper_pearson(round(discordance * examples), examples, NUISANCE_RISK)
     shares = np.linspace(max(low, margin), max(high, margin), NUISANCE_POINTS // 4)
@@ -137,7 +136,7 @@ def _least_statistic(examples: int, discordance: float, alpha: float, margin: fl
 
 def _unconditional_p(gained: int, lost: int, examples: int, margin: float) -> float:
     observed = float(score_statistic(gained, lost, examples, -margin))
-    if examples > ASYMPTOTIC_EXAMPLES:
+    if are_many(gained + lost, examples, margin):
         return float(stats.norm.sf(observed))
     low, high = _clopper_pearson(gained + lost, examples, NUISANCE_RISK)
     shares = np.linspace(max(low, margin), max(high, margin), NUISANCE_POINTS)
@@ -158,6 +157,12 @@ def _tail(
     )
     reached = stats.binom.sf(needed - 1, pairs, gain_share)
     return (stats.binom.pmf(pairs, examples, shares) * reached).sum(axis=1)
+
+
+def are_many(pairs: int, examples: int, margin: float) -> bool:
+    """Whether so many pairs are discordant, or would be if the models differed by the margin, that
+    the tests use the normal approximation."""
+    return max(pairs, margin * examples) > MANY_PAIRS
 
 
 def score_statistic(

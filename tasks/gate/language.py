@@ -34,6 +34,7 @@ from tasks.gate.evidence import (
 from tasks.gate.exact_rules import exact_claim, exact_slice
 from tasks.gate.exact_tests import Interval
 from tasks.gate.phrasing import MetricPhrasing
+from tasks.gate.resampling import MANY_EXAMPLES
 from tasks.gate.rules import POWER, alpha_of, two_sided
 
 COLUMNS = ("hash_hi", "hash_lo", "label", "loss", "tokens", "length")
@@ -231,6 +232,7 @@ class PairedScores(PairedAnswers):
             p_value=gain.p_value,
             detectable=_detectable(detectable, phrased),
             worse_p=gain.worse_p,
+            approximate=self.draws > MANY_EXAMPLES,
             **power.of_equal(len(self), gain.standard_error, -null, alpha_of(rules)),
         )
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 
 RESAMPLES = 9_999
+MANY_EXAMPLES = 20_000
+"""With more examples, the normal distribution takes the place of resampling, or fewer are drawn."""
 
 
 def seed_of(*parts: bytes) -> int:

@@ -201,6 +201,8 @@ def _claim_sentence(
         f"{low} to {high}, {phrasing.p_value(outcome.p_value, alpha_of(rules))}, "
         f"{phrasing.count(outcome.examples, 'example')}{discordant_pairs(outcome)}"
     )
+    if compared.approximate:
+        details += ", by the normal approximation"
     if not outcome.passed:
         details += f"; the p-value must be at most {alpha_of(rules):g}"
     return (

@@ -19,22 +19,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import optimize, special
 from statsmodels.stats.proportion import proportion_confint
 
 from tasks.contracts.task_tables import LEAST_SUPPORT
-from tasks.gate import bootstrap_f1, bootstrap_mean, exact_tests
-from tasks.gate.anchor_rule import PROOF_SHARE
+from tasks.gate import bootstrap_f1, bootstrap_mean
 from tasks.runtime.code_digest import code_digest
+from tests.benchmarks import gate_over_time as over_time
+from tests.benchmarks.gate_over_time import ALPHA, fewest_gains, passes
 
 SEED = 14_000
 TRIALS = 2_000
 RUNS = 1_000
-ALPHA = 0.05
 RESAMPLES = 499
-START, SPREAD = 0.85, 5.0
-"""The first release's true accuracy, and the spread of the test rows' logits: models of equal
-accuracy then differ on some 11% of the rows."""
 _RELATIVE = ">= 0.8 of the row above"
 RESULTS = Path(__file__).parent / "results"
 Draw = Callable[[np.random.Generator], float]
@@ -85,7 +81,7 @@ def main() -> None:
 def conditions() -> Iterator[tuple[str, str, int, Draw]]:
     """Each condition: what is drawn, the goal, how often, and a draw that returns its event as 1
     or 0, or a share."""
-    yield from over_time()
+    yield from many_retrains()
     yield from in_groups()
     yield from rare_ruin()
     yield from weighted_losses()
@@ -96,7 +92,7 @@ def conditions() -> Iterator[tuple[str, str, int, Draw]]:
 # Many retrains on the same test set
 
 
-def over_time() -> Iterator[tuple[str, str, int, Draw]]:
+def many_retrains() -> Iterator[tuple[str, str, int, Draw]]:
     """A decline within the margin, equal models, and lucky promotions."""
     for n in (1000, 2000):
         for anchored in (False, True):
@@ -106,7 +102,7 @@ def over_time() -> Iterator[tuple[str, str, int, Draw]]:
                 "the anchor: the deployed model is 5 points worse",
                 "<= 2%" if anchored else "",
                 RUNS,
-                functools.partial(_decline, n=n, anchored=anchored),
+                functools.partial(over_time.decline, n=n, anchored=anchored),
             )
     for anchored in (False, True):
         with_ = "with" if anchored else "without"
@@ -115,7 +111,7 @@ def over_time() -> Iterator[tuple[str, str, int, Draw]]:
             "released in the last 20",
             _RELATIVE if anchored else "",
             RUNS // 2,
-            functools.partial(_equal_retrains, n=1000, anchored=anchored),
+            functools.partial(over_time.equal_retrains, n=1000, anchored=anchored),
         )
     for looks in (0, 20):
         yield (
@@ -123,106 +119,8 @@ def over_time() -> Iterator[tuple[str, str, int, Draw]]:
             " promotion",
             "<= 5%" if looks else "",
             TRIALS,
-            functools.partial(_false_promotion, n=1000, looks=looks),
+            functools.partial(over_time.false_promotion, n=1000, looks=looks),
         )
-
-
-class _Rows:
-    """Test rows of different difficulty, on which models are drawn.
-
-    A model's answer to a row is right with the probability that the row's logit, shifted by the
-    model's skill, says.
-    """
-
-    def __init__(self, random: np.random.Generator, n: int) -> None:
-        self._random = random
-        self._logits = random.normal(_center(), SPREAD, n)
-
-    def model(self, accuracy: float) -> np.ndarray:
-        """A model with a true accuracy over all rows that might be drawn."""
-        chance = special.expit(self._logits + _shift(round(accuracy, 4)))
-        return self._random.random(len(chance)) < chance
-
-
-def _mean_accuracy(center: float) -> float:
-    points, weights = np.polynomial.hermite_e.hermegauss(60)
-    return float((special.expit(center + SPREAD * points) * weights).sum() / weights.sum())
-
-
-@functools.cache
-def _shift(accuracy: float) -> float:
-    wanted = optimize.brentq(lambda center: _mean_accuracy(center) - accuracy, -40, 40)
-    return float(wanted) - _center()
-
-
-@functools.cache
-def _center() -> float:
-    return float(optimize.brentq(lambda center: _mean_accuracy(center) - START, -40, 40))
-
-
-@functools.cache
-def _needed(n: int, margin: float, alpha: float) -> np.ndarray:
-    """The fewest gains with which the gate's own test passes, for each number of pairs."""
-    found = []
-    for pairs in range(min(n, 1000)):
-        low, high = 0, pairs + 1
-        while low < high:
-            middle = (low + high) // 2
-            lost = pairs - middle
-            if margin:
-                p_value = exact_tests.noninferiority_p(middle, lost, n, margin)
-            else:
-                p_value = exact_tests.superiority_p(middle, lost, n)
-            low, high = (low, middle) if p_value <= alpha else (middle + 1, high)
-        found.append(low)
-    return np.array(found)
-
-
-def passes(ours: np.ndarray, theirs: np.ndarray, margin: float, alpha: float = ALPHA) -> bool:
-    """Whether the gate's test on right answers passes."""
-    gained, lost = exact_tests.discordant_pairs(ours, theirs)
-    return bool(gained >= _needed(len(ours), margin, alpha)[gained + lost])
-
-
-def _retrain(
-    rows: _Rows, deployed: np.ndarray, anchor: np.ndarray | None, accuracy: float
-) -> tuple[bool, np.ndarray, np.ndarray | None]:
-    """One retrain: whether its candidate is released, its answers, and the anchor after it."""
-    candidate = rows.model(accuracy)
-    released = passes(candidate, deployed, 0.03)
-    if anchor is not None:
-        released = released and passes(candidate, anchor, 0.03)
-    if not released:
-        return False, deployed, anchor
-    if anchor is not None and passes(candidate, anchor, 0.0, ALPHA / PROOF_SHARE):
-        anchor = candidate
-    return True, candidate, anchor
-
-
-def _decline(random: np.random.Generator, n: int, anchored: bool) -> float:
-    rows, accuracy = _Rows(random, n), START
-    deployed = rows.model(accuracy)
-    anchor = deployed if anchored else None
-    for _ in range(20):
-        released, deployed, anchor = _retrain(rows, deployed, anchor, accuracy - 0.01)
-        accuracy -= 0.01 * released
-    return float(accuracy < START - 0.0499)
-
-
-def _equal_retrains(random: np.random.Generator, n: int, anchored: bool) -> float:
-    rows = _Rows(random, n)
-    deployed = rows.model(START)
-    anchor, released = deployed if anchored else None, []
-    for _ in range(100):
-        one, deployed, anchor = _retrain(rows, deployed, anchor, START)
-        released.append(one)
-    return float(np.mean(released[-20:]))
-
-
-def _false_promotion(random: np.random.Generator, n: int, looks: int) -> float:
-    rows = _Rows(random, n)
-    deployed, alpha = rows.model(START), ALPHA / (looks or 1)
-    return float(any(passes(rows.model(START), deployed, 0.0, alpha) for _ in range(20)))
 
 
 # Rows that belong together
@@ -239,11 +137,11 @@ def in_groups() -> Iterator[tuple[str, str, int, Draw]]:
                     f"{'given' if known else 'not given'}: false {claim}",
                     "<= 5%" if known else "",
                     TRIALS,
-                    functools.partial(_grouped, size=size, margin=margin, known=known),
+                    functools.partial(grouped, size=size, margin=margin, known=known),
                 )
 
 
-def _grouped(random: np.random.Generator, size: int, margin: float, known: bool) -> float:
+def grouped(random: np.random.Generator, size: int, margin: float, known: bool) -> float:
     n, discordance = 600, 0.15
     shares = [(discordance - margin) / 2, 1 - discordance, (discordance + margin) / 2]
     group = np.arange(n) // size
@@ -263,29 +161,31 @@ def _grouped(random: np.random.Generator, size: int, margin: float, known: bool)
 
 def rare_ruin() -> Iterator[tuple[str, str, int, Draw]]:
     """Bounded scores: most rows gain a little, few lose nearly all."""
-    yield "8% gain 0.1 and 1% lose 0.8, n = 150: false better", "<= 5%", TRIALS, _few_ruined
-    yield "99% slightly better and 1% ruined, n = 150: false better", "<= 5%", TRIALS, _all_but_few
-    yield "a gain of 0.03 ROUGE-L with spread 0.15, n = 150: passes better", ">= 50%", TRIALS, _gain
+    yield "8% gain 0.1 and 1% lose 0.8, n = 150: false better", "<= 5%", TRIALS, few_ruined
+    yield "99% slightly better and 1% ruined, n = 150: false better", "<= 5%", TRIALS, all_but_few
+    yield "a gain of 0.03 ROUGE-L with spread 0.15, n = 150: passes better", ">= 50%", TRIALS, gain
 
 
-def _bounded(gains: np.ndarray) -> float:
+def _better(gains: np.ndarray, bounded: bool) -> float:
     weights = np.ones(len(gains))
-    found = bootstrap_mean.compare(gains, weights, resamples=RESAMPLES, bounded=True)
+    found = bootstrap_mean.compare(gains, weights, resamples=RESAMPLES, bounded=bounded)
     return float(found.p_value <= ALPHA)
 
 
-def _few_ruined(random: np.random.Generator) -> float:
-    return _bounded(random.choice([0.1, -0.8, 0.0], 150, p=[0.08, 0.01, 0.91]))
+def few_ruined(random: np.random.Generator, bounded: bool = True) -> float:
+    """One draw: a few rows gain a little, fewer lose nearly all."""
+    return _better(random.choice([0.1, -0.8, 0.0], 150, p=[0.08, 0.01, 0.91]), bounded)
 
 
-def _all_but_few(random: np.random.Generator) -> float:
-    return _bounded(random.choice([0.8 / 99, -0.8], 150, p=[0.99, 0.01]))
+def all_but_few(random: np.random.Generator, bounded: bool = True) -> float:
+    """One draw: all rows but a few gain very little."""
+    return _better(random.choice([0.8 / 99, -0.8], 150, p=[0.99, 0.01]), bounded)
 
 
-def _gain(random: np.random.Generator) -> float:
+def gain(random: np.random.Generator) -> float:
     theirs = random.beta(2, 3, 150)
     ours = np.clip(theirs + 0.03 + random.normal(0, 0.15, 150), 0, 1)
-    return _bounded(ours - theirs)
+    return _better(ours - theirs, True)
 
 
 def weighted_losses() -> Iterator[tuple[str, str, int, Draw]]:
@@ -331,11 +231,11 @@ def small_labels() -> Iterator[tuple[str, str, int, Draw]]:
                 f"macro {metric}, 90% and 10% of the rows, n = {n}: false better",
                 "<= 5%",
                 TRIALS // 2,
-                functools.partial(_minority, n=n, metric=metric),
+                functools.partial(minority, n=n, metric=metric),
             )
 
 
-def _minority(random: np.random.Generator, n: int, metric: bootstrap_f1.Metric) -> float:
+def minority(random: np.random.Generator, n: int, metric: bootstrap_f1.Metric) -> float:
     truth = random.choice(["a", "b"], n, p=[0.9, 0.1])
     if min((truth == label).sum() for label in "ab") < LEAST_SUPPORT:
         return 0.0  # The gate rejects.
@@ -364,23 +264,23 @@ def what_is_seen() -> Iterator[tuple[str, str, int, Draw]]:
             "passes better",
             f">= {least}%",
             TRIALS,
-            functools.partial(_pairs, n=n, gain=gain, discordance=discordance, margin=0.0),
+            functools.partial(pairs, n=n, gain=gain, discordance=discordance, margin=0.0),
         )
     for n in (150, 314, 1000, 2000):
         yield (
             f"an equally good candidate, discordance 10%, n = {n}: passes not worse 0.02",
             "",
             TRIALS,
-            functools.partial(_pairs, n=n, gain=0.0, discordance=0.1, margin=0.02),
+            functools.partial(pairs, n=n, gain=0.0, discordance=0.1, margin=0.02),
         )
 
 
-def _pairs(
+def pairs(
     random: np.random.Generator, n: int, gain: float, discordance: float, margin: float
 ) -> float:
     shares = [(discordance + gain) / 2, (discordance - gain) / 2, 1 - discordance]
     gained, lost, _ = random.multinomial(n, shares)
-    return float(gained >= _needed(n, margin, ALPHA)[gained + lost])
+    return float(gained >= fewest_gains(int(gained + lost), n, margin, ALPHA))
 
 
 # Results

@@ -176,7 +176,7 @@ def _claim(
 @functools.cache
 def _test(n: int, margin: float | None) -> Test:
     if margin is None:
-        return functools.cache(exact_tests.superiority_p)
+        return functools.cache(lambda gained, lost: exact_tests.superiority_p(gained, lost, n))
     return functools.cache(
         lambda gained, lost: exact_tests.noninferiority_p(gained, lost, n, margin)
     )
