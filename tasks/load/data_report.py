@@ -20,6 +20,7 @@ from tasks.storage.store import Store
 
 _EXCERPT = 160
 _MAX_ANSWERS = 20
+_ROWS_PER_OWNER = 2
 _PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 
 
@@ -68,6 +69,7 @@ def data_report(
         "rows": rows,
         **(_row_format_counts(shards) if label_counts is None else {"labels": label_counts}),
         "characters": _lengths(shards, "lengths"),
+        "owners": _owners(shards),
         "duplicates_dropped": dedup.duplicates + repeated,
         "leaks_dropped": {split: dedup.leaks[number + 1] for number, split in enumerate(SPLITS)},
         # Several labels of one text are a conflict; several answers are not.
@@ -88,6 +90,17 @@ def data_report(
             "examples": [_pair(store, shards, dedup, each) for each in dedup.near_rows],
         },
     }
+
+
+def _owners(shards: list[Shard]) -> dict[str, dict[str, int]]:
+    """For each column that looks like an owner, its rows, and its values within the shards."""
+    found: dict[str, dict[str, int]] = {}
+    for shard in shards:
+        for name, (rows, values) in shard.stats["owners"].items():
+            counts = found.setdefault(name, {"rows": 0, "values": 0})
+            counts["rows"] += rows * shard.times
+            counts["values"] += values
+    return found
 
 
 def _row_format_counts(shards: list[Shard]) -> dict[str, Any]:
@@ -193,6 +206,14 @@ def data_warnings(report: dict[str, Any]) -> list[str]:
         found.append(
             f"{empty:,} of {report['rows_read']:,} rows are empty and were left out (data.empty)"
         )
+    for name, counts in report["owners"].items():
+        if counts["rows"] >= _ROWS_PER_OWNER * counts["values"]:
+            found.append(
+                f"the column {name!r} has at most {counts['values']:,} values in "
+                f"{counts['rows']:,} rows. If rows of one {name.removesuffix('_id')} resemble each "
+                f"other, set data.split.group_by to {name}: else the test set says less than the "
+                "gate believes"
+            )
     leaks = sum(report["leaks_dropped"].values())
     if leaks:
         found.append(

@@ -31,6 +31,28 @@ EMPTY_EXAMPLES = 5
 """Empty rows of a chunk that are listed."""
 
 
+OWNERS = frozenset(
+    f"{name}{end}"
+    for name in (
+        "account",
+        "author",
+        "client",
+        "conversation",
+        "customer",
+        "doc",
+        "document",
+        "patient",
+        "session",
+        "speaker",
+        "thread",
+        "user",
+    )
+    for end in ("", "_id")
+)
+"""Columns whose equal values say that rows belong together. Of Parquet and Arrow files only columns
+that the recipe names are read."""
+
+
 @dataclass
 class Rows:
     """Rows stored as columns, in order.
@@ -46,6 +68,8 @@ class Rows:
         positions: Positions in the chunk.
         present: In how many rows each optional column occurs.
         columns: The first record's columns.
+        owners: How often each value of a column that looks like an owner occurs, if the recipe
+            names no column to keep together by.
         characters: Total length of all texts.
         empty: Number of rows that were left out because they lack a text, a label or an answer.
         first_empty: Position, and what is missing, of the first few of these.
@@ -64,6 +88,7 @@ class Rows:
     positions: list[int] = field(default_factory=list)
     present: Counter = field(default_factory=Counter)
     columns: tuple[str, ...] = ()
+    owners: dict[str, Counter] = field(default_factory=dict)
     characters: int = 0
     empty: int = 0
     first_empty: list[tuple[int, str]] = field(default_factory=list)
@@ -160,6 +185,11 @@ def _add_metadata(
         name = settings.split.group_by
         rows.groups.append(_to_string(record.get(name), name, where))
         rows.present.update([name] if name in record else [])
+    else:
+        for name in record.keys() & OWNERS:
+            # A conversation itself names no owner.
+            if isinstance(record[name], str | int) and len(str(record[name])) <= 100:
+                rows.owners.setdefault(name, Counter())[record[name]] += 1
     rows.positions.append(position)
     if not rows.columns:
         rows.columns = tuple(record)[:100]

@@ -150,6 +150,9 @@ def _stats(rows: Rows, index: np.ndarray) -> dict[str, Any]:
         **(_language_stats(rows) if rows.examples else {"labels": _label_stats(rows, index)}),
         "lengths": _histogram(lengths),
         "columns": rows.columns,
+        "owners": {
+            name: [values.total(), len(values)] for name, values in sorted(rows.owners.items())
+        },
         "present": {name: rows.present[name] for name in sorted(rows.present)},
     }
 

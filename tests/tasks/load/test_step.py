@@ -195,6 +195,34 @@ def test_bad_data_is_refused(tmp_path, files, settings, message):
     assert_refused(tmp_path, files, settings, message)
 
 
+class TestGroups:
+    def rows(self, per_author):
+        return [{**row, "author": f"a{n // per_author}"} for n, row in enumerate(some_rows(90))]
+
+    def test_that_nobody_named_are_warned_about(self, tmp_path):
+        path = write_jsonl(tmp_path / "a.jsonl", self.rows(3))
+        loaded = load_data(path, run_context(tmp_path))
+        [warning] = [each for each in loaded.warnings if "author" in each]
+        assert "'author' has at most 30 values in 90 rows" in warning
+        assert "set data.split.group_by to author" in warning
+
+    def test_are_not_warned_about_if_named_or_of_single_rows(self, tmp_path):
+        path = write_jsonl(tmp_path / "a.jsonl", self.rows(3))
+        named = load_data(path, run_context(tmp_path), split={"group_by": "author"})
+        path = write_jsonl(tmp_path / "b.jsonl", self.rows(1))
+        single = load_data(path, run_context(tmp_path))
+        assert not [each for each in (*named.warnings, *single.warnings) if "author" in each]
+
+    def test_stay_with_the_test_rows(self, tmp_path):
+        context = run_context(tmp_path)
+        path = write_jsonl(tmp_path / "a.jsonl", self.rows(3))
+        loaded = load_data(path, context, split={"group_by": "author"})
+        (test,) = read_split(context, loaded.artifact, TEST)
+        groups = test["split_group"].to_pylist()
+        assert len(set(groups)) < len(groups)
+        assert set(groups) <= {f"a{n}" for n in range(30)}
+
+
 class TestLabels:
     def test_other_spellings_are_separate_classes_with_a_warning(self, tmp_path):
         rows = some_rows(60)
