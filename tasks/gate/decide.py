@@ -2,11 +2,11 @@
 
 Both models have answered the same test examples. `decide` turns their answers and the recipe's
 rules into a verdict. It is a pure function: no clock, no network, and random numbers are seeded
-from the data. `evidence` validates the input; `rules`, `slice_rules`, `guard_rule` and
-`anchor_rule` hold the rules; `first_release` holds those for a first classifier; `classification`
-and `language` hold what differs between the tasks. Only one rule, the claim, has a controlled error
-rate; the others set minimum values or reject clear regressions. Missing values and values that are
-not numbers reject, with the reason.
+from the data. `evidence` validates the input; `rules`, `claim_rule`, `anchor_rule`, `slice_rules`
+and `guard_rule` hold the rules; `first_release` holds those for a first classifier;
+`classification` and `language` hold what differs between the tasks. Only one rule, the claim, has a
+controlled error rate; the others set minimum values or reject clear regressions. Missing values and
+values that are not numbers reject, with the reason.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tasks.contracts.verdict import RuleOutcome, Verdict
 from tasks.gate import classification
 from tasks.gate import rules as gate_rules
 from tasks.gate.anchor_rule import Anchor, anchor_outcome
+from tasks.gate.claim_rule import claim
 from tasks.gate.classification import ClassificationTables, PairedLabels
 from tasks.gate.evidence import (
     NO_BASELINE,
@@ -137,7 +138,7 @@ def _apply_rules(
         return [gate_rules.unusable_evidence(reason)], 0, excluded
     outcomes = [
         gate_rules.enough_examples(compared, excluded, evidence, rules),
-        gate_rules.claim(compared, rules, baseline, looks),
+        claim(compared, rules, baseline, looks),
         *minimums,
         *slice_outcomes(shared, compared, rules, slices, baseline),
         *_untested_labels(shared, evidence, slices),

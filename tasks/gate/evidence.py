@@ -80,6 +80,7 @@ class MetricComparison:
         discordant: (gained, lost) if answers are right or wrong; else None.
         worse_p: One-sided p-value for the hypothesis that the candidate is no worse at all.
         approximate: Whether there are so many examples that the normal approximation was used.
+        effective: Of weighted examples, how many of equal weight would say as much; 0 otherwise.
         equal_passes: Of "not worse", the probability that an equally good candidate passes.
         examples_needed: About how many examples it takes for 80%.
     """
@@ -93,6 +94,7 @@ class MetricComparison:
     discordant: tuple[int, int] | None = None
     worse_p: float = 1.0
     approximate: bool = False
+    effective: int = 0
     equal_passes: float | None = None
     examples_needed: int = 0
 

@@ -197,6 +197,12 @@ class PairedScores(PairedAnswers):
         by_tokens = metric in BY_TOKENS and self.task != "preference"
         return self.tokens if by_tokens else np.ones(len(self))
 
+    def _effective(self, weights: np.ndarray) -> int:
+        if weights is not self.tokens:
+            return 0
+        _, by_group = bootstrap_mean.by_group(weights, weights, self.groups)
+        return round(bootstrap_mean.effective_examples(by_group))
+
     def _compare_means(
         self, rules: GateRecipe, tests: int, null: float = 0.0, worse: bool = False
     ) -> MetricComparison:
@@ -233,6 +239,7 @@ class PairedScores(PairedAnswers):
             detectable=_detectable(detectable, phrased),
             worse_p=gain.worse_p,
             approximate=self.draws > MANY_EXAMPLES,
+            effective=self._effective(weights),
             **power.of_equal(len(self), gain.standard_error, -null, alpha_of(rules)),
         )
 

@@ -195,7 +195,7 @@ def weighted_losses() -> Iterator[tuple[str, str, int, Draw]]:
             yield (
                 f"losses per token, log-normal harm of sigma {sigma:g}, n = {n}: false better",
                 "<= 5%" if sigma < 1.5 else "",
-                TRIALS // 2,
+                TRIALS,
                 functools.partial(_skewed, sigma=sigma, n=n),
             )
     for n in (150, 314):
@@ -230,7 +230,7 @@ def small_labels() -> Iterator[tuple[str, str, int, Draw]]:
             yield (
                 f"macro {metric}, 90% and 10% of the rows, n = {n}: false better",
                 "<= 5%",
-                TRIALS // 2,
+                TRIALS,
                 functools.partial(minority, n=n, metric=metric),
             )
 

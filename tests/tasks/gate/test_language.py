@@ -42,6 +42,14 @@ class TestLoss:
         assert verdict.outcome == "rejected"
         assert rule(verdict, "better").p_value == 1
 
+    def test_of_a_few_long_examples_is_said_to_rest_on_them(self):
+        tokens = np.where(np.arange(N) % 50 == 0, 4000, 10)
+        tables = [score_table(np.full(N, loss), tokens=tokens) for loss in (2.0, 2.1)]
+        claim = rule(decide_on(score_evidence(*tables), BETTER_LOSS), "better")
+        assert "they say as much as 8 of equal length" in claim.sentence
+        even = rule(decide_on(paired_losses(), BETTER_LOSS), "better")
+        assert "of equal length" not in even.sentence
+
     def test_is_weighted_by_tokens(self):
         found = paired_losses()
         claim = rule(decide_on(found, LOSS), "not worse")

@@ -105,9 +105,9 @@ COVERED = {
     "gate": """
         contracts: task_tables
         evaluate: language_metrics llm_judge_verdicts score_table
-        gate: anchor_rule bootstrap_f1 bootstrap_mean classification decide evidence exact_rules
-            exact_tests first_release guard_rule language phrasing power resampling rules
-            slice_rules step
+        gate: anchor_rule bootstrap_f1 bootstrap_mean claim_rule classification decide evidence
+            exact_rules exact_tests first_release guard_rule language phrasing power resampling
+            rules slice_rules step
         training: classification_metrics
     """,
 }
