@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from tasks.contracts.recipe_data import Task
 from tasks.contracts.recipe_evaluation import GateRecipe
-from tasks.contracts.task_tables import GROUP_COLUMN
+from tasks.contracts.task_tables import GROUP_COLUMN, METRICS
 from tasks.evaluate.score_table import is_text, keys_of, sorted_rows, values_of
 from tasks.gate import phrasing
 from tasks.gate.exact_tests import Interval
@@ -200,6 +200,12 @@ def problems(
     baseline: str,
 ) -> list[str]:
     """Sentences on why the evidence cannot be used; empty if it can."""
+    known = METRICS[evidence.task]
+    if unknown := sorted({rules.metric, *rules.floors} - set(known)):
+        return [
+            f"A model for {evidence.task} has no {phrasing.listed(unknown)}. Its metrics are "
+            f"{', '.join(known)}."
+        ]
     if (baseline == NO_BASELINE) != (evidence.baseline is None):
         return [_mismatched_baseline(baseline)]
     if evidence.baseline is None and not rules.floors:

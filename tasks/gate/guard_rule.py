@@ -124,7 +124,7 @@ def _sentence(
         f"On the guard set, loss is {phrasing.number(outcome.candidate)} against "
         f"{phrasing.number(outcome.baseline)}{metric.unit} for {opponent}: {finding} (difference "
         f"{metric.difference(outcome.difference)}, {two_sided(rules) * 100:g}% interval {low} to "
-        f"{high}, {phrasing.p_value(outcome.p_value)}, "
+        f"{high}, {phrasing.p_value(outcome.p_value, alpha_of(rules))}, "
         f"{phrasing.count(outcome.examples, 'example')})."
     )
     needed = power.least_examples(rules.guard_margin, alpha_of(rules))

@@ -126,16 +126,21 @@ def _slice_outcome(
         inconclusive=not conclusive,
         sentence="",
     )
-    sentence = _slice_sentence(outcome, phrased, part, conclusive, may_veto)
+    sentence = _slice_sentence(outcome, phrased, part, conclusive, may_veto, alpha_of(rules))
     return with_sentence(outcome, sentence)
 
 
 def _slice_sentence(
-    outcome: RuleOutcome, metric: MetricPhrasing, part: Slice, conclusive: bool, may_veto: bool
+    outcome: RuleOutcome,
+    metric: MetricPhrasing,
+    part: Slice,
+    conclusive: bool,
+    may_veto: bool,
+    limit: float,
 ) -> str:
     details = (
         f"difference {metric.difference(outcome.difference)}, corrected "
-        f"{phrasing.p_value(outcome.p_value)}, {phrasing.count(outcome.examples, 'example')}"
+        f"{phrasing.p_value(outcome.p_value, limit)}, {phrasing.count(outcome.examples, 'example')}"
         f"{discordant_pairs(outcome)}"
     )
     return (

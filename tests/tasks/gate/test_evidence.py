@@ -91,3 +91,19 @@ class TestBothModels:
         assert "inputs that the candidate saw does not hold pairs of hashes" in reasons(
             decide_on(found)
         )
+
+
+class TestMetrics:
+    @pytest.mark.parametrize("rules", [{"metric": "rouge_l"}, {"floors": {"rouge_l": 0.5}}])
+    def test_that_the_task_does_not_have_reject(self, rules):
+        found = paired_labels(both=600)
+        why = reasons(decide_on(found, GateRecipe(**rules)))
+        assert "A model for text-classification has no rouge_l" in why
+        assert "accuracy, precision, recall, f1" in why
+
+    @pytest.mark.parametrize("confidence", [0.6, 0.999])
+    @pytest.mark.parametrize("metric", ["accuracy", "f1"])
+    def test_are_tested_at_the_bounds_of_the_confidence(self, metric, confidence):
+        rules = GateRecipe(metric=metric, confidence=confidence, looks=1000)
+        found = paired_labels(gained=10, lost=10, both=580)
+        assert decide_on(found, rules, looks=2.0).outcome == "rejected"
