@@ -8,11 +8,12 @@ from flows.score_inputs import release_score_inputs
 from tasks.base_model.gguf_step import trainable_source
 from tasks.contracts.artifacts import Artifact
 from tasks.contracts.candidate import Planned
-from tasks.contracts.errors import BurnishError
+from tasks.contracts.errors import BadRecipe, BurnishError
 from tasks.contracts.recipe import Recipe
 from tasks.contracts.release import LogEntry
 from tasks.contracts.verdict import AnchorState
 from tasks.evaluate.step import ScoreInputs
+from tasks.release import deployment_log
 from tasks.release.anchor import FIRST, NONE, anchor_of, metric_of
 from tasks.release.provenance import seen_inputs, shipped_form
 from tasks.release.publish import restore
@@ -40,6 +41,26 @@ class AnchorChoice:
     metric: str = ""
     problem: str = ""
     fixed: bool = False
+
+
+def check_anchor(recipe: Recipe, context: RunContext) -> None:
+    """Refuse a recipe that names an anchor which there is not, before anything is computed.
+
+    Raises:
+        BadRecipe: No such release was deployed, or it is quarantined.
+    """
+    chosen, store = recipe.gate.anchor, open_store(context.store)
+    if chosen in (FIRST, NONE):
+        return
+    deployed = deployment_log.deployed(store, recipe.name, recipe.announce.channel)
+    if deployed is None:
+        raise BadRecipe(
+            "gate.anchor",
+            f"{chosen!r}, but nothing is deployed on {recipe.announce.channel}",
+            "first or none, until there is a release",
+            "set gate.anchor to first",
+        )
+    anchor_of(store, deployed, chosen)
 
 
 def choose_anchor(

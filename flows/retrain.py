@@ -21,7 +21,7 @@ from prefect.runtime import flow_run as this_run
 from prefect.states import State
 
 from flows import endings, score_inputs, stage_inputs
-from flows.anchor import choose_anchor
+from flows.anchor import check_anchor, choose_anchor
 from flows.approval import check_can_wait, earlier_proposal
 from flows.on_pool import score_on_pool, train_on_pool, with_pool
 from flows.pass_chance import report_pass_chance
@@ -291,6 +291,7 @@ def check_access(recipe: Recipe, context: RunContext, report: RunReport) -> Benc
         The benchmarks; None if the recipe names none.
     """
     check_can_wait(recipe)
+    check_anchor(recipe, context)
     report.status("Checking access to the targets.")
     for target in open_targets(recipe.publish):
         target.check_access()

@@ -79,17 +79,18 @@ def count_look(
     return Look(number, looks)
 
 
-def earlier_scores(store: Store, name: str) -> dict[str, Artifact]:
-    """The score tables of earlier candidates by their models' digests, those of the test sets with
-    the most verdicts last."""
+def earlier_scores(store: Store, name: str, most: int) -> dict[str, Artifact]:
+    """The score tables of earlier candidates by their models' digests, of at most so many: those on
+    the test sets with the most verdicts, the newest first."""
     found: dict[str, Artifact] = {}
     sets = _test_sets(store, name)
-    for test_digest in sorted(sets, key=lambda each: (len(sets[each]), each)):
-        for number in sets[test_digest]:
+    for test_digest in sorted(sets, key=lambda each: (-len(sets[each]), each)):
+        for number in reversed(sets[test_digest]):
+            if len(found) >= most:
+                return found
             record = _read(store, f"looks/{name}/{test_digest}/{number:08d}.json")
             if "scores" in record:
-                found.pop(record["model"], None)
-                found[record["model"]] = Artifact.model_validate(record["scores"])
+                found.setdefault(record["model"], Artifact.model_validate(record["scores"]))
     return found
 
 

@@ -78,6 +78,6 @@ class TestEarlierScores:
             look(store, candidate)
         look(store, "c", "u", rows(50, 150))
         store.objects.create("looks/news/v/00000001.json", b"0" * 64)
-        found = {model: each.digest for model, each in earlier_scores(store, "news").items()}
+        found = {model: each.digest for model, each in earlier_scores(store, "news", 9).items()}
         assert found == {"c": "scores of c", "a": "scores of a", "b": "scores of b"}
-        assert list(found) == ["c", "a", "b"]
+        assert list(earlier_scores(store, "news", 2)) == ["b", "a"]
