@@ -164,7 +164,7 @@ class TestCare:
             kill(process)
 
         # A run's own beat in the store comes every 15 s, and the heartbeat every 30 s.
-        monkeypatch.setattr(lost_runs, "INTERVALS", 0.8)
+        monkeypatch.setattr(lost_runs, "INTERVALS", 1.5)
         with brief_client() as client:
             context = RunContext(store=place.store.uri)
             wait_for(
