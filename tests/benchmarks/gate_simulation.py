@@ -34,6 +34,7 @@ from tasks.contracts.recipe_evaluation import GateRecipe
 from tasks.contracts.verdict import Verdict
 from tasks.gate import bootstrap_f1, bootstrap_mean, decide, exact_tests
 from tasks.gate import evidence as evidence_
+from tasks.runtime.code_digest import code_digest
 
 SEED = 20_240
 TRIALS = 1_000
@@ -86,13 +87,24 @@ class Result:
 
 
 def main() -> None:
-    """Run every condition, print it, and write JSON and a table."""
-    started = time.monotonic()
-    results = []
+    """Run every condition, print it, and write JSON and a table after each kind of them; go on
+    from those that the same code has finished."""
+    started, path = time.monotonic(), RESULTS / "gate_simulation.json"
+    code = code_digest(("tasks.gate.decide",))
+    known = json.loads(path.read_text()) if path.exists() else {}
+    finished = known["finished"] if known.get("code") == code else {}
     for check in (equal, worse, gains, slices, macro_f1, score_claims, score_slices):
-        for result in check():
-            results.append(result)
+        if check.__name__ in finished:
+            continue
+        results = check()
+        finished[check.__name__] = [asdict(result) for result in results]
+        for result in results:
             print(f"{time.monotonic() - started:6.0f} s  {_row(result)}", flush=True)
+        _write(path, finished, code)
+
+
+def _write(path: Path, finished: dict[str, list[dict]], code: str) -> None:
+    results = [Result(**each) for part in finished.values() for each in part]
     report = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "seed": SEED,
@@ -104,11 +116,11 @@ def main() -> None:
         "skipped_why": "A condition would be impossible where the margin exceeds the discordance; "
         "none does. Where they are equal (5% and 0.05) no pair is gained and all are lost.",
         "all_reached": all(result.reached for result in results),
-        "results": [asdict(result) for result in results],
+        "code": code,
+        "finished": finished,
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "gate_simulation.json").write_text(json.dumps(report, indent=1) + "\n")
-    (RESULTS / "gate_simulation.md").write_text(_table(report, results))
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    path.with_suffix(".md").write_text(_table(report, results))
 
 
 # Claims on accuracy
