@@ -110,13 +110,15 @@ def reject(run: Run, reason: Reason, by: By) -> None:
 
 
 def _answer(run: str, decision: str, by: str, reason: str) -> None:
+    from prefect.client.orchestration import get_client
+
     from flows.approval import resume, waiting_run
     from flows.prefect_server import lasting_server
     from tasks.contracts.approval import Answer
-    from tasks.runtime.prefect_api import brief_client
 
     answer = Answer(decision=decision, by=by, reason=_given(reason))
-    with lasting_server(), brief_client() as client:
+    # Prefect's own client asks a busy server again.
+    with lasting_server(), get_client(sync_client=True) as client:
         resume(client, waiting_run(client, run), answer)
 
 

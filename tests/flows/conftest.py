@@ -130,11 +130,12 @@ def task_states(state) -> dict[str, str]:
 
 def training_programs(pid: int) -> list[psutil.Process]:
     """The training programs below a process, by the log that they write: a forked program has the
-    command line of its fork server."""
+    command line of its fork server. The run that starts one has the log open for a moment, too."""
     log = f"/{program_name('tasks.finetune.program')}.log"
     found = []
     for child in psutil.Process(pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if any(file.path.endswith(log) for file in child.open_files()):
+            program = any(part.startswith("tasks.") for part in child.cmdline())
+            if program and any(file.path.endswith(log) for file in child.open_files()):
                 found.append(child)
     return found
