@@ -58,14 +58,14 @@ def _chance(recipe: Recipe, planned: Planned, deployed: LogEntry, store: Store):
     def table(artifact: Artifact):
         return pq.read_table(store.file(artifact, "scores.parquet"))
 
-    # Baseline and anchor may be among them.
-    known = earlier_scores(store, recipe.name, EARLIER + 2)
     anchor = anchor_of(store, deployed, rules.anchor)
+    compared = [entry.release.artifact.digest for entry in (deployed, anchor) if entry]
+    known = earlier_scores(store, recipe.name, EARLIER, compared)
     baseline_scores = known.pop(deployed.release.artifact.digest, None)
     anchor_scores = known.pop(anchor.release.artifact.digest, None) if anchor else None
     if baseline_scores is not None:
         found = pass_chance(
-            [table(each) for each in list(known.values())[:EARLIER]],
+            [table(each) for each in list(known.values())],
             table(baseline_scores),
             table(anchor_scores) if anchor_scores else None,
             rules,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -79,17 +80,26 @@ def count_look(
     return Look(number, looks)
 
 
-def earlier_scores(store: Store, name: str, most: int) -> dict[str, Artifact]:
-    """The score tables of earlier candidates by their models' digests, of at most so many: those on
-    the test sets with the most verdicts, the newest first."""
+def earlier_scores(
+    store: Store, name: str, most: int, wanted: Collection[str] = ()
+) -> dict[str, Artifact]:
+    """The score tables of earlier candidates by their models' digests: those on the test sets with
+    the most verdicts, the newest first.
+
+    Args:
+        store, name: The store, and the model.
+        most: How many, at most.
+        wanted: Digests of models that are looked for besides, however old they are.
+    """
     found: dict[str, Artifact] = {}
     sets = _test_sets(store, name)
     for test_digest in sorted(sets, key=lambda each: (-len(sets[each]), each)):
         for number in reversed(sets[test_digest]):
-            if len(found) >= most:
+            others = len(found.keys() - set(wanted))
+            if others >= most and set(wanted) <= found.keys():
                 return found
             record = _read(store, f"looks/{name}/{test_digest}/{number:08d}.json")
-            if "scores" in record:
+            if "scores" in record and (others < most or record["model"] in wanted):
                 found.setdefault(record["model"], Artifact.model_validate(record["scores"]))
     return found
 

@@ -81,3 +81,5 @@ class TestEarlierScores:
         found = {model: each.digest for model, each in earlier_scores(store, "news", 9).items()}
         assert found == {"c": "scores of c", "a": "scores of a", "b": "scores of b"}
         assert list(earlier_scores(store, "news", 2)) == ["b", "a"]
+        # However old, what is deployed is found.
+        assert list(earlier_scores(store, "news", 1, ["c"])) == ["b", "c"]
