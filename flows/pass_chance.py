@@ -73,6 +73,8 @@ def _chance(recipe: Recipe, planned: Planned, deployed: LogEntry, store: Store):
         )
         if found is not None:
             return found
-    outcomes = deployed.event.data.verdict.rules if deployed.event else ()
-    claims = [rule for rule in outcomes if rule.rule in ("better", "not worse")]
+    verdict = deployed.event.data.verdict if deployed.event else None
+    if verdict is None or not verdict.baseline_entry:
+        return None  # How a first release differs from an untrained model says nothing.
+    claims = [rule for rule in verdict.rules if rule.rule in ("better", "not worse")]
     return chance_in_theory(claims[0], rules, examples) if claims else None
