@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flows.score_inputs import release_score_inputs
-from tasks.base_model.gguf_step import trainable_source
+from flows.score_inputs import restored_score_inputs
 from tasks.contracts.artifacts import Artifact
 from tasks.contracts.candidate import Planned
 from tasks.contracts.errors import BadRecipe, BurnishError
@@ -15,10 +14,8 @@ from tasks.contracts.verdict import AnchorState
 from tasks.evaluate.step import ScoreInputs
 from tasks.release import deployment_log
 from tasks.release.anchor import FIRST, NONE, anchor_of, metric_of
-from tasks.release.provenance import seen_inputs, shipped_form
-from tasks.release.publish import restore
+from tasks.release.provenance import seen_inputs
 from tasks.runtime.context import RunContext
-from tasks.storage.sources import resolve
 from tasks.storage.store import open_store
 
 
@@ -85,12 +82,7 @@ def choose_anchor(
         moves = f"the task has changed from {task} to {recipe.task}"
         return AnchorChoice(AnchorState(moves=moves))
     try:
-        restore(release, store, recipe.publish.private)
-        form = shipped_form(release, store)
-        base = None
-        if form.ship == "adapter":
-            base = trainable_source(resolve(form.base, "model"), context)
-        scoring = release_score_inputs(recipe, planned, release.artifact, form, base)
+        scoring = restored_score_inputs(recipe, planned, release, context)
     except BurnishError as error:
         problem = f"The anchor {release.version} cannot be restored: {error}."
         return AnchorChoice(state, metric=metric_of(entry), problem=problem, fixed=fixed)

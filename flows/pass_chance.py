@@ -31,10 +31,11 @@ def report_pass_chance(
 
     Nothing is said before the first release, or if the training is recorded.
     """
+    if finetune.cached(stage_inputs.finetune_inputs(recipe, planned), context) is not None:
+        return
     store = open_store(context.store)
     deployed = deployment_log.deployed(store, recipe.name, recipe.announce.channel)
-    training = stage_inputs.finetune_inputs(recipe, planned)
-    if deployed is None or finetune.cached(training, context) is not None:
+    if deployed is None:
         return
     # It informs: nothing fails because scores of long ago cannot be read.
     with suppress(BurnishError):
@@ -65,7 +66,7 @@ def _chance(recipe: Recipe, planned: Planned, deployed: LogEntry, store: Store):
     anchor_scores = known.pop(anchor.release.artifact.digest, None) if anchor else None
     if baseline_scores is not None:
         found = pass_chance(
-            [table(each) for each in list(known.values())],
+            [table(each) for each in known.values()],
             table(baseline_scores),
             table(anchor_scores) if anchor_scores else None,
             rules,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from flows import score_inputs, stage_inputs
 from flows.anchor import AnchorChoice
-from tasks.base_model.gguf_step import trainable_source
 from tasks.contracts.candidate import Candidate, Planned, Trained
 from tasks.contracts.recipe import Recipe
 from tasks.contracts.release import LogEntry
@@ -16,13 +15,11 @@ from tasks.gate.step import AnchorInputs, gate
 from tasks.load.dataset import texts_by_hash
 from tasks.load.splits import TEST
 from tasks.release.looks import count_look
-from tasks.release.provenance import seen_inputs, shipped_form
-from tasks.release.publish import restore
+from tasks.release.provenance import seen_inputs
 from tasks.report.markdown import benchmarks_markdown, markdown_table, rules_markdown
 from tasks.report.run_report import RunReport, Section
 from tasks.report.summaries import llm_judge_sentence, metrics_sentence
 from tasks.runtime.context import RunContext
-from tasks.storage.sources import resolve
 from tasks.storage.store import Store, open_store
 
 
@@ -146,13 +143,7 @@ def baseline_score_inputs(
         if recipe.gate.first_run == "floors":
             return None
         return score_inputs.untrained_score_inputs(recipe, planned)
-    store = open_store(context.store)
-    restore(deployed.release, store, recipe.publish.private)
-    form = shipped_form(deployed.release, store)
-    base = None
-    if form.ship == "adapter":
-        base = trainable_source(resolve(form.base, "model"), context)
-    return score_inputs.release_score_inputs(recipe, planned, deployed.release.artifact, form, base)
+    return score_inputs.restored_score_inputs(recipe, planned, deployed.release, context)
 
 
 def compare_answers(

@@ -5,15 +5,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from tasks.base_model.gguf_step import trainable_source
 from tasks.contracts.artifacts import Artifact, Source
 from tasks.contracts.candidate import GuardSet, Planned, Trained
 from tasks.contracts.recipe import Recipe
+from tasks.contracts.release import Release
 from tasks.contracts.results import Finetuned, Scored
 from tasks.evaluate.benchmark_step import BenchmarkInputs, BenchmarkTasks
 from tasks.evaluate.llm_judge_step import LlmJudgeInputs
 from tasks.evaluate.step import ScoreInputs
-from tasks.release.provenance import ShippedForm
+from tasks.release.provenance import ShippedForm, shipped_form
+from tasks.release.publish import restore
+from tasks.runtime.context import RunContext
 from tasks.storage.sources import resolve
+from tasks.storage.store import open_store
 
 
 def candidate_score_inputs(
@@ -58,6 +63,23 @@ def release_score_inputs(
         labels=(),
         **_test_set(recipe, planned),
     )
+
+
+def restored_score_inputs(
+    recipe: Recipe, planned: Planned, release: Release, context: RunContext
+) -> ScoreInputs:
+    """How an earlier release is scored, once its files are restored if the store lost them.
+
+    Raises:
+        BurnishError: They cannot be restored, or its base model cannot be found.
+    """
+    store = open_store(context.store)
+    restore(release, store, recipe.publish.private)
+    form = shipped_form(release, store)
+    base = None
+    if form.ship == "adapter":
+        base = trainable_source(resolve(form.base, "model"), context)
+    return release_score_inputs(recipe, planned, release.artifact, form, base)
 
 
 def untrained_score_inputs(recipe: Recipe, planned: Planned) -> ScoreInputs:

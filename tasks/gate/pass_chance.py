@@ -79,7 +79,8 @@ def pass_chance(
         None if there are too few earlier candidates or shared rows to say, or the metric is no mean
         over rows.
     """
-    column = "correct" if rules.metric == "accuracy" else column_of(rules.metric)
+    # A classifier's accuracy is the share of its right answers.
+    column = "correct" if "correct" in baseline.column_names else column_of(rules.metric)
     tables = [baseline, *([anchor] if anchor else []), *earlier]
     if rules.metric in MACRO or len(earlier) < LEAST_EARLIER:
         return None
